@@ -1,0 +1,80 @@
+"""Evaluation: each example once on any number of processes, the metrics those of a single process to the last bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from training.tasks import TextClassification
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: "eval_loss", "eval_accuracy", ...
+        labels: [examples, ...] in the order of the data.
+        predictions: [examples, ...] likewise.
+        scores: [examples, ...] likewise.
+    """
+
+    metrics: dict[str, float]
+    labels: NDArray[Any]
+    predictions: NDArray[Any]
+    scores: NDArray[Any]
+
+
+def evaluate(
+    accelerator: Accelerator, model: torch.nn.Module, task: TextClassification, loader: DataLoader[dict[str, Any]]
+) -> Evaluation:
+    """Run the model over every planned micro-batch and gather the results on all processes."""
+    metrics = task.build_metrics()
+    gathered: list[tuple[NDArray[Any], ...]] = []
+    model.eval()
+    for batch in loader:
+        plan, labels = batch.pop("plan"), batch.pop("labels")
+        with torch.no_grad():
+            logits = model(**batch).logits
+        predictions, scores = task.predict(logits)
+        # Processes hold micro-batches of different sizes: rows are padded to the largest, and a padding row, like the
+        # stand-in of an empty micro-batch, has index -1.
+        index = torch.full((len(labels),), -1) if plan.is_empty else torch.as_tensor(plan.indices)
+        mine = (index.to(labels.device), labels, predictions, scores, task.example_losses(logits, labels))
+        padded = tuple(accelerator.pad_across_processes(rows.contiguous(), dim=0, pad_index=-1) for rows in mine)
+        rows = tuple(tensor.cpu() for tensor in accelerator.gather_for_metrics(padded))
+        real = rows[0] >= 0
+        gathered.append(tuple(tensor[real].numpy() for tensor in rows))
+        for metric in metrics:
+            metric.add_batch(predictions=gathered[-1][2], references=gathered[-1][1])
+    model.train()
+    index, labels, predictions, scores, losses = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
+    order = np.argsort(index)
+    assert np.array_equal(index[order], np.arange(len(index))), "every example is evaluated exactly once"
+    results = {"eval_loss": _mean_loss(task, losses[order], labels[order])}
+    for metric in metrics:
+        results.update({f"eval_{name}": value for name, value in metric.compute().items()})
+    return Evaluation(results, labels[order], predictions[order], scores[order])
+
+
+def _mean_loss(task: TextClassification, losses: NDArray[Any], labels: NDArray[Any]) -> float:
+    counts = task.example_counts(labels)
+    return float(np.sum(losses, dtype=np.float64) / (len(losses) if counts is None else np.sum(counts)))
+
+
+def format_predictions(evaluation: Evaluation, task: TextClassification) -> str:
+    """The text of eval_predictions.jsonl: one line per example with index, label, prediction and score."""
+    lines = []
+    for index in range(len(evaluation.labels)):
+        described = task.describe_prediction(
+            evaluation.labels[index], evaluation.predictions[index], evaluation.scores[index]
+        )
+        lines.append(json.dumps({"index": index, **described}, ensure_ascii=False))
+    return "\n".join(lines) + "\n"

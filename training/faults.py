@@ -1,0 +1,161 @@
+"""What can end a run, and how it is told: one message on stderr, a status file, an exit code.
+
+::
+
+    Exception
+    ├── RecipeError        2   training/config.py: the recipe is wrong, all problems at once
+    └── Fault              1
+        ├── BadInput       2   data, model or machine can't do what the recipe asks
+        ├── WrongTopology  2   the processes that came up are not those that were asked for
+        ├── Diverged       3   the loss is not a number any more
+        └── Preempted     75   asked to stop; a good checkpoint was written
+
+Anything else is a bug or the machine: its traceback is shown, exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from training.config import RecipeError
+
+State = Literal["running", "finished", "preempted", "failed"]
+
+# How long a rank other than 0 lets rank 0 find the same fault and print it before it leaves itself.
+_SECONDS_FOR_MAIN_TO_SPEAK = 60.0
+
+
+class Fault(Exception):
+    """A stop with a cause that the user can read; `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+
+class BadInput(Fault):
+    """Data, model or machine can't do what the recipe asks."""
+
+    exit_code = 2
+
+
+class WrongTopology(Fault):
+    """The processes that came up are not those that were asked for."""
+
+    exit_code = 2
+
+
+class Diverged(Fault):
+    """The loss is not finite."""
+
+    exit_code = 3
+
+
+class Preempted(Fault):
+    """Asked to stop; the run can go on from its last checkpoint."""
+
+    exit_code = 75
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for all; known from the environment, before any process group exists."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@dataclass
+class Outcome:
+    """Where the status of this run is told: `$ONECURVE_STATUS_FILE`, and the run directory once there is one."""
+
+    status_files: list[Path] = field(
+        default_factory=lambda: [Path(os.environ["ONECURVE_STATUS_FILE"])] if "ONECURVE_STATUS_FILE" in os.environ else []
+    )
+    step: int = 0
+
+    def follow(self, path: Path, step: int) -> None:
+        """From now on the status goes to the run directory as well."""
+        self.status_files.append(path)
+        self.step = step
+        self.tell("running")
+
+    def say(self, message: str | None) -> None:
+        """Print a line, once for all processes."""
+        if message and is_main_process():
+            print(message, flush=True)
+
+    def tell(self, state: State, exit_code: int | None = None, message: str = "") -> None:
+        """Write the status everywhere, atomically; rank 0 only."""
+        if not is_main_process():
+            return
+        status: dict[str, Any] = {"state": state, "exit_code": exit_code, "step": self.step, "message": message}
+        for path in self.status_files:
+            write_atomically(path, json.dumps(status) + "\n")
+
+
+def report_outcome(main: Callable[[Sequence[str], Outcome], None], arguments: Sequence[str]) -> int:
+    """Run `main`, tell how it ended, and return the exit code."""
+    outcome = Outcome()
+    try:
+        main(arguments, outcome)
+    except (Fault, RecipeError) as error:
+        exit_code = error.exit_code if isinstance(error, Fault) else 2
+        message = str(error)
+        _tell_safely(outcome, "preempted" if isinstance(error, Preempted) else "failed", exit_code, message)
+        if is_main_process():
+            print(f"onecurve: {message}", file=sys.stderr, flush=True)
+        else:
+            _wait_for_main()
+        return exit_code
+    except Exception as error:
+        # Every rank shows its own traceback: the first to fail holds the cause, and it need not be rank 0.
+        traceback.print_exc()
+        _tell_safely(outcome, "failed", 1, f"{type(error).__name__}: {error}")
+        return 1
+    _tell_safely(outcome, "finished", 0, "")
+    return 0
+
+
+def _tell_safely(outcome: Outcome, state: State, exit_code: int, message: str) -> None:
+    try:
+        outcome.tell(state, exit_code, message)
+    except OSError as error:
+        print(f"onecurve: the status could not be written: {error}", file=sys.stderr)
+
+
+def _wait_for_main() -> None:
+    """Stay until the launcher, told by rank 0's exit, ends this rank: the first rank to exit silences the others.
+
+    Every rank finds the same fault, but not at the same moment.
+    """
+    ended = threading.Event()
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+    ended.wait(_SECONDS_FOR_MAIN_TO_SPEAK)

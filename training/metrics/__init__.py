@@ -1,0 +1,28 @@
+"""Metrics as local `evaluate` modules: `evaluate.load` would download a script, which a compute node can't do.
+
+Each is an `evaluate.Metric`, fed by `add_batch` and computed by scikit-learn or SciPy.
+"""
+
+from __future__ import annotations
+
+from evaluate import Metric
+
+from training.metrics.classification import Accuracy, MatthewsCorrelation, PrecisionRecallF1
+from training.metrics.regression import Correlation, Error
+
+__all__ = ["Accuracy", "Correlation", "Error", "MatthewsCorrelation", "PrecisionRecallF1", "build_metrics"]
+
+
+def build_metrics(problem_type: str, num_labels: int) -> list[Metric]:
+    """The metrics of a kind of label. They keep their batches in memory: no cache file, no lock between runs."""
+    if problem_type == "regression":
+        kinds: list[type[Metric]] = [Error, Correlation]
+    elif problem_type == "multi_label_classification":
+        kinds = [Accuracy, PrecisionRecallF1]
+    else:
+        kinds = [Accuracy, PrecisionRecallF1, MatthewsCorrelation]
+    config_name = "multilabel" if problem_type == "multi_label_classification" else "default"
+    metrics = [kind(config_name=config_name, keep_in_memory=True) for kind in kinds]
+    for metric in metrics:
+        metric.num_labels = num_labels
+    return metrics

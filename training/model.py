@@ -1,0 +1,150 @@
+"""Tokenizer and model: loaded, checked against the recipe, and given the task's head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from training.config import Recipe
+from training.faults import BadInput
+from training.strategy import seed_everything
+from training.tasks import TextClassification
+
+# The names under which model configs keep dropout probabilities (BERT, DistilBERT, GPT-2, Llama, ModernBERT, ...).
+_DROPOUT_KEYS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
+    "activation_dropout", "seq_classif_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout",
+    "hidden_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout_prob", "pooler_dropout", "resid_dropout",
+    "embed_dropout", "dropout_rate",
+)  # fmt: skip
+
+
+def load_config(recipe: Recipe) -> Any:
+    """The model's config, before anything large is read.
+
+    Raises:
+        BadInput: the folder is no model, has no safetensors weights, or the name can't be found.
+    """
+    _check_folder(recipe)
+    try:
+        config = AutoConfig.from_pretrained(
+            recipe.model_name_or_path, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
+        )
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and its hub client's own.
+        raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if positions is not None and recipe.max_length > positions:
+        raise BadInput(f"max_length: {recipe.max_length} is more than the {positions} positions of {recipe.model_name_or_path}")
+    return config
+
+
+def _check_folder(recipe: Recipe) -> None:
+    folder = Path(recipe.model_name_or_path)
+    if not folder.exists():
+        if recipe.model_name_or_path.startswith((".", "/", "~")) or recipe.model_name_or_path.count("/") > 1:
+            raise BadInput(f"model_name_or_path: {recipe.model_name_or_path!r} does not exist")
+        return
+    if not folder.is_dir():
+        raise BadInput(f"model_name_or_path: {recipe.model_name_or_path!r} is a file; give the folder that holds config.json")
+    if not (folder / "config.json").exists():
+        raise BadInput(f"model_name_or_path: {recipe.model_name_or_path!r} has no config.json, so it is no model")
+    if not list(folder.glob("*.safetensors")):
+        if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+            raise BadInput(
+                f"model_name_or_path: {recipe.model_name_or_path!r} has only pickled weights (.bin), which can run code when "
+                "loaded; convert them once with save_pretrained(..., safe_serialization=True)"
+            )
+        raise BadInput(f"model_name_or_path: {recipe.model_name_or_path!r} has a config.json but no weights (*.safetensors)")
+
+
+def _describe_load_error(key: str, name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if len(reason) > 300:
+        reason = reason[:297] + "..."
+    advice = "" if Path(name).exists() else ". Without a network, give a local folder"
+    return f"{key}: {name!r} could not be loaded: {reason}{advice}"
+
+
+def load_tokenizer(recipe: Recipe, config: Any) -> Any:
+    """The tokenizer; one without a padding token is given its end-of-text token for it.
+
+    Raises:
+        BadInput: there is none, or it has no token to pad with.
+    """
+    name = recipe.tokenizer_name or recipe.model_name_or_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code, config=config
+        )
+    except Exception as error:  # As for the config.
+        key = "tokenizer_name" if recipe.tokenizer_name else "model_name_or_path (its tokenizer)"
+        raise BadInput(_describe_load_error(key, name, error)) from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise BadInput(f"{name!r} has no tokenizer files; give tokenizer_name")
+    # A tokenizer.json may embed truncation and padding of its own; the recipe owns both.
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise BadInput(f"{name!r}: the tokenizer has neither a padding nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def build_model(recipe: Recipe, config: Any, task: TextClassification, tokenizer: Any) -> torch.nn.Module:
+    """The pretrained model with the task's head; a new head's weights depend on the seed alone.
+
+    Raises:
+        BadInput: the weights can't be loaded, or the attention implementation is not there.
+    """
+    task.configure(config)
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if recipe.dropout is not None:
+        for key in _DROPOUT_KEYS:
+            if getattr(config, key, None) is not None:
+                setattr(config, key, recipe.dropout)
+    seed_everything(recipe.seed)
+    try:
+        model: torch.nn.Module = task.model_class.from_pretrained(
+            recipe.model_name_or_path,
+            config=config,
+            revision=recipe.model_revision,
+            trust_remote_code=recipe.trust_remote_code,
+            attn_implementation=recipe.attn_implementation,
+            use_safetensors=True,
+            # A head of another size is replaced by a new one; `describe_head` says so.
+            ignore_mismatched_sizes=True,
+            # float32 master weights: mixed precision is autocast's business.
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    return model
+
+
+def describe_head(recipe: Recipe, task: TextClassification) -> str | None:
+    """A line for the user where the model's own head is replaced, because it has another number of outputs."""
+    path = Path(recipe.model_name_or_path) / "config.json"
+    if not path.exists():
+        return None
+    own = json.loads(path.read_text(encoding="utf-8"))
+    if not any("Classification" in name for name in own.get("architectures") or []):
+        return None
+    num_own = own.get("num_labels") or len(own.get("id2label") or {}) or 2
+    if num_own == task.num_labels:
+        return None
+    return f"The model's head has {num_own} outputs, this task needs {task.num_labels}: a new head is trained."
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Trained and all parameters; correct under sharding when called before `prepare`."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)

@@ -1,0 +1,289 @@
+"""What a person and a program see: a progress bar, metrics.jsonl, trackers, and a table at the end.
+
+Rank 0 writes; the other ranks keep the same queue, so that a loss that is not finite stops all of them at one step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from training.config import Recipe
+from training.evaluation import Evaluation
+from training.faults import Diverged, write_atomically
+from training.run_directory import RunDirectory
+from training.sampling import MicroBatch
+from training.strategy import describe_strategy
+from training.tasks import TextClassification
+
+# Reading a value waits for the device; a value this many steps old is there already.
+STEPS_LATE = 2
+
+_PLAIN_LINES_PER_RUN = 20
+_MAX_CLASSES_SHOWN = 50
+
+
+def quiet_third_parties() -> None:
+    """Keep load reports, fork warnings and deprecation noise of other packages off the screen; errors stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    warnings.filterwarnings("ignore")
+    for name in ("DeepSpeed", "accelerate", "datasets", "torch.distributed", "filelock"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class _Step:
+    plan: MicroBatch
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    learning_rate: float
+    seconds: float
+
+
+class Reporter:
+    """Writes the lines of one run, a few steps late, and shows its progress.
+
+    Args:
+        run: where the lines go.
+        accelerator: its trackers get every line too.
+        num_steps: steps of the whole training.
+        steps_per_epoch: steps that visit each example once.
+        start_step: steps made before this start.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        accelerator: Accelerator,
+        num_steps: int,
+        steps_per_epoch: int,
+        start_step: int,
+    ) -> None:
+        self._is_main = accelerator.is_main_process
+        self.console = Console(quiet=not self._is_main)
+        self._run = run
+        self._num_steps = num_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._start_step = start_step
+        self._accelerator = accelerator
+        self._pending: deque[_Step] = deque()
+        self._file: IO[str] | None = None
+        self._last_time = time.perf_counter()
+        self.last_loss = math.nan
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("epoch {task.fields[epoch]:.2f}  loss {task.fields[loss]:.4f}  lr {task.fields[rate]:.2e}"),
+            TextColumn("{task.fields[speed]:,.0f} tokens/s  left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self._is_main or not self.console.is_terminal,
+        )
+        self._bar_task = self._bar.add_task(
+            "train", total=num_steps, completed=start_step, epoch=0.0, loss=math.nan, rate=0.0, speed=0.0
+        )
+
+    def __enter__(self) -> Reporter:
+        if self._is_main:
+            self._run.path.mkdir(parents=True, exist_ok=True)
+            cut_back(self._run.metrics, self._start_step)
+            self._file = self._run.metrics.open("a", encoding="utf-8")
+        self._bar.start()
+        self._last_time = time.perf_counter()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+        if self._file is not None:
+            self._file.close()
+
+    def log_step(self, plan: MicroBatch, loss: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float) -> None:
+        """Queue a step's line and write those that are old enough.
+
+        Args:
+            loss: mean over the whole global batch, the same on all processes.
+            grad_norm: global norm before clipping.
+
+        Raises:
+            Diverged: a loss or norm that is due is not finite.
+        """
+        now = time.perf_counter()
+        self._pending.append(_Step(plan, loss, grad_norm, learning_rate, now - self._last_time))
+        self._last_time = now
+        while len(self._pending) > STEPS_LATE:
+            self._write_step(self._pending.popleft())
+
+    def flush(self) -> None:
+        """Write every line that is queued and hand it to the system.
+
+        Raises:
+            Diverged: as `log_step`.
+        """
+        while self._pending:
+            self._write_step(self._pending.popleft())
+        if self._file is not None:
+            self._file.flush()
+
+    def restart_clock(self) -> None:
+        """Leave out of the next step's rate the time that an evaluation or a save took."""
+        self._last_time = time.perf_counter()
+
+    def _write_step(self, step: _Step) -> None:
+        number = step.plan.step + 1
+        values = {
+            "epoch": round(number / self._steps_per_epoch, 4),
+            "loss": float(step.loss),
+            "learning_rate": step.learning_rate,
+            "grad_norm": float(step.grad_norm),
+            "examples": step.plan.num_examples,
+            "tokens": step.plan.num_tokens,
+            "tokens_per_second": round(step.plan.num_tokens / max(step.seconds, 1e-9), 1),
+            "padding": round(1 - step.plan.num_tokens / step.plan.num_padded_tokens, 4),
+        }
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(values[name]):
+                raise Diverged(
+                    f"{name} is {values[name]} at step {number}: training diverged. Lower learning_rate, raise "
+                    "num_warmup_steps, or look at this step's examples"
+                )
+        self.last_loss = values["loss"]
+        self._write({"event": "train", "step": number, **values})
+        self._accelerator.log(values, step=number)
+        self._bar.update(
+            self._bar_task,
+            completed=number,
+            epoch=values["epoch"],
+            loss=values["loss"],
+            rate=values["learning_rate"],
+            speed=values["tokens_per_second"],
+        )
+        if self._bar.disable and (number % max(1, self._num_steps // _PLAIN_LINES_PER_RUN) == 0 or number == 1):
+            self.say(
+                f"step {number}/{self._num_steps}  epoch {values['epoch']:.2f}  loss {values['loss']:.4f}  "
+                f"lr {values['learning_rate']:.2e}  {values['tokens_per_second']:,.0f} tokens/s"
+            )
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write an evaluation's line, after those of all steps before it."""
+        self.flush()
+        self._write({"event": "eval", "step": step, **metrics})
+        self._accelerator.log(dict(metrics), step=step)
+        shown = [name for name in ("eval_loss", "eval_accuracy", "eval_f1_macro", "eval_mse", "eval_pearson") if name in metrics]
+        self.say(f"evaluation after step {step}: " + "  ".join(f"{name} {metrics[name]:.4f}" for name in shown))
+        self.restart_clock()
+
+    def say(self, message: str | None) -> None:
+        """Print lines above the progress bar, on the main process; None is nothing to say."""
+        if message is not None:
+            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+
+
+def cut_back(metrics: Path, step: int) -> None:
+    """Drop the lines after `step`, atomically: a resumed run writes them again. A half-written line goes as well."""
+    if not metrics.exists():
+        return
+    kept = []
+    for text in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line["step"] <= step and step:
+            kept.append(text)
+    write_atomically(metrics, "".join(f"{text}\n" for text in kept))
+
+
+def describe_plan(
+    recipe: Recipe, accelerator: Accelerator, num_steps: int, plan: Sequence[MicroBatch], parameters: tuple[int, int]
+) -> str:
+    """The arithmetic of a run in two lines.
+
+    Args:
+        plan: the first step's micro-batches on all processes.
+        parameters: trained and all.
+    """
+    sizes = sorted({len(micro_batch.indices) for micro_batch in plan if not micro_batch.is_empty})
+    size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
+    trained, total = parameters
+    share = "all" if trained == total else f"{trained / total:.1%}"
+    return (
+        f"{size} examples a micro-batch x {plan[0].num_micro_batches} accumulated x {processes} "
+        f"({describe_strategy(accelerator)}, {accelerator.device.type}) = {recipe.train_batch_size} examples a step\n"
+        f"{num_steps} steps; {trained / 1e6:.1f} M parameters trained ({share}); mixed precision {recipe.mixed_precision}"
+    )
+
+
+def print_summary(
+    console: Console, run: RunDirectory, task: TextClassification, evaluation: Evaluation, seconds: float
+) -> None:
+    """The table at the end: the result for each class, where everything is, and what to do next."""
+    title = "  ".join(
+        f"{name.removeprefix('eval_')} {value:.4f}"
+        for name, value in evaluation.metrics.items()
+        if name in ("eval_loss", "eval_accuracy", "eval_f1_macro", "eval_matthews_correlation", "eval_mse", "eval_mae", "eval_pearson")
+    )
+    if task.problem_type == "single_label_classification":
+        table = Table("label", title=f"Validation: {title}", title_justify="left", min_width=60)
+        for heading in ("examples", "right", "accuracy"):
+            table.add_column(heading, justify="right")
+        for number, name in enumerate(task.label_names[:_MAX_CLASSES_SHOWN]):
+            of_class = evaluation.labels == number
+            right = int(np.sum(evaluation.predictions[of_class] == number))
+            count = int(np.sum(of_class))
+            table.add_row(name, str(count), str(right), f"{right / count:.3f}" if count else "-")
+        console.print(table)
+    else:
+        console.print(f"Validation: {title}", markup=False)
+    console.print(f"Run directory  {run.path}  ({seconds:.0f} s)", markup=False, soft_wrap=True)
+    console.print("Next", style="bold")
+    for what, how in (
+        ("load it", f'AutoModelForSequenceClassification.from_pretrained("{run.final}")'),
+        ("look at mistakes", str(run.eval_predictions)),
+        ("see the curve", str(run.metrics)),
+        ("train it again", f"accelerate launch training/run.py --config {run.config} --output_dir NEW_FOLDER"),
+    ):
+        console.print(f"  {what:<17}{how}", markup=False, highlight=False, soft_wrap=True)
+
+
+def build_model_card(recipe: Recipe, task: TextClassification, metrics: Mapping[str, float]) -> str:
+    """README.md of final/: what it was trained on, how, and how well it does."""
+    data = recipe.dataset_name or ", ".join(Path(path).name for path in recipe.train_file or ())
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
+    settings = "\n".join(
+        f"- {key}: {getattr(recipe, key)}"
+        for key in ("train_batch_size", "learning_rate", "lr_scheduler_type", "num_train_epochs", "mixed_precision", "seed")
+    )
+    labels = f"Labels: {', '.join(task.label_names)}.\n\n" if task.label_names else ""
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n\n"
+        f"# {Path(recipe.model_name_or_path).name}, fine-tuned on {data}\n\n{labels}"
+        f"| metric on the validation data | value |\n|---|---|\n{rows}\n\nSettings:\n\n{settings}\n\n"
+        "Trained with Onecurve.\n"
+    )

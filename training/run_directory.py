@@ -1,0 +1,149 @@
+"""The run directory: all that one training leaves behind, and the only place that knows its file names."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.config import Recipe, RecipeError, ResolvedRecipe, load_recipe
+from training.faults import BadInput, write_atomically
+
+_PACKAGES = ("onecurve", "torch", "transformers", "accelerate", "datasets", "evaluate", "tokenizers", "safetensors", "deepspeed")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one training's files under `output_dir`."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RunDirectory:
+        """The run directory that the recipe names."""
+        return cls(Path(recipe.output_dir))
+
+    @property
+    def config(self) -> Path:
+        """Every resolved value and its source."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Package versions, topology, device names, git revision."""
+        return self.path / "environment.json"
+
+    @property
+    def status(self) -> Path:
+        """State, exit code, step and message."""
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, every step and every evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of step_00000050/ and its like."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Link to the checkpoint with the best metric."""
+        return self.path / "best"
+
+    @property
+    def final(self) -> Path:
+        """The trained model and its tokenizer, as save_pretrained writes them."""
+        return self.path / "final"
+
+    @property
+    def eval_predictions(self) -> Path:
+        """One line per validation example."""
+        return self.path / "eval_predictions.jsonl"
+
+    def check_writable(self) -> None:
+        """Refuse an `output_dir` that can't hold a run, before anything is written.
+
+        Raises:
+            BadInput: it is a file, or neither it nor its nearest existing parent can be written to.
+        """
+        nearest = self.path
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise BadInput(f"output_dir {str(self.path)!r}: {str(nearest)!r} is a file; choose another output_dir")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise BadInput(f"output_dir {str(self.path)!r}: {str(nearest)!r} is not writable; choose another output_dir")
+
+    def read_status(self) -> dict[str, Any] | None:
+        """The status of the last training here, if any."""
+        try:
+            content = json.loads(self.status.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def describe_last_evaluation(self) -> str:
+        """The last evaluation of this run in a line."""
+        for text in reversed(self.metrics.read_text(encoding="utf-8").splitlines()):
+            line = json.loads(text)
+            if line["event"] == "eval":
+                shown = [f"{name} {value:.4f}" for name, value in line.items() if name.startswith("eval_")]
+                return f"step {line['step']}, " + ", ".join(shown[:2])
+        return "not evaluated"
+
+    def create(self, resolved: ResolvedRecipe, topology: dict[str, Any]) -> None:
+        """Make the folder and write what is known before the first step."""
+        write_atomically(self.config, resolved.to_yaml())
+        write_atomically(self.environment, json.dumps(describe_environment(topology), indent=2) + "\n")
+
+    def differing_keys(self, resolved: ResolvedRecipe, ignored: frozenset[str]) -> list[str]:
+        """Keys, `ignored` ones aside, in which the run that is here differs from `resolved`: "key: here -> wanted".
+
+        Raises:
+            BadInput: the config.yaml here can't be read as a recipe.
+        """
+        try:
+            here = load_recipe(str(self.config)).recipe
+        except RecipeError as error:
+            raise BadInput(f"output_dir {str(self.path)!r} holds a run whose config.yaml is not valid: {error}") from None
+        return [
+            f"{key}: {getattr(here, key)!r} -> {getattr(resolved.recipe, key)!r}"
+            for key in type(here).model_fields
+            if key not in ignored and getattr(here, key) != getattr(resolved.recipe, key)
+        ]
+
+
+def describe_environment(topology: dict[str, Any]) -> dict[str, Any]:
+    """Package versions, the machine and the git revision, as `environment.json` holds them. No variable's value."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "packages": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "topology": topology,
+        "git_revision": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

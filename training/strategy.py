@@ -1,0 +1,187 @@
+"""The Accelerator for the topology that `accelerate launch` set up, and proof that it is the one that was asked for.
+
+A topology is chosen by an accelerate YAML and reaches this process as environment variables. Two things can go wrong
+without a word: fewer processes than asked for (each then trains the same model alone), and a strategy that accelerate
+skips because no accelerator is present. The first is refused here. The second is what rehearsal is about: with no
+accelerator on the machine, DDP, FSDP2 and DeepSpeed run for real over gloo, so that a laptop tries what a cluster runs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    set_seed,
+)
+
+from training.config import Recipe, ResolvedRecipe
+from training.faults import WrongTopology
+from training.sampling import MicroBatch, derive_key
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What the launcher told this process, read from the environment."""
+
+    num_processes: int
+    is_distributed: bool
+    uses_deepspeed: bool
+    uses_fsdp: bool
+    uses_cpu: bool
+
+    @classmethod
+    def from_environment(cls) -> Launched:
+        """Read torchrun's and accelerate's variables."""
+        environment = os.environ
+        return cls(
+            num_processes=int(environment.get("WORLD_SIZE", "1")),
+            is_distributed="LOCAL_RANK" in environment,
+            uses_deepspeed=environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",
+            uses_fsdp=environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
+            uses_cpu=environment.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1"),
+        )
+
+
+def check_launch() -> None:
+    """Refuse a launch that lost its processes, before anything else is done.
+
+    Raises:
+        WrongTopology: fewer processes came up than the launcher was asked for.
+    """
+    launched = Launched.from_environment()
+    asked = os.environ.get("ONECURVE_NUM_PROCESSES")
+    if asked is not None and int(asked) != launched.num_processes:
+        raise WrongTopology(
+            f"{asked} processes were asked for, {launched.num_processes} came up; "
+            "each would train the same model alone. Use a YAML of accelerate_configs/, such as multi_cpu.yaml."
+        )
+    # accelerate's one-process launcher sets the address for a group of processes, then starts only one.
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise WrongTopology(
+            "several processes were asked for, one came up: `accelerate launch --cpu --num_processes N` and "
+            "`distributed_type: MULTI_CPU` start a single process. Use accelerate_configs/multi_cpu.yaml."
+        )
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """Join the process group and return the Accelerator.
+
+    Raises:
+        WrongTopology: the group has another size than the launcher set up.
+    """
+    launched = Launched.from_environment()
+    has_accelerator = torch.accelerator.is_available() and not launched.uses_cpu
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.hang_timeout_seconds))
+    use_cpu = not has_accelerator
+    if not has_accelerator and launched.is_distributed:
+        use_cpu = _rehearse(launched, group)
+    accelerator = Accelerator(
+        cpu=use_cpu,
+        mixed_precision=recipe.mixed_precision,
+        kwargs_handlers=[group],
+        # The plan says how many micro-batches a step has and when it ends; the end of the loader says nothing.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+        dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
+        step_scheduler_with_optimizer=False,
+        log_with=None if recipe.report_to == "none" else recipe.report_to,
+        project_dir=recipe.output_dir,
+    )
+    if accelerator.num_processes != launched.num_processes:
+        raise WrongTopology(
+            f"the launcher started {launched.num_processes} processes, but this one found a group of "
+            f"{accelerator.num_processes}; each would train the same model alone"
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.deepspeed_plugin.deepspeed_config
+        # The recipe owns these; the plan has already cut the batch, so the engine must not divide again.
+        config["gradient_clipping"] = recipe.max_grad_norm
+        config["train_micro_batch_size_per_gpu"] = 1
+        config["gradient_accumulation_steps"] = 1
+    return accelerator
+
+
+def _rehearse(launched: Launched, group: InitProcessGroupKwargs) -> bool:
+    """Set up the YAML's own strategy over gloo; returns what `Accelerator(cpu=...)` must be told.
+
+    accelerate takes its DeepSpeed and FSDP paths only for GPU kinds of processes, so these two are told that they are
+    one. This is the only place that knows.
+    """
+    if not (launched.uses_deepspeed or launched.uses_fsdp):
+        return True
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+    group.backend = "gloo"
+    if launched.uses_fsdp:
+        # use_cpu=False with a backend joins the group without asking for a device.
+        state = PartialState(cpu=False, backend="gloo", timeout=group.timeout)
+        state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return False
+
+
+def describe_strategy(accelerator: Accelerator) -> str:
+    """The strategy in the field's words: one process, DDP, FSDP2, ZeRO-2, ..."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"ZeRO-{accelerator.deepspeed_plugin.zero_stage}"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return f"FSDP{accelerator.state.fsdp_plugin.fsdp_version}"
+    return "one process" if accelerator.num_processes == 1 else "DDP"
+
+
+def describe_topology(accelerator: Accelerator) -> dict[str, Any]:
+    """Processes, strategy and device, for environment.json."""
+    device = accelerator.device
+    return {
+        "num_processes": accelerator.num_processes,
+        "num_machines": int(os.environ.get("GROUP_WORLD_SIZE", "1")),
+        "strategy": describe_strategy(accelerator),
+        "backend": accelerator.state.backend,
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "threads_per_process": torch.get_num_threads(),
+    }
+
+
+def init_trackers(accelerator: Accelerator, resolved: ResolvedRecipe) -> None:
+    """Start the recipe's tracker, on the main process, with every setting as a hyperparameter."""
+    if resolved.recipe.report_to != "none":
+        settings = resolved.recipe.model_dump(mode="json")
+        plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in settings.items()}
+        accelerator.init_trackers("onecurve", config=plain)
+
+
+def begin_micro_batch(accelerator: Accelerator, plan: MicroBatch, seed: int) -> float:
+    """Tell accelerate where in its step this micro-batch stands; returns what its loss must be multiplied by.
+
+    accelerate counts micro-batches modulo a fixed number; here the number differs from step to step, so the counter is
+    set each time. Gradients are averaged over processes, and `backward` divides by the number of micro-batches except
+    under DeepSpeed; the factor undoes both, for a loss that was already divided by the count of the whole step.
+
+    Random numbers (dropout) are a function of (seed, step, process), so that a resumed run draws the same ones.
+    """
+    accelerator.gradient_accumulation_steps = plan.num_micro_batches
+    accelerator.step = plan.position
+    if plan.position == 0:
+        torch.manual_seed(derive_key(seed, plan.step, accelerator.process_index) >> 1)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return float(accelerator.num_processes)
+    return float(accelerator.num_processes * plan.num_micro_batches)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what the build of the model draws from: the new head's weights are the same on every process."""
+    set_seed(seed)
+
+
+def shut_down(accelerator: Accelerator) -> None:
+    """Leave the process group and forget accelerate's global state, so that a process can train again."""
+    accelerator.end_training()
+    AcceleratorState._reset_state(reset_partial_state=True)
