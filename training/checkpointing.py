@@ -281,6 +281,7 @@ def gather_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: 
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        _link_states(optimizer)
         moments = {}
         for name, parameter in model.module.named_parameters():  # type: ignore[union-attr]
             for key in MOMENTS:
@@ -292,6 +293,17 @@ def gather_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: 
     state = get_optimizer_state_dict(model, _torch_optimizer(optimizer), options=options).get("state", {})
     moments = {f"{name}.{key}": value[key] for name, value in state.items() for key in MOMENTS if key in value}
     return _own(moments), _read_optimizer_step(_torch_optimizer(optimizer))
+
+
+def _link_states(optimizer: Any) -> None:
+    """Let DeepSpeed's getters and setters find the moments of every parameter group.
+
+    ZeRO-1 and 2 link them once, after the first group has stepped and before the others have a state (0.19.8).
+    """
+    engine_optimizer = optimizer.optimizer
+    if hasattr(engine_optimizer, "_hp_optimizer_states_linked"):
+        engine_optimizer._hp_optimizer_states_linked = False
+        engine_optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _own(tensors: Tensors) -> Tensors:
@@ -322,7 +334,7 @@ def load_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: An
         return
     inner = _torch_optimizer(optimizer)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        _load_moments_deepspeed(model, inner, moments, step)
+        _load_moments_deepspeed(model, optimizer, moments, step)
         return
     names = sorted({name.rpartition(".")[0] for name in moments})
     state = {name: {"step": torch.tensor(step), **{key: moments[f"{name}.{key}"] for key in MOMENTS}} for name in names}
@@ -335,17 +347,28 @@ def load_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: An
     )
 
 
-def _load_moments_deepspeed(model: torch.nn.Module, optimizer: torch.optim.Optimizer, moments: Tensors, step: float) -> None:
-    from deepspeed.utils import safe_set_full_optimizer_state
+def _load_moments_deepspeed(model: torch.nn.Module, optimizer: Any, moments: Tensors, step: float) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    # AdamW makes its state at its first step; the engine's setters need it to be there.
-    for group in optimizer.param_groups:
-        for flat in group["params"]:
-            optimizer.state[flat] = {"step": torch.tensor(step), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+    engine_optimizer, inner = optimizer.optimizer, _torch_optimizer(optimizer)
+    # AdamW makes its state at its first step; the engine's setters need it to be there. Its keys are the flat float32
+    # partitions, which have another name in each stage.
+    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+        for flat in getattr(engine_optimizer, name, ()):
+            state = {key: torch.zeros_like(flat) for key in MOMENTS}
+            inner.state[flat] = {"step": torch.tensor(step) if isinstance(inner, torch.optim.AdamW) else int(step), **state}
+    _link_states(optimizer)
     for name, parameter in model.module.named_parameters():  # type: ignore[union-attr]
         for key in MOMENTS:
-            if f"{name}.{key}" in moments:
-                safe_set_full_optimizer_state(parameter, moments[f"{name}.{key}"].to(parameter.device), key)
+            if f"{name}.{key}" not in moments:
+                continue
+            whole = moments[f"{name}.{key}"].to(parameter.device)
+            if hasattr(parameter, "ds_tensor"):  # ZeRO-3; its setter of whole tensors fails where the parts are padded.
+                size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
+                padded = torch.nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size()))
+                safe_set_local_optimizer_state(parameter, padded.narrow(0, size * rank, size), key)
+            else:
+                safe_set_full_optimizer_state(parameter, whole, key)
 
 
 # The final model -------------------------------------------------------------------------------------------------------

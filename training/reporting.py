@@ -42,7 +42,8 @@ _MAX_CLASSES_SHOWN = 50
 def quiet_third_parties() -> None:
     """Keep load reports, fork warnings and deprecation noise of other packages off the screen; errors stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns on every import where it must find out itself.
     warnings.filterwarnings("ignore")
     for name in ("DeepSpeed", "accelerate", "datasets", "torch.distributed", "filelock"):
         logging.getLogger(name).setLevel(logging.ERROR)

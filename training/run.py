@@ -40,16 +40,16 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
         outcome.say(start.message)
         return
 
-    # Build. Data is tokenized before the process group exists, which would time out waiting for it.
+    # Build, before the process group exists: it would time out while data is tokenized, and what is wrong is told sooner.
     task = build_task(recipe)
     config = load_config(recipe)
     tokenizer = load_tokenizer(recipe, config)
     data = prepare_data(recipe, task, tokenizer)
-    accelerator = strategy.build_accelerator(recipe)
     model = build_model(recipe, config, task, tokenizer)
     parameters = count_parameters(model)
     if start.checkpoint is not None:
         checkpointing.load_weights(start.checkpoint, model)
+    accelerator = strategy.build_accelerator(recipe, model)
 
     # The plan: which examples make up each step, the same on every topology, and who takes which.
     order = Order(len(data.train), recipe.train_batch_size, recipe.seed, data.train.lengths, recipe.length_window)

@@ -23,6 +23,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     set_seed,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from training.config import Recipe, ResolvedRecipe
 from training.faults import WrongTopology
@@ -73,8 +74,8 @@ def check_launch() -> None:
         )
 
 
-def build_accelerator(recipe: Recipe) -> Accelerator:
-    """Join the process group and return the Accelerator.
+def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
+    """Join the process group and return the Accelerator, ready to shard `model`.
 
     Raises:
         WrongTopology: the group has another size than the launcher set up.
@@ -107,6 +108,9 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         config["gradient_clipping"] = recipe.max_grad_norm
         config["train_micro_batch_size_per_gpu"] = 1
         config["gradient_accumulation_steps"] = 1
+        # The whole model is loaded already; the engine cuts it up. While this is set, transformers would load parts.
+        unset_hf_deepspeed_config()
+    _choose_sharded_layers(accelerator, model)
     return accelerator
 
 
@@ -125,6 +129,21 @@ def _rehearse(launched: Launched, group: InitProcessGroupKwargs) -> bool:
         state = PartialState(cpu=False, backend="gloo", timeout=group.timeout)
         state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return False
+
+
+def _choose_sharded_layers(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Tell FSDP which modules to gather at a time, where the YAML names none: the model's repeated layers.
+
+    accelerate would take every class that transformers lists as not to be split. For BERT and its kin that includes the
+    embeddings, which accelerate then shards a second time on their own, and fails.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None or plugin.transformer_cls_names_to_wrap:
+        return
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    names = {type(module).__name__ for module in model.modules()}
+    holders = {type(module).__name__ for module in model.modules() if embedding in module.modules()}
+    plugin.transformer_cls_names_to_wrap = sorted((set(getattr(model, "_no_split_modules", None) or []) & names) - holders)
 
 
 def describe_strategy(accelerator: Accelerator) -> str:
