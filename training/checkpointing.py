@@ -143,7 +143,7 @@ def find_fault(folder: Path) -> str | None:
 
 def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and a line for each newer one that is not."""
-    faults = []
+    faults: list[str] = []
     for candidate in sorted(folder.glob("step_*"), reverse=True):
         fault = find_fault(candidate)
         if fault is None:
@@ -179,14 +179,18 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
     resume = resolved.recipe.resume
     if resume not in ("auto", "never"):
         checkpoint = Path(resume)
-        fault = find_fault(checkpoint) if checkpoint.is_dir() else "no such folder; resume is auto, never or a checkpoint"
+        fault = (
+            find_fault(checkpoint) if checkpoint.is_dir() else "no such folder; resume is auto, never or a checkpoint"
+        )
         if fault is not None:
             raise BadInput(f"resume: {resume}: {fault}")
         return Start(checkpoint, load_progress(checkpoint), message=f"Going on from {checkpoint}.")
     if not run.config.exists():
         return Start(None, Progress())
     if resume == "never":
-        raise BadInput(f"output_dir {str(run.path)!r} holds a run already, and resume is never; choose another output_dir")
+        raise BadInput(
+            f"output_dir {str(run.path)!r} holds a run already, and resume is never; choose another output_dir"
+        )
     differing = run.differing_keys(resolved, MEMORY_KEYS)
     status = run.read_status() or {}
     is_finished = status.get("state") == "finished"
@@ -195,10 +199,14 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
         if is_finished:
             advice += f", or train on from its result with --model_name_or_path {run.final} and a new output_dir"
         raise BadInput(
-            "\n  ".join([f"output_dir {str(run.path)!r} holds a run of another recipe; {advice}. Differing keys:", *differing])
+            "\n  ".join(
+                [f"output_dir {str(run.path)!r} holds a run of another recipe; {advice}. Differing keys:", *differing]
+            )
         )
     if is_finished:
-        return Start(None, Progress(), True, f"{run.path} is finished: {run.describe_last_evaluation()}. Nothing to do.")
+        return Start(
+            None, Progress(), True, f"{run.path} is finished: {run.describe_last_evaluation()}. Nothing to do."
+        )
     found, faults = find_checkpoint(run.checkpoints)
     notes = [f"Passed over, not whole: {fault}." for fault in faults]
     if found is None:
@@ -267,7 +275,8 @@ def gather_weights(accelerator: Accelerator, model: torch.nn.Module) -> Tensors:
         weights.update({name: buffer.cpu().clone() for name, buffer in _saved_buffers(accelerator, model).items()})
         return weights
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return _own(get_model_state_dict(model, options=options))
+    whole_weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    return _own(whole_weights)
 
 
 def _saved_buffers(accelerator: Accelerator, model: torch.nn.Module) -> Tensors:
@@ -290,8 +299,13 @@ def gather_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: 
                     moments[f"{name}.{key}"] = whole.float().cpu().clone()
         return moments, _read_optimizer_step(_torch_optimizer(optimizer))
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_optimizer_state_dict(model, _torch_optimizer(optimizer), options=options).get("state", {})
-    moments = {f"{name}.{key}": value[key] for name, value in state.items() for key in MOMENTS if key in value}
+    states: dict[str, Any] = get_optimizer_state_dict(model, _torch_optimizer(optimizer), options=options)
+    moments = {
+        f"{name}.{key}": value[key]
+        for name, value in states.get("state", {}).items()
+        for key in MOMENTS
+        if key in value
+    }
     return _own(moments), _read_optimizer_step(_torch_optimizer(optimizer))
 
 
@@ -337,7 +351,9 @@ def load_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: An
         _load_moments_deepspeed(model, optimizer, moments, step)
         return
     names = sorted({name.rpartition(".")[0] for name in moments})
-    state = {name: {"step": torch.tensor(step), **{key: moments[f"{name}.{key}"] for key in MOMENTS}} for name in names}
+    state: Any = {
+        name: {"step": torch.tensor(step), **{key: moments[f"{name}.{key}"] for key in MOMENTS}} for name in names
+    }
     groups = get_optimizer_state_dict(model, inner, options=StateDictOptions(full_state_dict=True))["param_groups"]
     set_optimizer_state_dict(
         model,
@@ -356,7 +372,10 @@ def _load_moments_deepspeed(model: torch.nn.Module, optimizer: Any, moments: Ten
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         for flat in getattr(engine_optimizer, name, ()):
             state = {key: torch.zeros_like(flat) for key in MOMENTS}
-            inner.state[flat] = {"step": torch.tensor(step) if isinstance(inner, torch.optim.AdamW) else int(step), **state}
+            inner.state[flat] = {
+                "step": torch.tensor(step) if isinstance(inner, torch.optim.AdamW) else int(step),
+                **state,
+            }
     _link_states(optimizer)
     for name, parameter in model.module.named_parameters():  # type: ignore[union-attr]
         for key in MOMENTS:
@@ -374,9 +393,7 @@ def _load_moments_deepspeed(model: torch.nn.Module, optimizer: Any, moments: Ten
 # The final model -------------------------------------------------------------------------------------------------------
 
 
-def save_final(
-    accelerator: Accelerator, model: torch.nn.Module, tokenizer: Any, model_card: str, target: Path
-) -> None:
+def save_final(accelerator: Accelerator, model: torch.nn.Module, tokenizer: Any, model_card: str, target: Path) -> None:
     """Write final/ as save_pretrained does, and compare what comes back with what was trained.
 
     Raises:

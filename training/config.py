@@ -92,7 +92,9 @@ class Recipe(BaseModel):
     # Model
     model_name_or_path: str = Field(min_length=1, description="a local model folder or a hub name")
     model_revision: str = Field("main", description="branch, tag or commit on the hub")
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model; off unless you say so")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model; off unless you say so"
+    )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = Field(
         None, description="attention kernel; none lets transformers choose"
     )
@@ -108,7 +110,9 @@ class Recipe(BaseModel):
     validation_file: Files | None = Field(None, description="as train_file; none splits the training data")
     test_file: Files | None = Field(None, description="as train_file; evaluated once, at the end")
     train_split: str = Field("train", min_length=1, description="name of the split of a hub data set to train on")
-    validation_split: str | None = Field(None, description="name of the hub split to evaluate on; none splits the training data")
+    validation_split: str | None = Field(
+        None, description="name of the hub split to evaluate on; none splits the training data"
+    )
     text_column: str = Field("text", min_length=1, description="column with the text")
     text_pair_column: str | None = Field(None, description="column with the second text of a pair")
     label_column: str | Files = Field("label", description="column with the label, or several columns of 0/1")
@@ -119,8 +123,12 @@ class Recipe(BaseModel):
     validation_fraction: Annotated[Number, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the training data held out when there is no validation data; stratified by label"
     )
-    max_train_samples: Annotated[Integer, Field(ge=1)] | None = Field(None, description="a seeded subset of the training data")
-    max_eval_samples: Annotated[Integer, Field(ge=1)] | None = Field(None, description="a seeded subset of the validation data")
+    max_train_samples: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="a seeded subset of the training data"
+    )
+    max_eval_samples: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="a seeded subset of the validation data"
+    )
 
     # The mathematics of a step
     train_batch_size: Annotated[Integer, Field(ge=1, le=MAX_TRAIN_BATCH_SIZE)] = Field(
@@ -132,9 +140,15 @@ class Recipe(BaseModel):
     num_warmup_steps: Annotated[Integer, Field(ge=0)] = Field(0, description="steps of linear warm-up")
     warmup_ratio: Annotated[Number, Field(ge=0, le=1)] = Field(0.0, description="warm-up as a share of all steps")
     num_train_epochs: Annotated[Number, Field(gt=0)] = Field(3.0, description="passes over the training data")
-    max_train_steps: Annotated[Integer, Field(ge=1)] | None = Field(None, description="steps to train; beats num_train_epochs")
-    max_grad_norm: Annotated[Number, Field(ge=0)] = Field(1.0, description="global norm to clip gradients to; 0 is no clipping")
-    label_smoothing_factor: Annotated[Number, Field(ge=0, lt=1)] = Field(0.0, description="share of the label spread evenly")
+    max_train_steps: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="steps to train; beats num_train_epochs"
+    )
+    max_grad_norm: Annotated[Number, Field(ge=0)] = Field(
+        1.0, description="global norm to clip gradients to; 0 is no clipping"
+    )
+    label_smoothing_factor: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the label spread evenly"
+    )
     class_weights: Literal["balanced"] | dict[str, Annotated[Number, Field(gt=0)]] | None = Field(
         None, description="'balanced', or a weight for each label"
     )
@@ -145,20 +159,28 @@ class Recipe(BaseModel):
         32,
         description="global batches among which shuffled examples of near-equal length meet; 1 is plain random order",
     )
-    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_to_precision)] = Field("no", description="autocast of the forward; fp16 may skip steps")
-    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = Field(42, description="of the split, the order, the new head and dropout")
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_to_precision)] = Field(
+        "no", description="autocast of the forward; fp16 may skip steps"
+    )
+    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = Field(
+        42, description="of the split, the order, the new head and dropout"
+    )
 
     # Memory and speed: these may change between machines and change nothing that is learned
     per_device_batch_size: Annotated[Integer, Field(ge=1)] = Field(16, description="most examples in one micro-batch")
     per_device_batch_tokens: Annotated[Integer, Field(ge=1)] | None = Field(
         None, description="most padded tokens in one micro-batch"
     )
-    dataloader_num_workers: Annotated[Integer, Field(ge=0, le=512)] = Field(0, description="loader processes of each rank")
+    dataloader_num_workers: Annotated[Integer, Field(ge=0, le=512)] = Field(
+        0, description="loader processes of each rank"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     torch_compile: bool = Field(False, description="compile the model's layers")
 
     # Evaluation, checkpoints, reports
-    eval_steps: Literal["epoch"] | Annotated[Integer, Field(ge=1)] = Field("epoch", description="steps between evaluations")
+    eval_steps: Literal["epoch"] | Annotated[Integer, Field(ge=1)] = Field(
+        "epoch", description="steps between evaluations"
+    )
     metric_for_best_model: str | None = Field(None, description="metric that chooses `best`, such as eval_accuracy")
     early_stopping_patience: Annotated[Integer, Field(ge=1)] | None = Field(
         None, description="evaluations without a better metric before training ends"
@@ -166,11 +188,19 @@ class Recipe(BaseModel):
     checkpointing_steps: Literal["epoch"] | Annotated[Integer, Field(ge=1)] | None = Field(
         None, description="steps between checkpoints; none writes them only when asked to stop"
     )
-    save_total_limit: Annotated[Integer, Field(ge=1)] | None = Field(None, description="checkpoints kept, the best one besides")
-    resume: str = Field("auto", min_length=1, description="auto (go on if the run directory can), never, or a checkpoint's path")
+    save_total_limit: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="checkpoints kept, the best one besides"
+    )
+    resume: str = Field(
+        "auto", min_length=1, description="auto (go on if the run directory can), never, or a checkpoint's path"
+    )
     output_dir: str = Field("runs/onecurve", min_length=1, description="the run directory")
-    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="tracker to log to as well")
-    hang_timeout_seconds: Annotated[Number, Field(gt=0)] = Field(1800.0, description="a silent step longer than this ends the run")
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
+        "none", description="tracker to log to as well"
+    )
+    hang_timeout_seconds: Annotated[Number, Field(gt=0)] = Field(
+        1800.0, description="a silent step longer than this ends the run"
+    )
 
 
 # Keys that decide how fast and where a run goes, not what it learns. A resumed run may change them.

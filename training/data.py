@@ -117,7 +117,11 @@ def _open_split(folder: Path, name: str, origin: str) -> Split:
 def _find_sources(recipe: Recipe) -> dict[str, list[Path]]:
     """Local files of each split, globs expanded; a save_to_disk folder is the one entry "dataset"; empty for the hub."""
     sources = {}
-    for split, patterns in (("train", recipe.train_file), ("validation", recipe.validation_file), ("test", recipe.test_file)):
+    for split, patterns in (
+        ("train", recipe.train_file),
+        ("validation", recipe.validation_file),
+        ("test", recipe.test_file),
+    ):
         if patterns is not None:
             sources[split] = [path for pattern in patterns for path in _expand(f"{split}_file", pattern)]
     if recipe.dataset_name is not None and Path(recipe.dataset_name).is_dir():
@@ -128,7 +132,11 @@ def _find_sources(recipe: Recipe) -> dict[str, list[Path]]:
 
 
 def _expand(key: str, pattern: str) -> list[Path]:
-    paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))] if glob.has_magic(pattern) else [Path(pattern)]
+    paths = (
+        [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
+        if glob.has_magic(pattern)
+        else [Path(pattern)]
+    )
     if not paths:
         raise BadInput(f"{key}: no file matches {pattern!r}")
     for path in paths:
@@ -179,7 +187,9 @@ def _cache_key(recipe: Recipe, tokenizer: Any, sources: Mapping[str, list[Path]]
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def _read(split: str, recipe: Recipe, sources: Mapping[str, list[Path]], scratch: Path) -> tuple[datasets.Dataset, str] | None:
+def _read(
+    split: str, recipe: Recipe, sources: Mapping[str, list[Path]], scratch: Path
+) -> tuple[datasets.Dataset, str] | None:
     """One split as it came, and its name for messages; None where the recipe names none."""
     if split in sources:
         paths = sources[split]
@@ -195,7 +205,9 @@ def _read(split: str, recipe: Recipe, sources: Mapping[str, list[Path]], scratch
         folder = datasets.load_from_disk(recipe.dataset_name)
         if isinstance(folder, datasets.Dataset):
             if split != "train":
-                raise BadInput(f"validation_split: {recipe.dataset_name} has no splits; leave it out to hold some rows out")
+                raise BadInput(
+                    f"validation_split: {recipe.dataset_name} has no splits; leave it out to hold some rows out"
+                )
             return folder, recipe.dataset_name
         if wanted not in folder:
             raise BadInput(f"{split}_split: {recipe.dataset_name} has no split {wanted!r}; it has {', '.join(folder)}")
@@ -214,7 +226,9 @@ def _read_files(paths: list[Path], scratch: Path) -> datasets.Dataset:
         for path in paths:
             _diagnose(path, kind)
         cause = error.__cause__ or error
-        raise BadInput(f"{', '.join(map(str, paths))}: cannot be read as {kind}: {' '.join(str(cause).split())}") from None
+        raise BadInput(
+            f"{', '.join(map(str, paths))}: cannot be read as {kind}: {' '.join(str(cause).split())}"
+        ) from None
 
 
 def _diagnose(path: Path, kind: str) -> None:
@@ -299,12 +313,19 @@ def _build(
         if "validation" not in chosen:
             kept, held_out = hold_out(len(train), task.strata(labels["train"]), recipe.validation_fraction, recipe.seed)
             if not len(kept) or not len(held_out):
-                raise BadInput(f"{origin}: {len(train)} rows are too few to hold out {recipe.validation_fraction:g} of them")
+                raise BadInput(
+                    f"{origin}: {len(train)} rows are too few to hold out {recipe.validation_fraction:g} of them"
+                )
             chosen["validation"] = (train, labels["train"], f"rows held out of {origin}", held_out)
             chosen["train"] = (train, labels["train"], origin, kept)
         for split, limit in (("train", recipe.max_train_samples), ("validation", recipe.max_eval_samples)):
             table, encoded, origin, rows = chosen[split]
-            chosen[split] = (table, encoded, origin, _subset(rows, limit, recipe.seed, f"max_{split[:5]}_samples", origin))
+            chosen[split] = (
+                table,
+                encoded,
+                origin,
+                _subset(rows, limit, recipe.seed, f"max_{split[:5]}_samples", origin),
+            )
         for split, (table, encoded, _, rows) in chosen.items():
             _tokenize(staging, split, table, encoded, rows, task, tokenizer)
         meta = {"label_names": task.label_names, "origins": {split: entry[2] for split, entry in chosen.items()}}
@@ -324,7 +345,9 @@ def _check_columns(table: datasets.Dataset, task: TextClassification, origin: st
             if name not in table.column_names:
                 nearest = find_nearest(name, table.column_names)
                 hint = f"; did you mean {nearest}?" if nearest else ""
-                raise BadInput(f"{origin}: {key} {name!r} is not a column; it has {', '.join(table.column_names)}{hint}")
+                raise BadInput(
+                    f"{origin}: {key} {name!r} is not a column; it has {', '.join(table.column_names)}{hint}"
+                )
     for name in task.text_columns:
         kind = table.features[name]
         if getattr(kind, "dtype", None) not in ("string", "large_string"):
@@ -360,7 +383,9 @@ def hold_out(num_rows: int, strata: Array | None, fraction: float, seed: int) ->
         Rows that stay and rows held out, both ascending.
     """
     generator = np.random.default_rng(seed)
-    groups = [np.arange(num_rows)] if strata is None else [np.flatnonzero(strata == value) for value in np.unique(strata)]
+    groups = (
+        [np.arange(num_rows)] if strata is None else [np.flatnonzero(strata == value) for value in np.unique(strata)]
+    )
     held_out = []
     for rows in groups:
         count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
@@ -379,7 +404,13 @@ def _subset(rows: Array, limit: int | None, seed: int, key: str, origin: str) ->
 
 
 def _tokenize(
-    staging: Path, split: str, table: datasets.Dataset, labels: Array, rows: Array, task: TextClassification, tokenizer: Any
+    staging: Path,
+    split: str,
+    table: datasets.Dataset,
+    labels: Array,
+    rows: Array,
+    task: TextClassification,
+    tokenizer: Any,
 ) -> None:
     columns = table.select_columns(task.text_columns)
     if len(rows) != len(table) or not np.array_equal(rows, np.arange(len(table))):
@@ -425,7 +456,9 @@ class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):
             input_ids, attention_mask, ... [examples, longest] int64; labels; and the plan itself.
         """
         rows = self.split.tokens[plan.indices]
-        batch = {name: self._pad(values, self.pad_token_id if name == "input_ids" else 0) for name, values in rows.items()}
+        batch = {
+            name: self._pad(values, self.pad_token_id if name == "input_ids" else 0) for name, values in rows.items()
+        }
         batch["attention_mask"] = self._pad([np.ones_like(values) for values in rows["input_ids"]], 0)
         return {**batch, "labels": torch.from_numpy(np.array(self.split.labels[plan.indices])), "plan": plan}
 
@@ -451,7 +484,7 @@ def build_loader(
     return DataLoader(
         MicroBatches(split, tokenizer),
         batch_sampler=plan,  # type: ignore[arg-type]  # yields micro-batches, not lists of numbers
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # the data set collates: it alone knows the plan
         num_workers=recipe.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
         # A loader draws a seed when it starts; from its own generator, or dropout's numbers would depend on how often.

@@ -55,13 +55,14 @@ def evaluate(
         for metric in metrics:
             metric.add_batch(predictions=gathered[-1][2], references=gathered[-1][1])
     model.train()
-    index, labels, predictions, scores, losses = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
-    order = np.argsort(index)
-    assert np.array_equal(index[order], np.arange(len(index))), "every example is evaluated exactly once"
-    results = {"eval_loss": _mean_loss(task, losses[order], labels[order])}
+    found = [np.concatenate(parts) for parts in zip(*gathered, strict=True)]
+    order = np.argsort(found[0])
+    _, all_labels, all_predictions, all_scores, losses = (values[order] for values in found)
+    assert np.array_equal(found[0][order], np.arange(len(order))), "every example is evaluated exactly once"
+    results = {"eval_loss": _mean_loss(task, losses, all_labels)}
     for metric in metrics:
         results.update({f"eval_{name}": value for name, value in metric.compute().items()})
-    return Evaluation(results, labels[order], predictions[order], scores[order])
+    return Evaluation(results, all_labels, all_predictions, all_scores)
 
 
 def _mean_loss(task: TextClassification, losses: NDArray[Any], labels: NDArray[Any]) -> float:

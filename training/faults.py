@@ -92,7 +92,9 @@ class Outcome:
     """Where the status of this run is told: `$ONECURVE_STATUS_FILE`, and the run directory once there is one."""
 
     status_files: list[Path] = field(
-        default_factory=lambda: [Path(os.environ["ONECURVE_STATUS_FILE"])] if "ONECURVE_STATUS_FILE" in os.environ else []
+        default_factory=lambda: (
+            [Path(os.environ["ONECURVE_STATUS_FILE"])] if "ONECURVE_STATUS_FILE" in os.environ else []
+        )
     )
     step: int = 0
 

@@ -38,7 +38,9 @@ def load_config(recipe: Recipe) -> Any:
         raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if positions is not None and recipe.max_length > positions:
-        raise BadInput(f"max_length: {recipe.max_length} is more than the {positions} positions of {recipe.model_name_or_path}")
+        raise BadInput(
+            f"max_length: {recipe.max_length} is more than the {positions} positions of {recipe.model_name_or_path}"
+        )
     return config
 
 
@@ -49,7 +51,9 @@ def _check_folder(recipe: Recipe) -> None:
             raise BadInput(f"model_name_or_path: {recipe.model_name_or_path!r} does not exist")
         return
     if not folder.is_dir():
-        raise BadInput(f"model_name_or_path: {recipe.model_name_or_path!r} is a file; give the folder that holds config.json")
+        raise BadInput(
+            f"model_name_or_path: {recipe.model_name_or_path!r} is a file; give the folder that holds config.json"
+        )
     if not (folder / "config.json").exists():
         raise BadInput(f"model_name_or_path: {recipe.model_name_or_path!r} has no config.json, so it is no model")
     if not list(folder.glob("*.safetensors")):
@@ -58,7 +62,9 @@ def _check_folder(recipe: Recipe) -> None:
                 f"model_name_or_path: {recipe.model_name_or_path!r} has only pickled weights (.bin), which can run code when "
                 "loaded; convert them once with save_pretrained(..., safe_serialization=True)"
             )
-        raise BadInput(f"model_name_or_path: {recipe.model_name_or_path!r} has a config.json but no weights (*.safetensors)")
+        raise BadInput(
+            f"model_name_or_path: {recipe.model_name_or_path!r} has a config.json but no weights (*.safetensors)"
+        )
 
 
 def _describe_load_error(key: str, name: str, error: Exception) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from training.config import Recipe
@@ -36,7 +35,7 @@ def count_steps(recipe: Recipe, steps_per_epoch: int) -> int:
     return math.ceil(recipe.num_train_epochs * steps_per_epoch)
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps: int) -> LRScheduler:
+def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps: int) -> Any:
     """The schedule, stepped once per update. It is not prepared: accelerate would step it once per process."""
     num_warmup_steps = recipe.num_warmup_steps or math.ceil(recipe.warmup_ratio * num_steps)
     specific: dict[str, Any] = {}
@@ -44,14 +43,13 @@ def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps:
         specific["min_lr_rate"] = 0.1
     if recipe.lr_scheduler_type == "warmup_stable_decay":
         specific["num_decay_steps"] = max(1, num_steps // 10)
-    scheduler: LRScheduler = get_scheduler(
+    return get_scheduler(
         recipe.lr_scheduler_type,
         optimizer=optimizer,
         num_warmup_steps=num_warmup_steps,
         num_training_steps=num_steps,
         scheduler_specific_kwargs=specific,
     )
-    return scheduler
 
 
 def needs_metric(recipe: Recipe) -> bool:

@@ -191,7 +191,11 @@ class Reporter:
         self.flush()
         self._write({"event": "eval", "step": step, **metrics})
         self._accelerator.log(dict(metrics), step=step)
-        shown = [name for name in ("eval_loss", "eval_accuracy", "eval_f1_macro", "eval_mse", "eval_pearson") if name in metrics]
+        shown = [
+            name
+            for name in ("eval_loss", "eval_accuracy", "eval_f1_macro", "eval_mse", "eval_pearson")
+            if name in metrics
+        ]
         self.say(f"evaluation after step {step}: " + "  ".join(f"{name} {metrics[name]:.4f}" for name in shown))
         self.restart_clock()
 
@@ -248,7 +252,16 @@ def print_summary(
     title = "  ".join(
         f"{name.removeprefix('eval_')} {value:.4f}"
         for name, value in evaluation.metrics.items()
-        if name in ("eval_loss", "eval_accuracy", "eval_f1_macro", "eval_matthews_correlation", "eval_mse", "eval_mae", "eval_pearson")
+        if name
+        in (
+            "eval_loss",
+            "eval_accuracy",
+            "eval_f1_macro",
+            "eval_matthews_correlation",
+            "eval_mse",
+            "eval_mae",
+            "eval_pearson",
+        )
     )
     if task.problem_type == "single_label_classification":
         table = Table("label", title=f"Validation: {title}", title_justify="left", min_width=60)
@@ -279,7 +292,14 @@ def build_model_card(recipe: Recipe, task: TextClassification, metrics: Mapping[
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     settings = "\n".join(
         f"- {key}: {getattr(recipe, key)}"
-        for key in ("train_batch_size", "learning_rate", "lr_scheduler_type", "num_train_epochs", "mixed_precision", "seed")
+        for key in (
+            "train_batch_size",
+            "learning_rate",
+            "lr_scheduler_type",
+            "num_train_epochs",
+            "mixed_precision",
+            "seed",
+        )
     )
     labels = f"Labels: {', '.join(task.label_names)}.\n\n" if task.label_names else ""
     return (

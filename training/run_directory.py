@@ -14,7 +14,17 @@ from typing import Any
 from training.config import Recipe, RecipeError, ResolvedRecipe, load_recipe
 from training.faults import BadInput, write_atomically
 
-_PACKAGES = ("onecurve", "torch", "transformers", "accelerate", "datasets", "evaluate", "tokenizers", "safetensors", "deepspeed")
+_PACKAGES = (
+    "onecurve",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "tokenizers",
+    "safetensors",
+    "deepspeed",
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,9 @@ class RunDirectory:
         if not nearest.is_dir():
             raise BadInput(f"output_dir {str(self.path)!r}: {str(nearest)!r} is a file; choose another output_dir")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise BadInput(f"output_dir {str(self.path)!r}: {str(nearest)!r} is not writable; choose another output_dir")
+            raise BadInput(
+                f"output_dir {str(self.path)!r}: {str(nearest)!r} is not writable; choose another output_dir"
+            )
 
     def read_status(self) -> dict[str, Any] | None:
         """The status of the last training here, if any."""
@@ -113,7 +125,9 @@ class RunDirectory:
         try:
             here = load_recipe(str(self.config)).recipe
         except RecipeError as error:
-            raise BadInput(f"output_dir {str(self.path)!r} holds a run whose config.yaml is not valid: {error}") from None
+            raise BadInput(
+                f"output_dir {str(self.path)!r} holds a run whose config.yaml is not valid: {error}"
+            ) from None
         return [
             f"{key}: {getattr(here, key)!r} -> {getattr(resolved.recipe, key)!r}"
             for key in type(here).model_fields
@@ -142,7 +156,12 @@ def describe_environment(topology: dict[str, Any]) -> dict[str, Any]:
 def _git_revision() -> str | None:
     try:
         result = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

