@@ -263,8 +263,9 @@ def print_summary(
             "eval_pearson",
         )
     )
+    console.print(f"Validation: {title}", markup=False, highlight=False, soft_wrap=True)
     if task.problem_type == "single_label_classification":
-        table = Table("label", title=f"Validation: {title}", title_justify="left", min_width=60)
+        table = Table("label", min_width=60)
         for heading in ("examples", "right", "accuracy"):
             table.add_column(heading, justify="right")
         for number, name in enumerate(task.label_names[:_MAX_CLASSES_SHOWN]):
@@ -273,8 +274,6 @@ def print_summary(
             count = int(np.sum(of_class))
             table.add_row(name, str(count), str(right), f"{right / count:.3f}" if count else "-")
         console.print(table)
-    else:
-        console.print(f"Validation: {title}", markup=False)
     console.print(f"Run directory  {run.path}  ({seconds:.0f} s)", markup=False, soft_wrap=True)
     console.print("Next", style="bold")
     for what, how in (

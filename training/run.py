@@ -129,7 +129,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     if accelerator.is_main_process:
         write_atomically(run.eval_predictions, format_predictions(evaluation, task))
     print_summary(reporter.console, run, task, evaluation, time.perf_counter() - started)
-    strategy.shut_down(accelerator)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

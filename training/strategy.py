@@ -187,7 +187,6 @@ def seed_everything(seed: int) -> None:
     set_seed(seed)
 
 
-def shut_down(accelerator: Accelerator) -> None:
-    """Leave the process group and forget accelerate's global state, so that a process can train again."""
-    accelerator.end_training()
+def forget_state() -> None:
+    """Forget accelerate's global state, so that a process can train again."""
     AcceleratorState._reset_state(reset_partial_state=True)
