@@ -147,7 +147,13 @@ def launch() -> Launch:
         launcher_options: tuple[str, ...] = (),
         timeout_seconds: float = 300,
     ) -> Run:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{topology}.yaml"]
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            f"accelerate_configs/{topology}.yaml",
+        ]
         if num_processes is not None:
             command += ["--num_processes", str(num_processes)]
         command += ["--mixed_precision", "no", *launcher_options, "training/run.py", *to_flags(settings)]

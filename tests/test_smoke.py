@@ -20,6 +20,7 @@ def runs(demo: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -
     settings: dict[str, Any] = {
         "config": "training/recipes/demo.yaml",
         "max_length": 48,
+        "learning_rate": 2e-4,
         "max_train_steps": 24,
         "max_eval_samples": 120,
         "dropout": 0.0,
@@ -52,7 +53,10 @@ def test_two_processes_learn_what_one_learns(runs: dict[str, Run], name: str) ->
 
 
 def test_the_first_lines_print_the_arithmetic(runs: dict[str, Run]) -> None:
-    assert "8 examples a micro-batch x 1 accumulated x 2 processes (DDP, cpu) = 16 examples a step" in runs["multi_cpu"].stdout
+    assert (
+        "8 examples a micro-batch x 1 accumulated x 2 processes (DDP, cpu) = 16 examples a step"
+        in runs["multi_cpu"].stdout
+    )
     assert "24 steps; 22.7 M parameters trained (all); mixed precision no" in runs["cpu"].stdout
 
 
@@ -66,11 +70,11 @@ def test_the_run_directory_keeps_the_contract(runs: dict[str, Run]) -> None:
     run = runs["cpu"]
     assert {path.name for path in run.path.iterdir()} == {
         "config.yaml", "environment.json", "status.json", "metrics.jsonl", "checkpoints", "best", "final",
-        "eval_predictions.jsonl",
+        "eval_predictions.jsonl", "eval_report.json",
     }  # fmt: skip
     assert run.read("status.json") == {"state": "finished", "exit_code": 0, "step": 24, "message": ""}
     assert "max_train_steps: 24  # flag" in (run.path / "config.yaml").read_text()
-    assert "learning_rate: 0.0001  # recipe" in (run.path / "config.yaml").read_text()
+    assert "weight_decay: 0.01  # recipe" in (run.path / "config.yaml").read_text()
     assert "adam_beta1: 0.9  # default" in (run.path / "config.yaml").read_text()
     environment = run.read("environment.json")
     assert environment["packages"]["torch"].startswith("2.")

@@ -225,10 +225,15 @@ MEMORY_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
-    """A recipe and where each of its values came from."""
+    """A recipe and where each of its values came from.
+
+    Attributes:
+        eval_only: evaluate what was trained instead of training; a flag of one start, no setting of a run.
+    """
 
     recipe: Recipe
     sources: Mapping[str, Source]
+    eval_only: bool = False
 
     def to_yaml(self) -> str:
         """The text of `config.yaml`: itself a recipe, each value's source in a comment behind it."""
@@ -241,7 +246,7 @@ class ResolvedRecipe:
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, dict[str, str]]:
-    """Split `--config FILE --key value --key=value` into the recipe's path and the overriding flags.
+    """Split `--config FILE --key value --key=value --eval_only` into the recipe's path and the overriding flags.
 
     Raises:
         RecipeError: for a word that is no flag, a flag without a value, or one given twice.
@@ -257,6 +262,9 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, dict[str, str
             continue
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_")
+        if key == "eval_only" and not equals:
+            flags[key] = "true"
+            continue
         if not equals:
             if not words or words[0].startswith("--"):
                 problems.append(f"--{key}: needs a value")
@@ -279,7 +287,8 @@ def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> Res
     Raises:
         RecipeError: naming every unknown key, wrong type and broken bound at once.
     """
-    flags = flags or {}
+    flags = dict(flags or {})
+    eval_only = flags.pop("eval_only", "false").lower() == "true"
     from_file = _read_yaml(path) if path is not None else {}
     origin = path if path is not None else "the command line"
     # A flag is text; YAML gives it the type that the same words would have in the recipe.
@@ -298,7 +307,7 @@ def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> Res
     sources: dict[str, Source] = {
         key: "flag" if key in from_flags else "recipe" if key in from_file else "default" for key in Recipe.model_fields
     }
-    return ResolvedRecipe(recipe, sources)
+    return ResolvedRecipe(recipe, sources, eval_only)
 
 
 def find_contradictions(recipe: Recipe) -> list[str]:

@@ -253,15 +253,19 @@ def _diagnose(path: Path, kind: str) -> None:
 
 
 def _diagnose_json(path: Path, lines: Iterable[str]) -> None:
+    is_empty = True
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        is_empty = False
         try:
             row = json.loads(line)
         except ValueError as error:
             raise BadInput(f"{path}, line {number}: not valid JSON: {error}; expected one object a line") from None
         if not isinstance(row, dict):
             raise BadInput(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
+    if is_empty:
+        raise BadInput(f"{path}: has no rows")
 
 
 def _diagnose_csv(path: Path, lines: Iterable[str]) -> None:
@@ -277,6 +281,8 @@ def _diagnose_csv(path: Path, lines: Iterable[str]) -> None:
                 )
     except csv.Error as error:
         raise BadInput(f"{path}, line {reader.line_num}: {error}; is a double quote left open?") from None
+    if reader.line_num <= 1:
+        raise BadInput(f"{path}: has no rows")
 
 
 def _read_hub(recipe: Recipe, split: str) -> datasets.Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from training.faults import write_atomically
 from training.tasks import TextClassification
 
 
@@ -20,7 +22,7 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        metrics: "eval_loss", "eval_accuracy", ...
+        metrics: "eval_loss", "eval_accuracy", ... or "test_loss", ...
         labels: [examples, ...] in the order of the data.
         predictions: [examples, ...] likewise.
         scores: [examples, ...] likewise.
@@ -33,7 +35,11 @@ class Evaluation:
 
 
 def evaluate(
-    accelerator: Accelerator, model: torch.nn.Module, task: TextClassification, loader: DataLoader[dict[str, Any]]
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    task: TextClassification,
+    loader: DataLoader[dict[str, Any]],
+    prefix: str = "eval",
 ) -> Evaluation:
     """Run the model over every planned micro-batch and gather the results on all processes."""
     metrics = task.build_metrics()
@@ -59,15 +65,21 @@ def evaluate(
     order = np.argsort(found[0])
     _, all_labels, all_predictions, all_scores, losses = (values[order] for values in found)
     assert np.array_equal(found[0][order], np.arange(len(order))), "every example is evaluated exactly once"
-    results = {"eval_loss": _mean_loss(task, losses, all_labels)}
+    results = {f"{prefix}_loss": _mean_loss(task, losses, all_labels)}
     for metric in metrics:
-        results.update({f"eval_{name}": value for name, value in metric.compute().items()})
+        results.update({f"{prefix}_{name}": value for name, value in metric.compute().items()})
     return Evaluation(results, all_labels, all_predictions, all_scores)
 
 
 def _mean_loss(task: TextClassification, losses: NDArray[Any], labels: NDArray[Any]) -> float:
     counts = task.example_counts(labels)
     return float(np.sum(losses, dtype=np.float64) / (len(losses) if counts is None else np.sum(counts)))
+
+
+def save_evaluation(evaluation: Evaluation, task: TextClassification, predictions: Path, report: Path) -> None:
+    """Write a line per example, and the report for each class."""
+    write_atomically(predictions, format_predictions(evaluation, task))
+    write_atomically(report, json.dumps(task.report(evaluation.labels, evaluation.predictions), indent=2) + "\n")
 
 
 def format_predictions(evaluation: Evaluation, task: TextClassification) -> str:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from training.config import Recipe, find_nearest
-from training.faults import BadInput
+from training.config import Recipe
 
 
 @dataclass
@@ -57,21 +56,11 @@ class Milestones:
         return step % (self.steps_per_epoch if every == "epoch" else int(every)) == 0
 
     def record(self, progress: Progress, metrics: Mapping[str, float]) -> bool:
-        """Note an evaluation; returns whether it is the best so far.
-
-        Raises:
-            BadInput: metric_for_best_model is not among the metrics.
-        """
+        """Note an evaluation; returns whether it is the best so far."""
         name = self.recipe.metric_for_best_model
         if name is None:
             return False
-        name = name if name.startswith("eval_") else f"eval_{name}"
-        if name not in metrics:
-            nearest = find_nearest(name, list(metrics))
-            raise BadInput(
-                f"metric_for_best_model: {name} is not measured; there are {', '.join(metrics)}"
-                + (f"; did you mean {nearest}?" if nearest else "")
-            )
+        name = f"eval_{name.removeprefix('eval_')}"
         if is_better(name, metrics[name], progress.best_metric):
             progress.best_metric, progress.best_step = metrics[name], progress.step
             progress.num_evaluations_without_better = 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from training.config import Recipe
@@ -129,25 +129,43 @@ def build_model(recipe: Recipe, config: Any, task: TextClassification, tokenizer
             # float32 master weights: mixed precision is autocast's business.
             dtype=torch.float32,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     return model
 
 
-def describe_head(recipe: Recipe, task: TextClassification) -> str | None:
-    """A line for the user where the model's own head is replaced, because it has another number of outputs."""
-    path = Path(recipe.model_name_or_path) / "config.json"
-    if not path.exists():
-        return None
-    own = json.loads(path.read_text(encoding="utf-8"))
-    if not any("Classification" in name for name in own.get("architectures") or []):
-        return None
-    num_own = own.get("num_labels") or len(own.get("id2label") or {}) or 2
-    if num_own == task.num_labels:
-        return None
-    return f"The model's head has {num_own} outputs, this task needs {task.num_labels}: a new head is trained."
+def describe_model(config: Any, task: TextClassification, tokenizer: Any) -> str | None:
+    """What the user should know of the model before it is trained, if anything.
+
+    Args:
+        config: as `load_config` returned it, before `build_model` gives it the task's head.
+    """
+    notes = []
+    has_head = any("Classification" in name for name in config.architectures or [])
+    if has_head and config.num_labels != task.num_labels:
+        notes.append(
+            f"The model's head has {config.num_labels} outputs, this task needs {task.num_labels}: a new head is trained."
+        )
+    if tokenizer.pad_token == tokenizer.eos_token:
+        notes.append(
+            f"The tokenizer has no padding token: its end-of-text token {tokenizer.eos_token!r} is used for it."
+        )
+    return "\n".join(notes) or None
+
+
+def check_head(config: Any, task: TextClassification) -> None:
+    """Refuse to evaluate a model whose head was not trained for this task.
+
+    Raises:
+        BadInput: it has no head, or one with other labels.
+    """
+    if not any("Classification" in name for name in config.architectures or []):
+        raise BadInput("--eval_only: the model has no classification head; train it first")
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    if config.num_labels != task.num_labels or (task.label_names and names != task.label_names):
+        raise BadInput(f"--eval_only: the model's labels are {names}, the data's are {task.label_names or 'numbers'}")
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

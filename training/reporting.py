@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,12 +23,13 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from training.config import Recipe
 from training.evaluation import Evaluation
 from training.faults import Diverged, write_atomically
 from training.run_directory import RunDirectory
-from training.sampling import MicroBatch
+from training.sampling import MicroBatch, TrainingPlan
 from training.strategy import describe_strategy
 from training.tasks import TextClassification
 
@@ -45,8 +46,9 @@ def quiet_third_parties() -> None:
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns on every import where it must find out itself.
     warnings.filterwarnings("ignore")
-    for name in ("DeepSpeed", "accelerate", "datasets", "torch.distributed", "filelock"):
+    for name in ("DeepSpeed", "accelerate", "torch.distributed", "filelock"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # Its errors are raised as well, and told in our words.
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -186,17 +188,16 @@ class Reporter:
                 f"lr {values['learning_rate']:.2e}  {values['tokens_per_second']:,.0f} tokens/s"
             )
 
-    def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write an evaluation's line, after those of all steps before it."""
+    def log_evaluation(self, step: int, metrics: Mapping[str, float], event: str = "eval") -> None:
+        """Write an evaluation's line, after those of all steps before it.
+
+        Args:
+            event: "eval", or "test" for the test data.
+        """
         self.flush()
-        self._write({"event": "eval", "step": step, **metrics})
+        self._write({"event": event, "step": step, **metrics})
         self._accelerator.log(dict(metrics), step=step)
-        shown = [
-            name
-            for name in ("eval_loss", "eval_accuracy", "eval_f1_macro", "eval_mse", "eval_pearson")
-            if name in metrics
-        ]
-        self.say(f"evaluation after step {step}: " + "  ".join(f"{name} {metrics[name]:.4f}" for name in shown))
+        self.say(f"evaluation after step {step}: {describe_metrics(metrics)}")
         self.restart_clock()
 
     def say(self, message: str | None) -> None:
@@ -225,55 +226,45 @@ def cut_back(metrics: Path, step: int) -> None:
 
 
 def describe_plan(
-    recipe: Recipe, accelerator: Accelerator, num_steps: int, plan: Sequence[MicroBatch], parameters: tuple[int, int]
+    recipe: Recipe, accelerator: Accelerator, num_steps: int, plan: TrainingPlan, parameters: tuple[int, int]
 ) -> str:
     """The arithmetic of a run in two lines.
 
     Args:
-        plan: the first step's micro-batches on all processes.
+        plan: its first step stands for all.
         parameters: trained and all.
     """
-    sizes = sorted({len(micro_batch.indices) for micro_batch in plan if not micro_batch.is_empty})
+    first = plan.micro_batches(0)
+    sizes = sorted({len(micro_batch.indices) for micro_batch in first if not micro_batch.is_empty})
     size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
     trained, total = parameters
     share = "all" if trained == total else f"{trained / total:.1%}"
     return (
-        f"{size} examples a micro-batch x {plan[0].num_micro_batches} accumulated x {processes} "
+        f"{size} examples a micro-batch x {first[0].num_micro_batches} accumulated x {processes} "
         f"({describe_strategy(accelerator)}, {accelerator.device.type}) = {recipe.train_batch_size} examples a step\n"
         f"{num_steps} steps; {trained / 1e6:.1f} M parameters trained ({share}); mixed precision {recipe.mixed_precision}"
     )
 
 
-def print_summary(
-    console: Console, run: RunDirectory, task: TextClassification, evaluation: Evaluation, seconds: float
-) -> None:
-    """The table at the end: the result for each class, where everything is, and what to do next."""
-    title = "  ".join(
-        f"{name.removeprefix('eval_')} {value:.4f}"
-        for name, value in evaluation.metrics.items()
-        if name
-        in (
-            "eval_loss",
-            "eval_accuracy",
-            "eval_f1_macro",
-            "eval_matthews_correlation",
-            "eval_mse",
-            "eval_mae",
-            "eval_pearson",
-        )
-    )
-    console.print(f"Validation: {title}", markup=False, highlight=False, soft_wrap=True)
-    if task.problem_type == "single_label_classification":
-        table = Table("label", min_width=60)
-        for heading in ("examples", "right", "accuracy"):
-            table.add_column(heading, justify="right")
-        for number, name in enumerate(task.label_names[:_MAX_CLASSES_SHOWN]):
-            of_class = evaluation.labels == number
-            right = int(np.sum(evaluation.predictions[of_class] == number))
-            count = int(np.sum(of_class))
-            table.add_row(name, str(count), str(right), f"{right / count:.3f}" if count else "-")
-        console.print(table)
+def print_evaluation(console: Console, task: TextClassification, evaluation: Evaluation) -> None:
+    """The metrics, and for one label an example the accuracy of each class."""
+    console.print(describe_metrics(evaluation.metrics), markup=False, highlight=False, soft_wrap=True)
+    if task.problem_type != "single_label_classification":
+        return
+    table = Table("label", min_width=60)
+    for heading in ("examples", "right", "accuracy"):
+        table.add_column(heading, justify="right")
+    for number, name in enumerate(task.label_names[:_MAX_CLASSES_SHOWN]):
+        of_class = evaluation.labels == number
+        right = int(np.sum(evaluation.predictions[of_class] == number))
+        count = int(np.sum(of_class))
+        table.add_row(Text(name), str(count), str(right), f"{right / count:.3f}" if count else "-")
+    console.print(table)
+
+
+def print_next(console: Console, run: RunDirectory, seconds: float) -> None:
+    """Where everything is and what to do next."""
     console.print(f"Run directory  {run.path}  ({seconds:.0f} s)", markup=False, soft_wrap=True)
     console.print("Next", style="bold")
     for what, how in (
@@ -283,6 +274,12 @@ def print_summary(
         ("train it again", f"accelerate launch training/run.py --config {run.config} --output_dir NEW_FOLDER"),
     ):
         console.print(f"  {what:<17}{how}", markup=False, highlight=False, soft_wrap=True)
+
+
+def describe_metrics(metrics: Mapping[str, float]) -> str:
+    """The metrics that people look at first, in a line."""
+    shown = ("loss", "accuracy", "f1_macro", "matthews_correlation", "mse", "mae", "pearson")
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.partition("_")[2] in shown)
 
 
 def build_model_card(recipe: Recipe, task: TextClassification, metrics: Mapping[str, float]) -> str:

@@ -11,15 +11,23 @@ import time
 from collections.abc import Sequence
 
 import torch
+from rich.console import Console
 
 from training import checkpointing, optimization, strategy
-from training.config import load_recipe, parse_arguments
+from training.config import Recipe, load_recipe, parse_arguments
 from training.data import build_loader, prepare_data
-from training.evaluation import evaluate, format_predictions
-from training.faults import Outcome, report_outcome, write_atomically
+from training.evaluation import evaluate, save_evaluation
+from training.faults import Outcome, report_outcome
 from training.milestones import Milestones
-from training.model import build_model, count_parameters, describe_head, load_config, load_tokenizer
-from training.reporting import Reporter, build_model_card, describe_plan, print_summary, quiet_third_parties
+from training.model import build_model, check_head, count_parameters, describe_model, load_config, load_tokenizer
+from training.reporting import (
+    Reporter,
+    build_model_card,
+    describe_plan,
+    print_evaluation,
+    print_next,
+    quiet_third_parties,
+)
 from training.run_directory import RunDirectory
 from training.sampling import EvaluationPlan, Order, TrainingPlan
 from training.tasks import build_task
@@ -33,8 +41,11 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     # Configure: what to train, and whether this run directory has begun or finished it.
     resolved = load_recipe(*parse_arguments(arguments))
     recipe = resolved.recipe
-    strategy.check_launch()
+    strategy.check_launch(recipe)
     run = RunDirectory.of(recipe)
+    if resolved.eval_only:
+        evaluate_only(recipe, run)
+        return
     start = checkpointing.find_start(run, resolved)
     if start.is_finished:
         outcome.say(start.message)
@@ -45,6 +56,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     config = load_config(recipe)
     tokenizer = load_tokenizer(recipe, config)
     data = prepare_data(recipe, task, tokenizer)
+    model_notes = describe_model(config, task, tokenizer)
     model = build_model(recipe, config, task, tokenizer)
     parameters = count_parameters(model)
     if start.checkpoint is not None:
@@ -57,13 +69,12 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     counts = task.example_counts(data.train.labels)
     memory = (accelerator.num_processes, recipe.per_device_batch_size, recipe.per_device_batch_tokens)
     plan = TrainingPlan(order, num_steps, *memory, counts, start_step=start.progress.step)
-    evaluation_plan = EvaluationPlan(data.validation.lengths, *memory)
 
     model, optimizer, train_loader, evaluation_loader = accelerator.prepare(
         model,
         optimization.build_optimizer(model, recipe),
         build_loader(data.train, tokenizer, plan, recipe, accelerator),
-        build_loader(data.validation, tokenizer, evaluation_plan, recipe, accelerator),
+        build_loader(data.validation, tokenizer, EvaluationPlan(data.validation.lengths, *memory), recipe, accelerator),
     )
     # The schedule is not prepared: accelerate would step it once per process.
     scheduler = optimization.build_scheduler(optimizer, recipe, num_steps)
@@ -76,9 +87,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     strategy.init_trackers(accelerator, resolved)
     milestones = Milestones(recipe, order.steps_per_epoch, num_steps)
     reporter = Reporter(run, accelerator, num_steps, order.steps_per_epoch, progress.step)
-    reporter.say(start.message)
-    reporter.say(describe_head(recipe, task))
-    reporter.say(describe_plan(recipe, accelerator, num_steps, plan.micro_batches(0), parameters))
+    for line in (start.message, model_notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
+        reporter.say(line)
 
     # Train: one micro-batch of this process at a time.
     evaluation = None
@@ -119,16 +129,51 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
             if milestones.stops_early(progress):
                 reporter.say(f"No better {recipe.metric_for_best_model} for a while: stopped early.")
                 break
-        reporter.flush()
 
-    # Save: the model, what it says of the validation data, and what came of it all.
-    if evaluation is None:  # Resumed after the last step.
-        evaluation = evaluate(accelerator, model, task, evaluation_loader)
-    card = build_model_card(recipe, task, evaluation.metrics)
-    checkpointing.save_final(accelerator, model, tokenizer, card, run.final)
+        # Save: the model, and what it says of the validation and the test data.
+        if evaluation is None:  # Resumed after the last step.
+            evaluation = evaluate(accelerator, model, task, evaluation_loader)
+        card = build_model_card(recipe, task, evaluation.metrics)
+        checkpointing.save_final(accelerator, model, tokenizer, card, run.final)
+        if accelerator.is_main_process:
+            save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)
+        if data.test is not None:
+            test_plan = EvaluationPlan(data.test.lengths, *memory)
+            test_loader = accelerator.prepare(build_loader(data.test, tokenizer, test_plan, recipe, accelerator))
+            test = evaluate(accelerator, model, task, test_loader, prefix="test")
+            reporter.log_evaluation(progress.step, test.metrics, event="test")
+            if accelerator.is_main_process:
+                save_evaluation(test, task, run.test_predictions, run.test_report)
+    print_evaluation(reporter.console, task, evaluation)
+    print_next(reporter.console, run, time.perf_counter() - started)
+    accelerator.end_training()
+
+
+def evaluate_only(recipe: Recipe, run: RunDirectory) -> None:
+    """Evaluate what was trained, final/ or else the recipe's model, on the test data or else the validation data."""
+    if run.final.is_dir():
+        recipe = recipe.model_copy(update={"model_name_or_path": str(run.final)})
+    task = build_task(recipe)
+    config = load_config(recipe)
+    tokenizer = load_tokenizer(recipe, config)
+    data = prepare_data(recipe, task, tokenizer)
+    check_head(config, task)
+    model = build_model(recipe, config, task, tokenizer)
+    accelerator = strategy.build_accelerator(recipe, model)
+    split, prefix = (data.validation, "eval") if data.test is None else (data.test, "test")
+    plan = EvaluationPlan(
+        split.lengths, accelerator.num_processes, recipe.per_device_batch_size, recipe.per_device_batch_tokens
+    )
+    model, _, loader = accelerator.prepare(
+        model,
+        optimization.build_optimizer(model, recipe),  # FSDP and DeepSpeed take a model only with its optimizer.
+        build_loader(split, tokenizer, plan, recipe, accelerator),
+    )
+    evaluation = evaluate(accelerator, model, task, loader, prefix)
     if accelerator.is_main_process:
-        write_atomically(run.eval_predictions, format_predictions(evaluation, task))
-    print_summary(reporter.console, run, task, evaluation, time.perf_counter() - started)
+        names = (run.eval_predictions, run.eval_report) if prefix == "eval" else (run.test_predictions, run.test_report)
+        save_evaluation(evaluation, task, *names)
+        print_evaluation(Console(), task, evaluation)
     accelerator.end_training()
 
 

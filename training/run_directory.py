@@ -78,6 +78,21 @@ class RunDirectory:
         """One line per validation example."""
         return self.path / "eval_predictions.jsonl"
 
+    @property
+    def eval_report(self) -> Path:
+        """Precision, recall and F1 of each class, and the confusion matrix."""
+        return self.path / "eval_report.json"
+
+    @property
+    def test_predictions(self) -> Path:
+        """As eval_predictions, for the test data."""
+        return self.path / "test_predictions.jsonl"
+
+    @property
+    def test_report(self) -> Path:
+        """As eval_report, for the test data."""
+        return self.path / "test_report.json"
+
     def check_writable(self) -> None:
         """Refuse an `output_dir` that can't hold a run, before anything is written.
 

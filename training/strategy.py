@@ -28,7 +28,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from training import rehearsal
 from training.config import Recipe, ResolvedRecipe
-from training.faults import WrongTopology
+from training.faults import BadInput, WrongTopology
 from training.sampling import MicroBatch, derive_key
 
 
@@ -55,13 +55,23 @@ class Launched:
         )
 
 
-def check_launch() -> None:
-    """Refuse a launch that lost its processes, before anything else is done.
+def check_launch(recipe: Recipe) -> None:
+    """Refuse a launch that lost its processes, or a device that can't do what the recipe asks, before anything else.
 
     Raises:
         WrongTopology: fewer processes came up than the launcher was asked for.
+        BadInput: the device has no arithmetic of the recipe's mixed_precision.
     """
     launched = Launched.from_environment()
+    device = _find_device(launched)
+    if recipe.mixed_precision == "fp16" and device in ("cpu", "mps"):
+        raise BadInput(f"mixed_precision: fp16 needs a GPU, this is {device}; use bf16 or no")
+    if (
+        recipe.mixed_precision == "bf16"
+        and device == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise BadInput("mixed_precision: this GPU has no bf16 arithmetic (Ampere or newer has); use fp16 or no")
     asked = os.environ.get("ONECURVE_NUM_PROCESSES")
     if asked is not None and int(asked) != launched.num_processes:
         raise WrongTopology(
@@ -76,6 +86,12 @@ def check_launch() -> None:
         )
 
 
+def _find_device(launched: Launched) -> str:
+    """The kind of device that training will run on: cuda, mps, xpu, ... or cpu."""
+    device = None if launched.uses_cpu else torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if device is None else device.type
+
+
 def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
     """Join the process group and return the Accelerator, ready to shard `model`.
 
@@ -83,7 +99,7 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
         WrongTopology: the group has another size than the launcher set up.
     """
     launched = Launched.from_environment()
-    has_accelerator = torch.accelerator.is_available() and not launched.uses_cpu
+    has_accelerator = _find_device(launched) != "cpu"
     timeout = timedelta(seconds=recipe.hang_timeout_seconds)
     shards = launched.is_distributed and (launched.uses_deepspeed or launched.uses_fsdp)
     if shards and not has_accelerator:

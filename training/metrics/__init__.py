@@ -5,12 +5,22 @@ Each is an `evaluate.Metric`, fed by `add_batch` and computed by scikit-learn or
 
 from __future__ import annotations
 
+from typing import Any
+
 from evaluate import Metric
 
 from training.metrics.classification import Accuracy, MatthewsCorrelation, PrecisionRecallF1
 from training.metrics.regression import Correlation, Error
 
-__all__ = ["Accuracy", "Correlation", "Error", "MatthewsCorrelation", "PrecisionRecallF1", "build_metrics"]
+__all__ = [
+    "Accuracy",
+    "Correlation",
+    "Error",
+    "MatthewsCorrelation",
+    "PrecisionRecallF1",
+    "build_metrics",
+    "metric_names",
+]
 
 
 def build_metrics(problem_type: str, num_labels: int) -> list[Metric]:
@@ -26,3 +36,10 @@ def build_metrics(problem_type: str, num_labels: int) -> list[Metric]:
     for metric in metrics:
         metric.num_labels = num_labels
     return metrics
+
+
+def metric_names(problem_type: str) -> list[str]:
+    """What `build_metrics` will measure, found by measuring two examples."""
+    example: Any = {"regression": [0.0, 1.0], "multi_label_classification": [[0, 1], [1, 0]]}.get(problem_type, [0, 1])
+    metrics = build_metrics(problem_type, 2)
+    return [name for metric in metrics for name in metric.compute(predictions=example, references=example)]

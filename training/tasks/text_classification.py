@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from sklearn.metrics import classification_report, confusion_matrix, multilabel_confusion_matrix
 from transformers import AutoModelForSequenceClassification
 
 from training.config import Recipe, find_nearest
 from training.faults import BadInput
-from training.metrics import build_metrics
+from training.metrics import build_metrics, metric_names
 
 Array = NDArray[Any]
 
@@ -49,6 +50,14 @@ class TextClassification:
             raise BadInput("class_weights: only single_label_classification has them")
         if self.recipe.label_smoothing_factor and not single:
             raise BadInput("label_smoothing_factor: only single_label_classification has it")
+        wanted = self.recipe.metric_for_best_model
+        names = ["loss", *metric_names(self.problem_type)]
+        if wanted is not None and wanted.removeprefix("eval_") not in names:
+            nearest = find_nearest(wanted.removeprefix("eval_"), names)
+            raise BadInput(
+                f"metric_for_best_model: {wanted} is not measured; there are {', '.join(f'eval_{name}' for name in names)}"
+                + (f"; did you mean eval_{nearest}?" if nearest else "")
+            )
 
     @property
     def num_labels(self) -> int:
@@ -267,6 +276,29 @@ class TextClassification:
     def build_metrics(self) -> list[Any]:
         """Local `evaluate` modules for this kind of label."""
         return build_metrics(self.problem_type, self.num_labels)
+
+    def report(self, labels: Array, predictions: Array) -> dict[str, Any]:
+        """Precision, recall and F1 of each class, and the confusion matrix: row is the label, column the prediction.
+
+        For several labels the matrix of each is [[true negative, false positive], [false negative, true positive]];
+        regression has neither.
+        """
+        if self.problem_type == "regression":
+            return {}
+        classes = range(self.num_labels)
+        report = classification_report(
+            labels, predictions, labels=classes, target_names=self.label_names, output_dict=True, zero_division=0
+        )
+        if self.problem_type == "multi_label_classification":
+            matrices = multilabel_confusion_matrix(labels, predictions)
+            matrix: Any = {name: table.tolist() for name, table in zip(self.label_names, matrices, strict=True)}
+        else:
+            matrix = confusion_matrix(labels, predictions, labels=classes).tolist()
+        return {
+            "per_class": {name: report[name] for name in self.label_names},
+            "labels": self.label_names,
+            "confusion_matrix": matrix,
+        }
 
     def describe_prediction(self, label: Any, prediction: Any, score: Any) -> dict[str, Any]:
         """One line of eval_predictions.jsonl: names instead of numbers, score of what was predicted."""

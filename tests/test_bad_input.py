@@ -1,0 +1,390 @@
+"""Bad input: exit code 2, one message that names the cause, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import Run
+from training.config import Recipe, RecipeError, ResolvedRecipe, load_recipe
+
+Settings = dict[str, Any]
+Rows = list[dict[str, Any]]
+
+GOOD: Rows = [{"text": f"word{number} news", "label": "ab"[number % 2]} for number in range(20)]
+
+
+def write_rows(folder: Path, rows: Rows, name: str = "bad.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def with_row(row: dict[str, Any]) -> Rows:
+    return [*GOOD[:6], row, *GOOD[6:]]
+
+
+def no_such_file(given: Settings, folder: Path) -> None:
+    given["train_file"] = given["train_file"].replace("train.jsonl", "trian.jsonl")
+
+
+def empty_file(given: Settings, folder: Path) -> None:
+    (folder / "empty.jsonl").touch()
+    given["train_file"] = str(folder / "empty.jsonl")
+
+
+def header_only(given: Settings, folder: Path) -> None:
+    (folder / "header.csv").write_text("text,label\n")
+    given["train_file"] = str(folder / "header.csv")
+
+
+def wrong_text_column(given: Settings, folder: Path) -> None:
+    given["text_column"] = "txt"
+
+
+def wrong_label_column(given: Settings, folder: Path) -> None:
+    given["label_column"] = "category"
+
+
+def empty_text(given: Settings, folder: Path) -> None:
+    given["train_file"] = write_rows(folder, with_row({"text": "  ", "label": "a"}))
+
+
+def text_is_a_number(given: Settings, folder: Path) -> None:
+    given["train_file"] = write_rows(folder, [{"text": number, "label": "ab"[number % 2]} for number in range(9)])
+
+
+def null_label(given: Settings, folder: Path) -> None:
+    given["train_file"] = write_rows(folder, with_row({"text": "no label", "label": None}))
+
+
+def decimal_label(given: Settings, folder: Path) -> None:
+    given["train_file"] = write_rows(folder, [{"text": "x", "label": number / 2} for number in range(9)])
+
+
+def one_class(given: Settings, folder: Path) -> None:
+    given["train_file"] = write_rows(folder, [{"text": "x y", "label": "only"}] * 9)
+
+
+def unknown_validation_label(given: Settings, folder: Path) -> None:
+    given["train_file"] = write_rows(folder, GOOD, "train.jsonl")
+    given["validation_file"] = write_rows(folder, [*GOOD[:3], {"text": "new", "label": "c"}], "validation.jsonl")
+
+
+def broken_json(given: Settings, folder: Path) -> None:
+    path = Path(write_rows(folder, GOOD))
+    lines = path.read_text().splitlines()
+    lines[4] = '{"text": "cut off'
+    path.write_text("\n".join(lines))
+    given["train_file"] = str(path)
+
+
+def broken_csv(given: Settings, folder: Path) -> None:
+    (folder / "bad.csv").write_text("text,label\ngood,a\nfine,b\ntoo,many,fields\nlast,a\n")
+    given["train_file"] = str(folder / "bad.csv")
+
+
+def not_utf8(given: Settings, folder: Path) -> None:
+    (folder / "latin.csv").write_bytes(b"text,label\ngood,a\ncaf\xe9,b\n")
+    given["train_file"] = str(folder / "latin.csv")
+
+
+def unknown_format(given: Settings, folder: Path) -> None:
+    (folder / "data.xlsx").write_text("x")
+    given["train_file"] = str(folder / "data.xlsx")
+
+
+def glob_without_match(given: Settings, folder: Path) -> None:
+    given["train_file"] = str(folder / "part-*.jsonl")
+
+
+def unknown_key(given: Settings, folder: Path) -> None:
+    given["learning_rat"] = 1e-4
+
+
+def wrong_type(given: Settings, folder: Path) -> None:
+    given["max_train_steps"] = "ten"
+
+
+def not_a_number(given: Settings, folder: Path) -> None:
+    given["learning_rate"] = ".nan"
+
+
+def negative(given: Settings, folder: Path) -> None:
+    given["weight_decay"] = -0.1
+
+
+def batch_of_nothing(given: Settings, folder: Path) -> None:
+    given["train_batch_size"] = 0
+
+
+def absurd_batch(given: Settings, folder: Path) -> None:
+    given["train_batch_size"] = 10**9
+
+
+def too_many_samples(given: Settings, folder: Path) -> None:
+    given["max_train_samples"] = 5000
+
+
+def too_long(given: Settings, folder: Path) -> None:
+    given["max_length"] = 512
+
+
+def no_model(given: Settings, folder: Path) -> None:
+    given["model_name_or_path"] = str(folder / "nowhere")
+
+
+def model_is_a_file(given: Settings, folder: Path) -> None:
+    given["model_name_or_path"] = given["train_file"]
+
+
+def model_without_weights(given: Settings, folder: Path) -> None:
+    given["model_name_or_path"] = copy_model(given, folder, "model.safetensors")
+
+
+def model_without_config(given: Settings, folder: Path) -> None:
+    given["model_name_or_path"] = copy_model(given, folder, "config.json")
+
+
+def pickled_weights(given: Settings, folder: Path) -> None:
+    given["model_name_or_path"] = copy_model(given, folder, "model.safetensors")
+    (Path(given["model_name_or_path"]) / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def damaged_weights(given: Settings, folder: Path) -> None:
+    given["model_name_or_path"] = copy_model(given, folder)
+    weights = Path(given["model_name_or_path"]) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def no_tokenizer(given: Settings, folder: Path) -> None:
+    given["model_name_or_path"] = copy_model(given, folder, "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+
+
+def copy_model(given: Settings, folder: Path, *without: str) -> str:
+    target = folder / "model"
+    shutil.copytree(given["model_name_or_path"], target)
+    for name in without:
+        (target / name).unlink()
+    return str(target)
+
+
+def output_is_a_file(given: Settings, folder: Path) -> None:
+    (folder / "file").write_text("mine")
+    given["output_dir"] = str(folder / "file")
+
+
+def output_below_a_file(given: Settings, folder: Path) -> None:
+    (folder / "file").write_text("mine")
+    given["output_dir"] = str(folder / "file" / "run")
+
+
+def hub_model_without_network(given: Settings, folder: Path) -> None:
+    given["model_name_or_path"] = "bert-base-cased"
+
+
+def hub_data_without_network(given: Settings, folder: Path) -> None:
+    del given["train_file"], given["validation_file"]
+    given["dataset_name"] = "yelp_review_full"
+
+
+def nothing_to_train_on(given: Settings, folder: Path) -> None:
+    del given["train_file"]
+
+
+def fp16_on_cpu(given: Settings, folder: Path) -> None:
+    given["mixed_precision"] = "fp16"
+
+
+def no_such_attention(given: Settings, folder: Path) -> None:
+    given["attn_implementation"] = "flash_attention_2"
+
+
+def weight_for_no_class(given: Settings, folder: Path) -> None:
+    given["class_weights"] = {"sports": 2.0, "weather": 1.0}
+
+
+def weights_for_regression(given: Settings, folder: Path) -> None:
+    given.update(problem_type="regression", class_weights="balanced")
+
+
+def regression_of_words(given: Settings, folder: Path) -> None:
+    given["problem_type"] = "regression"
+
+
+def regression_of_infinity(given: Settings, folder: Path) -> None:
+    (folder / "bad.csv").write_text("text,label\na,1.5\nb,inf\nc,2\n")
+    given.update(problem_type="regression", train_file=str(folder / "bad.csv"), validation_fraction=0.5)
+
+
+def indicator_of_two(given: Settings, folder: Path) -> None:
+    (folder / "bad.csv").write_text("text,x,y\na,1,0\nb,0,2\nc,1,1\n")
+    given.update(problem_type="multi_label_classification", label_column='["x", "y"]')
+    given.update(train_file=str(folder / "bad.csv"), validation_file=str(folder / "bad.csv"))
+
+
+def no_such_metric(given: Settings, folder: Path) -> None:
+    given["metric_for_best_model"] = "eval_acuracy"
+
+
+def missing_split(given: Settings, folder: Path) -> None:
+    import datasets
+
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(GOOD)}).save_to_disk(str(folder / "saved"))
+    del given["train_file"], given["validation_file"]
+    given.update(dataset_name=str(folder / "saved"), validation_split="dev")
+
+
+def checkpoint_nowhere(given: Settings, folder: Path) -> None:
+    given["resume"] = str(folder / "step_00000001")
+
+
+def tokens_below_length(given: Settings, folder: Path) -> None:
+    given["per_device_batch_tokens"] = 32
+
+
+CASES: dict[Callable[[Settings, Path], None], str] = {
+    no_such_file: r"train_file: '.*trian.jsonl' does not exist; did you mean 'train.jsonl'\?",
+    empty_file: r"empty.jsonl' is empty",
+    header_only: r"header.csv: has no rows",
+    wrong_text_column: r"text_column 'txt' is not a column; it has text, label; did you mean text\?",
+    wrong_label_column: r"label_column 'category' is not a column; it has text, label",
+    empty_text: r"bad.jsonl, row 7: text column 'text' is empty",
+    text_is_a_number: r"text column 'text' must hold text, it holds int64",
+    null_label: r"bad.jsonl, row 7: column 'label' is empty; every row needs a label",
+    decimal_label: r"holds decimal numbers.*problem_type: regression",
+    one_class: r"holds only the label \['only'\]; two are needed",
+    unknown_validation_label: r"validation.jsonl, row 4: label 'c' is not one of the 2 labels of the training data, 'a', 'b'",
+    broken_json: r"bad.jsonl, line 5: not valid JSON",
+    broken_csv: r"bad.csv, line 4: 3 fields where the header has 2",
+    not_utf8: r"latin.csv, line 3: byte 0xe9 is not UTF-8",
+    unknown_format: r"data.xlsx' is none of .csv, .tsv, .json, .jsonl, .parquet",
+    glob_without_match: r"train_file: no file matches '.*part-\*.jsonl'",
+    unknown_key: r"learning_rat: unknown key; did you mean learning_rate\?",
+    wrong_type: r"max_train_steps: .*got 'ten'",
+    not_a_number: r"learning_rate: must be a finite number, got nan",
+    negative: r"weight_decay: .*greater than or equal to 0, got -0.1",
+    batch_of_nothing: r"train_batch_size: .*greater than or equal to 1, got 0",
+    absurd_batch: r"train_batch_size: .*less than or equal to 1000000, got 1000000000",
+    too_many_samples: r"max_train_samples: 5000 is more than the 203 rows",
+    too_long: r"max_length: 512 is more than the 128 positions",
+    no_model: r"model_name_or_path: '.*nowhere' does not exist",
+    model_is_a_file: r"is a file; give the folder that holds config.json",
+    model_without_weights: r"has a config.json but no weights",
+    model_without_config: r"has no config.json, so it is no model",
+    pickled_weights: r"only pickled weights \(.bin\), which can run code when loaded",
+    damaged_weights: r"model_name_or_path: .* could not be loaded",
+    no_tokenizer: r"could not be loaded|has no tokenizer files",
+    output_is_a_file: r"output_dir '.*file': '.*file' is a file; choose another output_dir",
+    output_below_a_file: r"output_dir '.*run': '.*file' is a file; choose another output_dir",
+    hub_model_without_network: r"model_name_or_path: 'bert-base-cased' could not be loaded.*give a local folder",
+    hub_data_without_network: r"dataset_name: 'yelp_review_full' .* could not be loaded.*give local files",
+    nothing_to_train_on: r"train_file or dataset_name: one of them must say what to train on",
+    fp16_on_cpu: r"mixed_precision: fp16 needs a GPU, this is cpu",
+    no_such_attention: r"could not be loaded: .*[Ff]lash",
+    weight_for_no_class: r"class_weights: must name each label once; unknown \['weather'\]",
+    weights_for_regression: r"class_weights: only single_label_classification has them",
+    regression_of_words: r"must hold numbers for regression, it holds",
+    regression_of_infinity: r"bad.csv, row 2: column 'label' must be a finite number, got inf",
+    indicator_of_two: r"bad.csv, row 2: column 'y' must be 0 or 1, got 2",
+    no_such_metric: r"metric_for_best_model: eval_acuracy is not measured; .*did you mean eval_accuracy\?",
+    missing_split: r"validation_split: .* has no split 'dev'; it has train",
+    checkpoint_nowhere: r"resume: .*step_00000001: no such folder",
+    tokens_below_length: r"per_device_batch_tokens: 32 cannot hold one example of max_length 64",
+}
+
+
+@pytest.mark.parametrize("spoil", CASES, ids=lambda case: case.__name__)
+def test_bad_input_is_told_in_one_message(
+    recipe: Settings, train: Callable[[Mapping[str, Any]], Run], tmp_path: Path, cache: Path, spoil: Callable[..., None]
+) -> None:
+    spoil(recipe, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    run = train(recipe)
+    assert run.exit_code == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stderr.startswith("onecurve: ")
+    assert run.stderr.count("onecurve: ") == 1
+    assert re.search(CASES[spoil], " ".join(run.stderr.split())), run.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before, (
+        "nothing is written or lost"
+    )
+    assert not list((cache / "prepared").glob(".*.*")), "no half-made data is left"
+
+
+def test_all_problems_of_a_recipe_are_told_at_once(recipe: Settings, train: Callable[[Mapping[str, Any]], Run]) -> None:
+    run = train({**recipe, "learning_rat": 1, "weight_decay": -1, "train_batch_size": 0, "lr_scheduler_type": "liner"})
+    assert "4 problems" in run.stderr
+    for name in ("learning_rat", "weight_decay", "train_batch_size", "lr_scheduler_type"):
+        assert f"\n  {name}: " in run.stderr
+    assert "did you mean linear?" in run.stderr
+
+
+def test_an_output_dir_of_another_recipe_is_refused(
+    recipe: Settings, train: Callable[[Mapping[str, Any]], Run]
+) -> None:
+    recipe["max_train_steps"] = 2
+    assert train(recipe).exit_code == 0
+    kept = {path: path.read_bytes() for path in Path(recipe["output_dir"]).rglob("*") if path.is_file()}
+    run = train({**recipe, "learning_rate": 2e-3, "seed": 1})
+    assert run.exit_code == 2
+    assert "holds a run of another recipe" in run.stderr
+    assert "learning_rate: 0.001 -> 0.002" in run.stderr
+    assert "seed: 42 -> 1" in run.stderr
+    assert {path: path.read_bytes() for path in Path(recipe["output_dir"]).rglob("*") if path.is_file()} == kept
+
+
+def test_a_row_too_few_to_split_is_told(
+    recipe: Settings, train: Callable[[Mapping[str, Any]], Run], tmp_path: Path
+) -> None:
+    del recipe["validation_file"]
+    run = train({**recipe, "train_file": write_rows(tmp_path, GOOD[:2])})
+    assert run.exit_code == 2
+    assert "2 rows are too few to hold out 0.1 of them" in run.stderr
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.lists(st.integers() | st.text(max_size=5), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
+)
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+@given(st.dictionaries(st.sampled_from(sorted(Recipe.model_fields)) | st.text(max_size=10), VALUES, max_size=8))
+def test_any_recipe_is_accepted_or_refused_in_words(tmp_path: Path, content: dict[str, Any]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    try:
+        resolved = load_recipe(str(path))
+    except RecipeError as error:
+        assert error.problems
+        assert all(problem.strip() for problem in error.problems)
+    else:
+        assert isinstance(resolved, ResolvedRecipe)
+        (tmp_path / "again.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
+        assert load_recipe(str(tmp_path / "again.yaml")).recipe == resolved.recipe
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_file_as_a_recipe_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError):
+        load_recipe(str(path))
