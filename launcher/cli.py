@@ -1,0 +1,241 @@
+"""`onecurve`: where a recipe runs.
+
+    onecurve run RECIPE [--key value ...]     choose a topology, check, start and mind the training
+    onecurve check [RECIPE]                   every problem before a device is held; without a recipe, of the machine
+    onecurve plan RECIPE --devices 8xH100-80GB
+    onecurve watch RUN, compare RUN RUN, resume RUN, predict RUN --input FILE --output FILE
+
+Only this module prints and exits; the others return data. Nothing heavy is imported before a subcommand needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launcher.errors import LauncherError, PreflightFailed
+
+if TYPE_CHECKING:
+    from launcher.command import Command
+    from launcher.machine import Machine
+    from launcher.topology import Topology
+    from training.config import Recipe
+
+app = typer.Typer(
+    name="onecurve",
+    help="One recipe, one loss curve, any machine: start, check, plan and watch trainings.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # Its help is plain text, and answers twice as fast.
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Words that a subcommand does not know are the recipe's keys.
+_TAKES_RECIPE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe, such as training/recipes/demo.yaml")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory: the recipe's output_dir")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object for a program")]
+TopologyOption = Annotated[
+    str | None, typer.Option("--topology", metavar="NAME", help="a name in accelerate_configs/, or a YAML's path")
+]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--num_processes", "--num-processes", min=1, help="processes over all machines, instead of one a device"
+    ),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="show the choice and the command, start nothing")]
+RestartsOption = Annotated[
+    int,
+    typer.Option("--max-restarts", "--max_restarts", min=0, help="starts again from the last checkpoint after a crash"),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks, and all that the launched tools print")]
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run_command_line(sys.argv[1:]))
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Run the command line; whatever goes wrong becomes one message on stderr.
+
+    Returns:
+        0, the exit code of the error (launcher/errors.py), or the training's.
+    """
+    command = typer.main.get_command(app)
+    try:
+        return int(command.main(list(arguments), prog_name="onecurve", standalone_mode=False) or 0)
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        exit_code, message = _describe(error)
+        print(f"onecurve: {message}", file=sys.stderr)
+        return exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _describe(error: Exception) -> tuple[int, str]:
+    from training.config import RecipeError
+
+    if isinstance(error, LauncherError):
+        return error.exit_code, str(error)
+    if isinstance(error, RecipeError):
+        return 2, str(error)
+    if hasattr(error, "format_message"):  # typer's own errors: an unknown option, a missing argument.
+        return 2, f"{error.format_message()} (onecurve --help lists what there is)"
+    if isinstance(error, typer.Abort):
+        return 130, "aborted"
+    return 1, f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"
+
+
+# run ---------------------------------------------------------------------------------------------------------
+
+
+@app.command(context_settings=_TAKES_RECIPE_KEYS)
+def run(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    topology: TopologyOption = None,
+    num_processes: ProcessesOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    max_restarts: RestartsOption = 0,
+    debug: DebugOption = False,
+) -> int:
+    """Choose a topology for this machine, check the recipe, start the training and mind it.
+
+    --key value overrides a recipe's key. The training's exit code comes back: 0 finished, 2 bad input, 3 diverged,
+    75 stopped with a checkpoint, 1 anything else. Ctrl-C, SIGTERM and SIGUSR1 ask for a checkpoint and a stop.
+    """
+    from launcher.command import parse_overrides
+
+    return _train(
+        str(recipe), parse_overrides(context.args), topology, num_processes, dry_run, as_json, max_restarts, debug
+    )
+
+
+@app.command()
+def resume(
+    run: RunArgument,
+    topology: TopologyOption = None,
+    num_processes: ProcessesOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    max_restarts: RestartsOption = 0,
+    debug: DebugOption = False,
+) -> int:
+    """Go on with a run from its last checkpoint, on whatever this machine has."""
+    from launcher.history import check_run
+
+    overrides = {"output_dir": str(run), "resume": "auto"}
+    return _train(
+        str(check_run(run) / "config.yaml"), overrides, topology, num_processes, dry_run, as_json, max_restarts, debug
+    )
+
+
+def _train(
+    recipe_path: str,
+    overrides: dict[str, str],
+    topology_name: str | None,
+    num_processes: int | None,
+    dry_run: bool,
+    as_json: bool,
+    max_restarts: int,
+    debug: bool,
+) -> int:
+    from launcher.command import build_command, find_root
+    from launcher.machine import detect_machine
+    from launcher.preflight import check_recipe
+    from launcher.supervise import Ending, supervise, supervise_with_restarts
+    from training.config import load_recipe
+
+    root = find_root()
+    resolved = load_recipe(recipe_path, overrides)
+    machine = detect_machine()
+    topology = _pick_topology(root, machine, resolved.recipe, topology_name, num_processes)
+    command = build_command(root, recipe_path, overrides, topology, machine)
+    findings = check_recipe(resolved.recipe, topology, machine)
+    if as_json and dry_run:
+        print(json.dumps(_describe_launch(command, topology, findings), indent=2))
+        return PreflightFailed.exit_code if any(finding.severity == "error" for finding in findings) else 0
+    for line in topology.reasons:
+        _tell(line)
+    _tell(command.to_shell())
+    for finding in findings:
+        if finding.severity == "warning":
+            _tell(f"warning: {finding.message}")
+    errors = [finding.message for finding in findings if finding.severity == "error"]
+    if errors:
+        raise PreflightFailed(errors)
+    if dry_run:
+        return 0
+
+    def start(attempt: int) -> Ending:
+        again = command if attempt == 0 else build_command(
+            root, recipe_path, {**overrides, "resume": "auto"}, topology, machine
+        )  # fmt: skip
+        return supervise(again, Path(resolved.recipe.output_dir), debug)
+
+    ending = supervise_with_restarts(start, max_restarts, _tell)
+    if ending.message:
+        print(f"onecurve: {ending.message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"exit_code": ending.exit_code, "run": resolved.recipe.output_dir, "message": ending.message}))
+    return ending.exit_code
+
+
+def _tell(line: str) -> None:
+    """What the launcher says of itself goes to stderr: stdout is the training's, or a program's JSON."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _pick_topology(
+    root: Path, machine: Machine, recipe: Recipe, name: str | None, num_processes: int | None
+) -> Topology:
+    from launcher.topology import build_topology, choose_topology
+
+    shape, work = _read_model(recipe, machine)
+    if name is None:
+        return choose_topology(root, machine, shape, work, num_processes)
+    reasons = (
+        f"found     {machine.describe()}", f"chosen    {name}", "because   --topology says so"
+    )  # fmt: skip
+    return build_topology(root, machine, name, num_processes, reasons)
+
+
+def _read_model(recipe: Recipe, machine: Machine) -> tuple[Any, Any]:
+    from launcher.errors import UnreadableModel
+    from launcher.plan import build_work
+    from launcher.shape import load_shape
+
+    try:
+        shape = load_shape(recipe.model_name_or_path, num_labels=2)
+    except UnreadableModel:
+        shape = None
+    return shape, build_work(recipe, shape, machine.kind, recipe.max_length, num_processes=1)
+
+
+def _describe_launch(command: Command, topology: Topology, findings: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "topology": topology.name,
+        "strategy": topology.strategy,
+        "num_processes": topology.num_processes,
+        "num_machines": topology.num_machines,
+        "reasons": list(topology.reasons),
+        "command": list(command.words),
+        "environment": dict(command.environment),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+if __name__ == "__main__":
+    main()

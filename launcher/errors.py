@@ -1,0 +1,63 @@
+"""What the launcher refuses, each with its exit code; told as one message on stderr, without a traceback.
+
+::
+
+    Exception
+    ├── RecipeError               2   training/config.py: the recipe is wrong, all problems at once
+    └── LauncherError             2
+        ├── UsageError            2   the command line asks for something that does not exist
+        ├── UnknownTopology       2   no such YAML, or one that can't be read
+        ├── Unsuitable            2   this machine can't do what was asked
+        ├── PreflightFailed       2   `check` found errors; holds all of them
+        ├── UnreadableModel       2   no config.json to do arithmetic with
+        ├── NotARun               2   a folder that no training has written
+        └── LaunchFailed          1   the processes ended and nobody could say why
+
+The training's own exit codes (0 finished, 2 bad input, 3 diverged, 75 preempted, 1 anything else) pass through `run` and
+`resume` unchanged. Anything that is not in this tree is a bug: exit code 1, and `--debug` shows its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LauncherError(Exception):
+    """Something that the user can put right; `exit_code` is what `onecurve` returns."""
+
+    exit_code = 2
+
+
+class UsageError(LauncherError):
+    """The command line asks for something that does not exist."""
+
+
+class UnknownTopology(LauncherError):
+    """No such accelerate YAML, or one that can't be read."""
+
+
+class Unsuitable(LauncherError):
+    """This machine can't do what was asked."""
+
+
+class PreflightFailed(LauncherError):
+    """Errors that `check` found before anything was started."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__("\n  ".join([f"{count} found before the start:", *self.problems]))
+
+
+class UnreadableModel(LauncherError):
+    """No config.json to do arithmetic with."""
+
+
+class NotARun(LauncherError):
+    """A folder that no training has written."""
+
+
+class LaunchFailed(LauncherError):
+    """The processes ended and nobody could say why."""
+
+    exit_code = 1

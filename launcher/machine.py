@@ -1,0 +1,207 @@
+"""What this machine has: devices, cores, memory, and what Slurm gave of it. Found without torch, in milliseconds."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launcher.errors import Unsuitable
+
+MIB = 1024**2
+GIB = 1024**3
+
+_NVIDIA_FIELDS = "index,uuid,name,memory.total,memory.used,compute_cap"
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator."""
+
+    index: int
+    name: str
+    memory_bytes: int
+    used_bytes: int = 0
+    compute_capability: float = 0.0
+
+
+@dataclass(frozen=True)
+class SlurmStep:
+    """This node's place in a Slurm job."""
+
+    job_id: str
+    num_nodes: int
+    node_rank: int
+    head_address: str
+    is_batch_shell: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a training can use here.
+
+    Attributes:
+        kind: the device kind that PyTorch would use.
+        devices: CUDA devices that are visible; one entry for Apple's GPU; empty on a CPU.
+        num_cores: physical cores that this process may use.
+        memory_bytes: host memory that this process may use: a container's limit, or the machine's.
+        available_bytes: of it, what is not in use.
+    """
+
+    kind: Literal["cuda", "mps", "cpu"]
+    devices: tuple[Device, ...]
+    num_cores: int
+    memory_bytes: int
+    available_bytes: int
+    slurm: SlurmStep | None = None
+
+    def describe(self) -> str:
+        """A line for people."""
+        host = f"{self.num_cores} core{'s' * (self.num_cores != 1)}, {self.memory_bytes / GIB:.0f} GiB memory"
+        if self.kind == "cpu":
+            return f"no GPU, {host}"
+        names = sorted({f"{device.name}, {device.memory_bytes / GIB:.0f} GiB" for device in self.devices})
+        return f"{len(self.devices)} GPU{'s' * (len(self.devices) != 1)} ({'; '.join(names)}), {host}"
+
+
+def detect_machine(environment: Mapping[str, str] | None = None) -> Machine:
+    """Look at the machine; `environment` stands in for the process's own.
+
+    Raises:
+        Unsuitable: Slurm's environment is incomplete.
+    """
+    environment = os.environ if environment is None else environment
+    devices = find_nvidia_devices(environment)
+    total, available = read_host_memory()
+    kind: Literal["cuda", "mps", "cpu"] = "cuda" if devices else "cpu"
+    if not devices and platform.system() == "Darwin" and platform.machine() == "arm64":
+        # Apple's GPU shares the host's memory; Metal grants about three quarters of it (recommendedMaxWorkingSetSize).
+        kind, devices = "mps", (Device(0, "Apple GPU", total * 3 // 4),)
+    return Machine(kind, devices, count_cores(), total, available, find_slurm_step(environment))
+
+
+def find_nvidia_devices(environment: Mapping[str, str]) -> tuple[Device, ...]:
+    """NVIDIA devices as nvidia-smi lists them, those that CUDA_VISIBLE_DEVICES hides left out."""
+    if shutil.which("nvidia-smi", path=environment.get("PATH")) is None:
+        return ()
+    try:
+        result = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={_NVIDIA_FIELDS}", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+            env=dict(environment),
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()  # A driver that does not answer: PyTorch would find no device either.
+    return parse_nvidia_devices(result.stdout, environment.get("CUDA_VISIBLE_DEVICES"))
+
+
+def parse_nvidia_devices(text: str, visible: str | None) -> tuple[Device, ...]:
+    """Devices from nvidia-smi's CSV, in the order in which CUDA numbers the visible ones."""
+    by_name: dict[str, Device] = {}
+    for row in csv.reader(text.splitlines(), skipinitialspace=True):
+        if len(row) != len(_NVIDIA_FIELDS.split(",")):
+            continue
+        index, uuid, name, total, used, capability = (field.strip() for field in row)
+        if not index.isdigit() or not total.isdigit():
+            continue  # "[N/A]": a device that is lost or split by MIG can't be planned with.
+        device = Device(
+            int(index), name, int(total) * MIB, int(used) * MIB if used.isdigit() else 0, _to_float(capability)
+        )
+        by_name[index] = by_name[uuid] = device
+    if visible is None:
+        return tuple(device for name, device in by_name.items() if name.isdigit())
+    chosen = []
+    for word in (word.strip() for word in visible.split(",")):
+        match = by_name.get(word) or next((by_name[name] for name in by_name if word and name.startswith(word)), None)
+        if match is None:
+            break  # CUDA ignores everything behind the first name that it does not know.
+        chosen.append(match)
+    return tuple(chosen)
+
+
+def _to_float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def count_cores() -> int:
+    """Physical cores that this process may use: its affinity, hyperthreads counted once, within a container's quota."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    usable = os.sched_getaffinity(0)
+    siblings = set()
+    for core in usable:
+        path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        siblings.add(_read_text(path) or str(core))
+    quota = _read_text(Path("/sys/fs/cgroup/cpu.max")).split()
+    limit = int(quota[0]) / int(quota[1]) if len(quota) == 2 and quota[0].isdigit() else len(usable)
+    return max(1, min(len(siblings), int(limit)))
+
+
+def read_host_memory() -> tuple[int, int]:
+    """Bytes of memory that this process may use, and bytes of it that are free."""
+    fields = {}
+    for line in _read_text(Path("/proc/meminfo")).splitlines():
+        name, _, value = line.partition(":")
+        fields[name] = int(value.split()[0]) * 1024
+    if "MemTotal" in fields:
+        total, available = fields["MemTotal"], fields.get("MemAvailable", fields["MemTotal"])
+        limit = _read_text(Path("/sys/fs/cgroup/memory.max"))
+        used = _read_text(Path("/sys/fs/cgroup/memory.current"))
+        if limit.isdigit() and used.isdigit():
+            total, available = min(total, int(limit)), min(available, max(0, int(limit) - int(used)))
+        return total, available
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total, total
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def find_slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
+    """This node's place in a Slurm job, or None outside one.
+
+    Raises:
+        Unsuitable: the first host of the job can't be named.
+    """
+    if "SLURM_JOB_ID" not in environment:
+        return None
+    num_nodes = int(environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_JOB_NUM_NODES") or 1)
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or "localhost"
+    return SlurmStep(
+        job_id=environment["SLURM_JOB_ID"],
+        num_nodes=num_nodes,
+        node_rank=int(environment.get("SLURM_NODEID", "0")),
+        head_address=first_host(nodes) if num_nodes > 1 else "localhost",
+        is_batch_shell="SLURM_STEP_ID" not in environment or environment.get("SLURM_STEP_ID") == "4294967291",
+    )
+
+
+def first_host(nodes: str) -> str:
+    """The first name of a Slurm host list: "gpu[07-09,12],cpu1" gives "gpu07".
+
+    Raises:
+        Unsuitable: the list has a form that this does not read.
+    """
+    head, bracket, rest = nodes.partition("[")
+    if not bracket or "," in head:
+        return nodes.split(",")[0]
+    inside, closing, tail = rest.partition("]")
+    if not closing or not inside:
+        raise Unsuitable(f"Slurm's host list {nodes!r} can't be read")
+    return head + inside.split(",")[0].split("-")[0] + tail.split(",")[0]

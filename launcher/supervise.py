@@ -1,0 +1,227 @@
+"""Start `accelerate launch`, stay its parent, turn signals into a stop, and return the training's own exit code.
+
+accelerate flattens exit codes, and a signal to torch's elastic agent orphans or kills its workers. So the launched
+processes live in a process group of their own, which no terminal or scheduler signals; a stop reaches them as a file,
+and how they ended is read from the status file that the training writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from launcher.command import Command
+from launcher.errors import LaunchFailed
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+)
+
+# After these, another start would end the same way, or has nothing to do: finished, bad input, diverged, preempted.
+FINAL_EXIT_CODES = frozenset({0, 2, 3, 75})
+
+_AGENT_LOG = re.compile(r"[WEI]\d{4} [\d:.]+ +\d+ torch/distributed/")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a training ended.
+
+    Attributes:
+        exit_code: the training's own, or 1 where it could not say.
+        message: one line for the user; empty where the training has said it already.
+        was_stopped: a signal asked for the end.
+    """
+
+    exit_code: int
+    message: str = ""
+    was_stopped: bool = False
+
+
+def supervise(command: Command, run_directory: Path | None, shows_everything: bool = False) -> Ending:
+    """Run one launch to its end.
+
+    Args:
+        run_directory: where to look for the status on machines other than the first, which alone is told it directly.
+        shows_everything: let the launching tools' own tracebacks through.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="onecurve-"))
+    try:
+        stop = _Stop(folder / "STOP")
+        variables = {
+            **os.environ,
+            **command.environment,
+            "ONECURVE_STATUS_FILE": str(folder / "status.json"),
+            "ONECURVE_STOP_FILE": str(stop.path),
+            "ONECURVE_NUM_PROCESSES": str(command.num_processes),
+        }
+        with stop.listening():
+            return_code = _launch(command, variables, stop, shows_everything)
+        status = read_status(folder / "status.json")
+        if status is None and run_directory is not None and command.num_processes > 1:
+            status = read_status(run_directory / "status.json") if "--machine_rank" in command.words else None
+        return judge(return_code, status, stop.was_asked)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _launch(command: Command, variables: Mapping[str, str], stop: _Stop, shows_everything: bool) -> int:
+    try:
+        process = subprocess.Popen(
+            command.words,
+            env=variables,
+            stdin=subprocess.DEVNULL,  # A background group that reads the terminal would be halted.
+            stderr=None if shows_everything else subprocess.PIPE,
+            start_new_session=False,
+            process_group=0,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise LaunchFailed(f"{command.words[0]} could not be started: {error}") from None
+    stop.group = process.pid
+    reader = None
+    if process.stderr is not None:
+        reader = threading.Thread(target=_pass_on, args=(process.stderr,), daemon=True)
+        reader.start()
+    return_code = process.wait()
+    if reader is not None:
+        reader.join(timeout=5)  # An orphan may hold the pipe open.
+    return return_code
+
+
+def _pass_on(stream: IO[str]) -> None:
+    for line in drop_agent_noise(stream):
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+
+def drop_agent_noise(lines: Iterable[str]) -> Iterator[str]:
+    """Leave out what torch's elastic agent and accelerate print about a process that has already said why it failed.
+
+    Dropped are the agent's log lines, and a traceback that ends in ChildFailedError or CalledProcessError together with
+    the banner behind it. Every other traceback comes through whole.
+    """
+    held: list[str] = []
+    in_banner = False
+    for line in lines:
+        if in_banner:
+            # The banner stands between two lines of "=", with lines of "-" and indented text inside.
+            if line.startswith("=====") and len(held) > 1:
+                held, in_banner = [], False
+            else:
+                held.append(line)
+            continue
+        if held:
+            held.append(line)
+            if line[:1].isspace():
+                continue
+            if "ChildFailedError" in line:
+                held, in_banner = [line], True
+            elif "CalledProcessError" in line:
+                held = []
+            else:
+                yield from held
+                held = []
+        elif line.startswith("Traceback (most recent call last)"):
+            held = [line]
+        elif not _AGENT_LOG.match(line):
+            yield line
+    if not in_banner:
+        yield from held
+
+
+class _Stop:
+    """Turns signals into a STOP file: the first asks for a checkpoint, the second ends the processes, the third kills."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.group: int | None = None
+        self._count = 0
+
+    @property
+    def was_asked(self) -> bool:
+        return self._count > 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        before: list[tuple[signal.Signals, Any]] = []
+        if threading.current_thread() is threading.main_thread():
+            before = [(number, signal.signal(number, self._handle)) for number in STOP_SIGNALS]
+        try:
+            yield
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        name = signal.Signals(number).name
+        if self._count == 1:
+            self.path.touch()
+            _say(f"onecurve: {name}: asked the training to write a checkpoint and stop; again to end it at once")
+        elif self.group is not None:
+            forced = signal.SIGTERM if self._count == 2 else signal.SIGKILL
+            _say(f"onecurve: {name} again: ending all processes without a checkpoint")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.group, forced)
+
+
+def _say(message: str) -> None:
+    os.write(2, f"{message}\n".encode())  # A signal may come in the middle of a buffered write.
+
+
+def read_status(path: Path) -> dict[str, Any] | None:
+    """A status file's content; None where there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def judge(return_code: int, status: Mapping[str, Any] | None, was_stopped: bool = False) -> Ending:
+    """What became of a training, from the launcher's return code and the status that the training left."""
+    ended = f"signal {-return_code}" if return_code < 0 else f"exit code {return_code}"
+    if status is None:
+        if return_code == 0:
+            return Ending(0, was_stopped=was_stopped)
+        message = (
+            f"accelerate launch ended with {ended} before the training could say why; --debug shows all of its output"
+        )
+        return Ending(1, message, was_stopped)
+    step, code = status.get("step", 0), status.get("exit_code")
+    if code is None:
+        message = f"a process was killed or died at step {step}, after which accelerate launch ended with {ended}"
+        return Ending(1, message, was_stopped)
+    if code == 0 and return_code != 0:
+        return Ending(1, f"the training finished, but accelerate launch ended with {ended}", was_stopped)
+    message = f"failed at step {step}: {status.get('message', '')}" if code == 1 else ""
+    return Ending(int(code), message, was_stopped)
+
+
+def supervise_with_restarts(start: Callable[[int], Ending], max_restarts: int, say: Callable[[str], None]) -> Ending:
+    """Start again after a crash, at most `max_restarts` times, each from the last checkpoint.
+
+    Args:
+        start: runs one launch; its argument counts from 0.
+    """
+    for attempt in range(max_restarts + 1):
+        ending = start(attempt)
+        if ending.exit_code in FINAL_EXIT_CODES or ending.was_stopped or attempt == max_restarts:
+            return ending
+        say(f"{ending.message or 'it crashed'}; restart {attempt + 1} of {max_restarts} from the last checkpoint")
+    raise AssertionError("the last attempt returns")
