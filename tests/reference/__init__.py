@@ -1,0 +1,1 @@
+"""Onecurve against the tutorial's three ways: the native loop, transformers.Trainer, Keras."""
