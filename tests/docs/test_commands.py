@@ -1,0 +1,244 @@
+"""Every shell command in the documents can be typed as it stands.
+
+All of them are parsed: files, Makefile targets, options and recipe keys must exist. One training for each topology and
+recipe is run as well, with a tiny model, two steps and, where the topology has more than one process, two processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from training.config import load_recipe, parse_arguments
+
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Words of the shell that need no check of ours.
+PLAIN_COMMANDS = {"cat", "cd", "export", "git", "head", "kill", "ls", "scancel", "squeue", "tail", "touch"}
+ENVIRONMENT_SCRIPTS = {"python", "pytest", "ruff", "mypy", "pip"}
+
+# Fences may be indented, in a list.
+_BASH_BLOCK = re.compile(r"^[ ]*```bash\n(.*?)^[ ]*```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)|(?:src|href)=\"([^\"#]+)\"")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command line of one page."""
+
+    page: str
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        """The words, without variables set in front and without the environment's folder."""
+        words = shlex.split(self.text, comments=True)
+        while words and re.fullmatch(r"\w+=.*", words[0]):
+            words.pop(0)
+        if words and words[0].startswith(".venv/bin/"):
+            words[0] = words[0].removeprefix(".venv/bin/")
+        return words
+
+    @property
+    def is_training(self) -> bool:
+        return self.words[:2] == ["accelerate", "launch"]
+
+
+def find_commands() -> Iterator[Command]:
+    for page in PAGES:
+        for block in _BASH_BLOCK.findall(page.read_text(encoding="utf-8")):
+            for line in block.replace("\\\n", " ").splitlines():
+                for text in re.split(r"\s(?:&&|\|)\s", line.strip()):
+                    if text and not text.startswith("#"):
+                        yield Command(page.name, text)
+
+
+COMMANDS = list(dict.fromkeys(find_commands()))
+TRAININGS = [command for command in COMMANDS if command.is_training]
+
+
+def _name(command: Command) -> str:
+    return f"{command.page}: {command.text}"
+
+
+@lru_cache
+def launch_options() -> dict[str, bool]:
+    """Options of `accelerate launch`, and whether a value follows."""
+    from accelerate.commands.launch import launch_command_parser
+
+    return {
+        option: action.nargs != 0 for action in launch_command_parser()._actions for option in action.option_strings
+    }
+
+
+def split_training(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The launcher's options and the script's arguments of `accelerate launch [options] training/run.py [arguments]`."""
+    assert "training/run.py" in words, "accelerate launch runs training/run.py"
+    position = words.index("training/run.py")
+    options: dict[str, str] = {}
+    left = words[2:position]
+    while left:
+        option = left.pop(0)
+        assert option in launch_options(), f"{option} is no option of `accelerate launch`"
+        options[option] = left.pop(0) if launch_options()[option] else ""
+    return options, words[position + 1 :]
+
+
+def check_training(words: list[str]) -> None:
+    options, arguments = split_training(words)
+    assert "--config_file" in options, "a topology is named, or accelerate takes what is configured on the machine"
+    assert (ROOT / options["--config_file"]).is_file()
+    path, flags = parse_arguments(arguments)
+    if path is not None and not (ROOT / path).exists():
+        # A run directory's config.yaml, which is a recipe too.
+        assert path.startswith("runs/"), f"{path} is not there"
+        path = "training/recipes/demo.yaml"
+    load_recipe(None if path is None else str(ROOT / path), flags)
+
+
+def check_make(words: list[str]) -> None:
+    targets = set(re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(words[1:]) <= targets, f"the Makefile has {', '.join(sorted(targets))}"
+
+
+def check_python(words: list[str]) -> None:
+    if words[1] == "-m":
+        module = words[2].replace(".", "/")
+        known = words[2] in ENVIRONMENT_SCRIPTS
+        assert known or (ROOT / f"{module}.py").is_file() or (ROOT / module / "__main__.py").is_file()
+    elif words[1] != "-c":
+        assert (ROOT / words[1]).is_file()
+
+
+def check_onecurve(words: list[str]) -> None:
+    command = [sys.executable, "-m", "launcher", *words[1:2], "--help"]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}
+    )
+    assert result.returncode == 0, result.stderr
+    arguments = words[2 : words.index("--")] if "--" in words else words[2:]
+    for option in [word.partition("=")[0] for word in arguments if word.startswith("--")]:
+        assert option in result.stdout or option.removeprefix("--").replace("-", "_") in recipe_keys(), option
+
+
+def recipe_keys() -> set[str]:
+    from training.config import Recipe
+
+    return set(Recipe.model_fields) | {"config"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=_name)
+def test_command_can_be_typed(command: Command) -> None:
+    words = command.words
+    name = words[0]
+    if command.is_training:
+        check_training(words)
+    elif name == "make":
+        check_make(words)
+    elif name in ("python", "python3"):
+        check_python(words)
+    elif name == "onecurve":
+        check_onecurve(words)
+    elif name in ("sbatch", "bash", "."):
+        script = next(word for word in words[1:] if not word.startswith("-"))
+        assert script.startswith(".venv/") or (ROOT / script).is_file(), f"{script} is not there"
+    else:
+        known = PLAIN_COMMANDS | ENVIRONMENT_SCRIPTS
+        assert name in known, f"{name}: a command of a new kind needs a check here"
+        if name in ENVIRONMENT_SCRIPTS:
+            for word in words[1:]:
+                if "/" in word and not word.startswith("-"):
+                    assert (ROOT / word).exists(), f"{word} is not there"
+
+
+def test_documents_have_commands() -> None:
+    assert len(TRAININGS) >= 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for match in _LINK.finditer(page.read_text(encoding="utf-8")):
+        target = match[1] or match[2]
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_every_topology_is_described() -> None:
+    text = (ROOT / "docs" / "topologies.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`(\w+\.yaml)`", text))
+    shipped = {path.name for path in (ROOT / "accelerate_configs").glob("*.yaml")}
+    assert shipped <= described, "docs/topologies.md describes each YAML of accelerate_configs/"
+    assert described - shipped <= {"config.yaml"}, "docs/topologies.md names no YAML that is not there"
+
+
+def run_training(command: Command, recipe: Mapping[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a documented command with a tiny model and data in place of its own, for two steps."""
+    options, arguments = split_training(command.words)
+    topology = yaml.safe_load((ROOT / options["--config_file"]).read_text(encoding="utf-8"))
+    num_processes = int(options.get("--num_processes", topology["num_processes"]))
+    options.update({"--mixed_precision": "no", "--num_processes": str(min(2, num_processes))})
+    options.pop("--machine_rank", None)
+    options.pop("--main_process_ip", None)
+    if topology.get("num_machines", 1) > 1:
+        options["--num_machines"] = "1"
+    path, flags = parse_arguments(arguments)
+    if path is not None and (ROOT / path).is_file():
+        flags = {"config": path, **flags}
+    replaced = {
+        **recipe,
+        **dict.fromkeys(("dataset_name", "dataset_config_name", "max_train_samples", "max_eval_samples")),
+        "text_column": "text",
+        "label_column": "label",
+        "max_train_steps": 2,
+        "output_dir": str(folder / "run"),
+    }
+    replaced = {key: value if isinstance(value, str) else json.dumps(value) for key, value in replaced.items()}
+    script = [word for key, value in {**flags, **replaced}.items() for word in (f"--{key}", value)]
+    launcher = [word for option, value in options.items() for word in (option, value) if word]
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *launcher, "training/run.py", *script],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def choose_trainings() -> list[Command]:
+    """One command for each topology and recipe: what else they say was checked without a start."""
+    chosen: dict[tuple[str, ...], Command] = {}
+    for command in TRAININGS:
+        if "--eval_only" not in command.words:  # It needs a training that was there before.
+            files = tuple(word for word in command.words if word.endswith(".yaml"))
+            chosen.setdefault(files, command)
+    return list(chosen.values())
+
+
+# The first is quick enough for every run of the tests.
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.slow if number else (), id=_name(command))
+        for number, command in enumerate(choose_trainings())
+    ],
+)
+def test_training_command_runs(command: Command, recipe: dict[str, Any], tmp_path: Path) -> None:
+    result = run_training(command, recipe, tmp_path)
+    assert result.returncode == 0, result.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text(encoding="utf-8"))
+    assert (status["state"], status["step"]) == ("finished", 2)
