@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.errors import LauncherError, PreflightFailed
+from launcher.errors import LauncherError, PreflightFailed, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from launcher.command import Command
     from launcher.machine import Machine
+    from launcher.preflight import Finding
     from launcher.topology import Topology
     from training.config import Recipe
 
@@ -235,6 +238,225 @@ def _describe_launch(command: Command, topology: Topology, findings: Sequence[An
         "environment": dict(command.environment),
         "findings": [asdict(finding) for finding in findings],
     }
+
+
+# check -------------------------------------------------------------------------------------------------------
+
+
+@app.command(context_settings=_TAKES_RECIPE_KEYS)
+def check(
+    context: typer.Context,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="a recipe; without one, the machine")
+    ] = None,
+    topology: TopologyOption = None,
+    num_processes: ProcessesOption = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="load data, labels, tokenizer and model for real, in a process of its own")
+    ] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Find every problem before a device is held: recipe, files, model, memory, disk, YAML, ports, packages.
+
+    Without a recipe it is a doctor of the machine. Exit code 0 if nothing stands in the way, else 2.
+    """
+    from launcher.command import find_root, parse_overrides
+    from launcher.deep_check import check_deeply
+    from launcher.machine import detect_machine
+    from launcher.preflight import Finding, check_machine, check_recipe
+    from training.config import RecipeError, load_recipe
+
+    root, machine = find_root(), detect_machine()
+    facts = [f"machine   {machine.describe()}"]
+    if recipe is None:
+        findings = check_machine(root, machine)
+    else:
+        overrides = parse_overrides(context.args)
+        try:
+            resolved = load_recipe(str(recipe), overrides)
+        except RecipeError as error:
+            findings = [Finding("error", f"{error.origin}: {problem}") for problem in error.problems]
+        else:
+            chosen = _pick_topology(root, machine, resolved.recipe, topology, num_processes)
+            facts = list(chosen.reasons)
+            findings = check_recipe(resolved.recipe, chosen, machine)
+            if deep and not any(finding.severity == "error" for finding in findings):
+                deep_facts, deep_findings = check_deeply(str(recipe), overrides, root)
+                facts += deep_facts
+                findings += deep_findings
+    num_errors = sum(finding.severity == "error" for finding in findings)
+    if as_json:
+        print(json.dumps({"facts": facts, "findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        _print_findings(facts, findings)
+    return PreflightFailed.exit_code if num_errors else 0
+
+
+def _print_findings(facts: Sequence[str], findings: Sequence[Finding]) -> None:
+    console = _console()
+    for fact in facts:
+        console.print(fact, markup=False, highlight=False, soft_wrap=True)
+    for finding in findings:
+        console.print(finding.severity, style="red" if finding.severity == "error" else "yellow", end="  ")
+        console.print(finding.message, markup=False, highlight=False, soft_wrap=True)
+    if not findings:
+        console.print("nothing stands in the way", style="green")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+# plan --------------------------------------------------------------------------------------------------------
+
+
+@app.command(context_settings=_TAKES_RECIPE_KEYS)
+def plan(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", metavar="SPEC", help="such as 8xH100-80GB, for each node; else this machine"),
+    ] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="machines with these devices")] = 1,
+    mfu: Annotated[
+        float, typer.Option("--mfu", min=0.01, max=1.0, help="share of the devices' peak that is reached")
+    ] = 0.4,
+    host_memory: Annotated[
+        float | None,
+        typer.Option("--host_memory", "--host-memory", metavar="GIB", help="memory of each node, for offload"),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Show the arithmetic of a training: batches, steps, memory under each strategy, time, communication, files."""
+    from launcher.command import parse_overrides
+    from launcher.machine import GIB, detect_machine
+    from launcher.plan import build_plan, describe_devices, estimate_data, parse_devices
+    from launcher.plan_table import plan_to_json, print_plan
+    from launcher.shape import load_shape
+    from training.config import load_recipe
+
+    resolved = load_recipe(str(recipe), parse_overrides(context.args))
+    machine = detect_machine()
+    kind = parse_devices(devices) if devices is not None else describe_devices(machine)
+    shape = load_shape(resolved.recipe.model_name_or_path, num_labels=2)
+    if host_memory is not None:
+        host_bytes = int(host_memory * GIB)
+    elif devices is None:
+        host_bytes = machine.memory_bytes
+    else:
+        # Not said: a GPU node usually has about twice its devices' memory (a DGX H100: 2 TB beside 640 GB).
+        host_bytes = 2 * kind.memory_bytes * kind.count
+    result = build_plan(resolved.recipe, shape, kind, nodes, estimate_data(resolved.recipe), mfu, host_bytes)
+    if as_json:
+        print(json.dumps(plan_to_json(result), indent=2))
+    else:
+        print_plan(_console(), result, resolved.recipe)
+    return 0
+
+
+# Looking back --------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="run directories")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Put runs side by side: the settings that differ, the final and the best metrics, and what each has cost."""
+    from launcher.compare import build_comparison, print_comparison
+    from launcher.history import load_history
+
+    if len(runs) < 2:
+        raise UsageError("compare: give two run directories or more")
+    comparison = build_comparison([load_history(run) for run in runs])
+    if as_json:
+        print(json.dumps(comparison, indent=2))
+    else:
+        print_comparison(_console(), comparison)
+    return 0
+
+
+@app.command()
+def watch(
+    run: RunArgument,
+    every: Annotated[float, typer.Option("--every", min=0.2, help="seconds between looks")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="look once and return")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Follow a run live: curve, rate, time left, last evaluation. Reads the run directory only, so a mounted one does."""
+    from launcher.watch import build_view, follow, render
+
+    if as_json:
+        print(json.dumps(asdict(build_view(run))))
+    elif once or not sys.stdout.isatty():
+        _console().print(render(build_view(run)))
+    else:
+        follow(_console(), run, every)
+    return 0
+
+
+# predict -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    input_file: Annotated[Path, typer.Option("--input", metavar="FILE", help="CSV, TSV, JSON Lines or Parquet")],
+    output_file: Annotated[Path, typer.Option("--output", metavar="FILE", help="CSV, TSV, JSON Lines or Parquet")],
+    num_processes: ProcessesOption = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch_size", "--batch-size", min=1, help="else the run's per_device_batch_size")
+    ] = None,
+    topology: TopologyOption = None,
+    dry_run: DryRunOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Label a file with a run's final model: same rows, same order, a prediction and its probabilities added.
+
+    Works through a file of any size, in batches by length, on one process or many.
+    """
+    from launcher.command import build_command, find_root
+    from launcher.data_files import FORMATS
+    from launcher.history import check_run
+    from launcher.machine import detect_machine
+    from launcher.supervise import supervise
+    from launcher.topology import build_topology
+
+    check_run(run)
+    if not (run / "final").is_dir():
+        raise UsageError(f"{str(run)!r} has no final/: its training is not finished")
+    if not input_file.is_file():
+        raise UsageError(f"--input {str(input_file)!r} does not exist")
+    for name, path in (("--input", input_file), ("--output", output_file)):
+        if path.suffix.lower() not in FORMATS:
+            raise UsageError(f"{name} {str(path)!r} is none of {', '.join(FORMATS)}")
+    if output_file.absolute() == input_file.absolute():
+        raise UsageError("--output would overwrite --input; give another file")
+    root, machine = find_root(), detect_machine()
+    if topology is None:
+        name = {"cuda": "multi_gpu" if len(machine.devices) > 1 else "single_gpu", "mps": "single_gpu", "cpu": "cpu"}[
+            machine.kind
+        ]
+        topology = "multi_cpu" if name == "cpu" and (num_processes or 1) > 1 else name
+    chosen = build_topology(root, machine, topology, num_processes)
+    overrides = {"input": str(input_file), "output": str(output_file)}
+    if batch_size is not None:
+        overrides["batch_size"] = str(batch_size)
+    command = build_command(root, str(run), overrides, chosen, machine, script="predict.py", recipe_flag="--run")
+    _tell(command.to_shell())
+    if dry_run:
+        return 0
+    ending = supervise(command, None, debug)
+    if ending.message:
+        print(f"onecurve: {ending.message}", file=sys.stderr)
+    return ending.exit_code
 
 
 if __name__ == "__main__":

@@ -54,9 +54,15 @@ def find_root() -> Path:
 
 
 def build_command(
-    root: Path, recipe: str, overrides: Mapping[str, str], topology: Topology, machine: Machine
+    root: Path,
+    recipe: str,
+    overrides: Mapping[str, str],
+    topology: Topology,
+    machine: Machine,
+    script: str = "run.py",
+    recipe_flag: str = "--config",
 ) -> Command:
-    """The command that trains `recipe` on `topology`.
+    """The command that trains `recipe` on `topology`, or runs another script of training/ there.
 
     Raises:
         Unsuitable: accelerate is not installed in this environment.
@@ -73,7 +79,7 @@ def build_command(
         words += ["--num_machines", "1"]
     if topology.is_distributed:
         words += ["--main_process_port", str(choose_port(machine, topology))]
-    words += [_shorten(root / "training" / "run.py"), "--config", recipe]
+    words += [_shorten(root / "training" / script), recipe_flag, recipe]
     words += [word for key, value in overrides.items() for word in (f"--{key}", value)]
     return Command(tuple(words), build_environment(topology), topology.num_processes)
 

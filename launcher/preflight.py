@@ -436,7 +436,7 @@ def _check_processes(recipe: Recipe, topology: Topology, machine: Machine) -> li
         oldest = min(device.compute_capability for device in machine.devices)
         if recipe.mixed_precision == "bf16" and 0 < oldest < 8:
             findings.append(
-                _warning(f"mixed_precision: bf16 is emulated on compute capability {oldest}; fp16 or no is faster")
+                _error(f"mixed_precision: compute capability {oldest} has no bf16 (8.0 and newer have); use fp16 or no")
             )
     if recipe.mixed_precision == "fp16" and (topology.uses_cpu or machine.kind == "cpu"):
         findings.append(_error("mixed_precision: fp16 needs a GPU; use bf16 or no"))

@@ -70,6 +70,11 @@ def supervise(command: Command, run_directory: Path | None, shows_everything: bo
         }
         with stop.listening():
             return_code = _launch(command, variables, stop, shows_everything)
+        if stop.was_forced:
+            message = (
+                "ended at once, as asked; what was done after the last checkpoint is lost, `onecurve resume` goes on"
+            )
+            return Ending(1, message, was_stopped=True)
         status = read_status(folder / "status.json")
         if status is None and run_directory is not None and command.num_processes > 1:
             status = read_status(run_directory / "status.json") if "--machine_rank" in command.words else None
@@ -112,8 +117,8 @@ def _pass_on(stream: IO[str]) -> None:
 def drop_agent_noise(lines: Iterable[str]) -> Iterator[str]:
     """Leave out what torch's elastic agent and accelerate print about a process that has already said why it failed.
 
-    Dropped are the agent's log lines, and a traceback that ends in ChildFailedError or CalledProcessError together with
-    the banner behind it. Every other traceback comes through whole.
+    Dropped are the agent's log lines, and a traceback that ends in ChildFailedError (with the banner behind it), in
+    CalledProcessError, or in the agent's own SignalException. Every other traceback comes through whole.
     """
     held: list[str] = []
     in_banner = False
@@ -131,7 +136,7 @@ def drop_agent_noise(lines: Iterable[str]) -> Iterator[str]:
                 continue
             if "ChildFailedError" in line:
                 held, in_banner = [line], True
-            elif "CalledProcessError" in line:
+            elif "CalledProcessError" in line or "elastic.multiprocessing.api.SignalException" in line:
                 held = []
             else:
                 yield from held
@@ -155,6 +160,10 @@ class _Stop:
     @property
     def was_asked(self) -> bool:
         return self._count > 0
+
+    @property
+    def was_forced(self) -> bool:
+        return self._count > 1
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
