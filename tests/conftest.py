@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "build" / "demo"
@@ -59,9 +60,11 @@ class Run:
 
 def to_flags(settings: Mapping[str, Any]) -> list[str]:
     """Recipe keys as command line flags."""
-    return [
+    switches = ["--eval_only"] if settings.get("eval_only") else []
+    return switches + [
         word
         for key, value in settings.items()
+        if key != "eval_only"
         for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
     ]
 
@@ -73,6 +76,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["ONECURVE_CACHE"] = str(folder)
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Two threads that wait for each other on busy cores take ten times as long as one.
+    torch.set_num_threads(1)
     return folder
 
 
@@ -87,7 +92,6 @@ def demo() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT with the real tokenizer and two layers of random weights."""
-    import torch
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("model") / "tiny"

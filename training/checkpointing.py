@@ -42,32 +42,54 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 Tensors = dict[str, torch.Tensor]
 
 
-def save_checkpoint(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: Any,
-    progress: Progress,
-    run: RunDirectory,
-    is_best: bool = False,
-) -> None:
-    """Write checkpoints/step_N, let `best` name it if it is, and remove what is over save_total_limit.
+@dataclass(frozen=True)
+class CheckpointWriter:
+    """Writes the checkpoints of one run, and removes those that are over `save_total_limit`."""
 
-    Raises:
-        Fault: on every process, when rank 0 could not write it. What was there before is untouched.
-    """
-    weights = gather_weights(accelerator, model)
-    moments, progress.optimizer_step = gather_moments(accelerator, model, optimizer)
-    target = run.checkpoints / f"step_{progress.step:08d}"
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: Any
+    scheduler: Any
+    run: RunDirectory
+    save_total_limit: int | None
 
-    def write(staging: Path) -> None:
-        save_file(weights, staging / "model.safetensors")
-        save_file(moments, staging / "optimizer.safetensors")
-        (staging / "progress.json").write_text(json.dumps(progress.to_dict()), encoding="utf-8")
-        write_manifest(staging)
+    def save(self, progress: Progress, is_best: bool = False) -> None:
+        """Write checkpoints/step_N, and let `best` name it if it is; returns when it is complete under its name.
 
-    _publish(accelerator, target, write)
-    if is_best:
-        point_best(accelerator, run, target)
+        Raises:
+            Fault: on every process, when rank 0 could not write it. What was there before is untouched.
+        """
+        progress.scheduler = self.scheduler.state_dict()
+        weights = gather_weights(self.accelerator, self.model)
+        moments, progress.optimizer_step = gather_moments(self.accelerator, self.model, self.optimizer)
+        target = self.run.checkpoints / f"step_{progress.step:08d}"
+
+        def write(staging: Path) -> None:
+            save_file(weights, staging / "model.safetensors")
+            save_file(moments, staging / "optimizer.safetensors")
+            (staging / "progress.json").write_text(json.dumps(progress.to_dict()), encoding="utf-8")
+            write_manifest(staging)
+
+        _publish(self.accelerator, target, write)
+        if self.accelerator.is_main_process:
+            if is_best:
+                self._point_best(target)
+            self._prune(progress.best_step)
+
+    def _point_best(self, checkpoint: Path) -> None:
+        """Let `best` name a checkpoint, in one step."""
+        link = self.run.path / ".best.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(checkpoint.relative_to(self.run.path))
+        link.replace(self.run.best)
+
+    def _prune(self, best_step: int | None) -> None:
+        """Keep the newest checkpoints and the best one; older ones go only now that the newest is whole."""
+        if self.save_total_limit is None:
+            return
+        for old in sorted(self.run.checkpoints.glob("step_*"))[: -self.save_total_limit]:
+            if best_step is None or old.name != f"step_{best_step:08d}":
+                shutil.rmtree(old)
 
 
 def _publish(accelerator: Accelerator, target: Path, write: Callable[[Path], None]) -> None:
@@ -228,36 +250,6 @@ def restore(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, sc
     scheduler.load_state_dict(start.progress.scheduler)
     for group, learning_rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = learning_rate
-
-
-def prune_checkpoints(accelerator: Accelerator, folder: Path, limit: int | None, best_step: int | None) -> None:
-    """Keep the newest `limit` checkpoints and the best one; older ones go only now that the newest is whole."""
-    if limit is None or not accelerator.is_main_process:
-        return
-    for old in sorted(folder.glob("step_*"))[:-limit]:
-        if best_step is None or old.name != f"step_{best_step:08d}":
-            shutil.rmtree(old)
-
-
-def point_best(accelerator: Accelerator, run: RunDirectory, checkpoint: Path) -> None:
-    """Let `best` name a checkpoint, in one step."""
-    if accelerator.is_main_process:
-        link = run.path / ".best.tmp"
-        link.unlink(missing_ok=True)
-        link.symlink_to(checkpoint.relative_to(run.path))
-        link.replace(run.best)
-
-
-def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Put a checkpoint's weights into a model that is not prepared yet, under any strategy.
-
-    Raises:
-        BadInput: the checkpoint is of another model.
-    """
-    try:
-        model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    except RuntimeError as error:
-        raise BadInput(f"{checkpoint} is of another model: {' '.join(str(error).split())[:300]}") from None
 
 
 # States by parameter name, under every strategy ------------------------------------------------------------------------

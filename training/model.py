@@ -91,6 +91,11 @@ def load_tokenizer(recipe: Recipe, config: Any) -> Any:
         raise BadInput(_describe_load_error(key, name, error)) from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise BadInput(f"{name!r} has no tokenizer files; give tokenizer_name")
+    num_embeddings = getattr(config, "vocab_size", None)
+    if num_embeddings is not None and len(tokenizer) > num_embeddings:
+        raise BadInput(
+            f"{name!r}: the tokenizer has {len(tokenizer)} tokens, the model knows {num_embeddings}; they do not belong together"
+        )
     # A tokenizer.json may embed truncation and padding of its own; the recipe owns both.
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
         tokenizer.backend_tokenizer.no_truncation()
@@ -109,8 +114,7 @@ def build_model(recipe: Recipe, config: Any, task: TextClassification, tokenizer
         BadInput: the weights can't be loaded, or the attention implementation is not there.
     """
     task.configure(config)
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
+    config.pad_token_id = tokenizer.pad_token_id  # A decoder's head looks for the last token that is not this one.
     if recipe.dropout is not None:
         for key in _DROPOUT_KEYS:
             if getattr(config, key, None) is not None:
@@ -150,7 +154,7 @@ def describe_model(config: Any, task: TextClassification, tokenizer: Any) -> str
         )
     if tokenizer.pad_token == tokenizer.eos_token:
         notes.append(
-            f"The tokenizer has no padding token: its end-of-text token {tokenizer.eos_token!r} is used for it."
+            f"The tokenizer has no padding token of its own: it pads with its end-of-text token {tokenizer.eos_token!r}."
         )
     return "\n".join(notes) or None
 

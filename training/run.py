@@ -80,6 +80,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     scheduler = optimization.build_scheduler(optimizer, recipe, num_steps)
     checkpointing.restore(accelerator, model, optimizer, scheduler, start)
     progress = start.progress
+    limit = recipe.save_total_limit
+    checkpoints = checkpointing.CheckpointWriter(accelerator, model, optimizer, scheduler, run, limit)
 
     if accelerator.is_main_process:
         run.create(resolved, strategy.describe_topology(accelerator))
@@ -123,8 +125,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
                     scheduler.step(evaluation.metrics["eval_loss"])
             if is_best or milestones.saves_after(progress.step):
                 reporter.flush()
-                progress.scheduler = scheduler.state_dict()
-                checkpointing.save_checkpoint(accelerator, model, optimizer, progress, run, is_best)
+                checkpoints.save(progress, is_best)
                 reporter.restart_clock()
             if milestones.stops_early(progress):
                 reporter.say(f"No better {recipe.metric_for_best_model} for a while: stopped early.")
