@@ -89,7 +89,7 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
             (
                 "time",
                 f"{format_seconds(plan.seconds)} at {plan.mfu:.0%} of peak, {plan.device_hours:.2f} device-hours; "
-                "evaluation, loading and communication that is not hidden come on top",
+                "evaluation, loading and visible communication come on top",
             )
         )
     else:

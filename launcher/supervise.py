@@ -109,9 +109,10 @@ def _launch(command: Command, variables: Mapping[str, str], stop: _Stop, shows_e
 
 
 def _pass_on(stream: IO[str]) -> None:
-    for line in drop_agent_noise(stream):
-        sys.stderr.write(line)
-        sys.stderr.flush()
+    with stream:
+        for line in drop_agent_noise(stream):
+            sys.stderr.write(line)
+            sys.stderr.flush()
 
 
 def drop_agent_noise(lines: Iterable[str]) -> Iterator[str]:

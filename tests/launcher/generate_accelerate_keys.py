@@ -47,7 +47,10 @@ def render() -> str:
         "SECTIONS = {",
     ]
     for section, names in sorted(sections.items()):
-        lines += [f'    "{section}": (', *(f'        "{name}",' for name in names), "    ),"]
+        if len(names) == 1:
+            lines.append(f'    "{section}": ("{names[0]}",),')
+        else:
+            lines += [f'    "{section}": (', *(f'        "{name}",' for name in names), "    ),"]
     return "\n".join([*lines, "}", ""])
 
 

@@ -1,0 +1,89 @@
+"""A machine that is not this one: nvidia-smi as a script, and recipes that need no training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+Onecurve = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def onecurve() -> Onecurve:
+    """Run the command line for real, in the project's folder: onecurve("check", ..., environment={...})."""
+
+    def run(*words: object, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "launcher", *map(str, words)],
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def fake_gpus(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """An environment whose nvidia-smi lists GPUs: fake_gpus(8, "NVIDIA H100 80GB HBM3", 81559)."""
+
+    def build(count: int, name: str = "NVIDIA H100 80GB HBM3", mib: int = 81559, used: int = 4) -> dict[str, str]:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        rows = "\n".join(f"{index}, GPU-{index}aaa, {name}, {mib}, {used}, 9.0" for index in range(count))
+        script = folder / "nvidia-smi"
+        script.write_text(f"#!/bin/sh\ncat <<'END'\n{rows}\nEND\n", encoding="utf-8")
+        script.chmod(0o755)
+        return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+    return build
+
+
+@pytest.fixture
+def recipe_file(recipe: dict[str, Any], tmp_path: Path) -> Path:
+    """The small recipe as a file."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """A run directory as a training leaves it: write_run("a", num_steps=20, learning_rate=1e-3)."""
+
+    def write(name: str, num_steps: int = 20, state: str = "finished", **settings: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        config = {"num_train_epochs": 2.0, "max_train_steps": None, "seed": 1, "output_dir": name, **settings}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        topology = {"strategy": "DDP", "num_processes": 2, "device": "cpu"}
+        (folder / "environment.json").write_text(json.dumps({"topology": topology}), encoding="utf-8")
+        status = {"state": state, "exit_code": 0, "step": num_steps, "message": ""}
+        (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
+        lines: list[dict[str, Any]] = [
+            {
+                "event": "train", "step": step, "epoch": step / 20, "loss": 2.0 / step, "learning_rate": 1e-3,
+                "grad_norm": 1.0, "examples": 8, "tokens": 100, "tokens_per_second": 50.0, "padding": 0.1,
+            }
+            for step in range(1, num_steps + 1)
+        ]  # fmt: skip
+        lines.append({"event": "eval", "step": num_steps // 2, "eval_loss": 0.4, "eval_accuracy": 0.9})
+        lines.append({"event": "eval", "step": num_steps, "eval_loss": 0.5, "eval_accuracy": 0.8})
+        text = "".join(json.dumps(line) + "\n" for line in lines) + '{"event": "train", "st'
+        (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+        return folder
+
+    return write

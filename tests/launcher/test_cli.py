@@ -1,0 +1,293 @@
+"""The command line as a user meets it: quick, one message for each mistake, exit codes that mean something."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+import yaml
+
+from tests.launcher.conftest import ROOT, Onecurve
+
+COMMANDS = ("run", "check", "plan", "compare", "watch", "resume", "predict")
+HEAVY = ("torch", "transformers", "accelerate", "datasets")
+
+
+def _time(*words: str) -> float:
+    """The fastest of three: the machine may be busy."""
+    durations = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, check=True, timeout=60)
+        durations.append(time.perf_counter() - started)
+    return min(durations)
+
+
+def test_help_answers_at_once() -> None:
+    bare = _time("-c", "pass")
+    ours = _time("-m", "launcher", "--help")
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--help"], capture_output=True, check=True, timeout=120
+    )
+    theirs = time.perf_counter() - started
+    print(f"bare Python {bare:.3f} s, onecurve --help {ours:.3f} s, accelerate launch --help {theirs:.2f} s")
+    assert ours < 0.2
+    assert theirs >= 8 * ours
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, onecurve: Onecurve) -> None:
+    result = onecurve(command, "--help")
+    assert result.returncode == 0
+    assert "Usage: onecurve " + command in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["run", "RECIPE", "--dry-run"], ["check", "RECIPE"], ["plan", "RECIPE"]]
+)
+def test_nothing_heavy_is_imported(words: list[str], recipe_file: Path) -> None:
+    words = [str(recipe_file) if word == "RECIPE" else word for word in words]
+    code = (
+        "import sys; from launcher.cli import run_command_line; code = run_command_line(sys.argv[1:]); "
+        f"loaded = [name for name in {HEAVY} if name in sys.modules]; assert not loaded, loaded; sys.exit(code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_completion_is_offered(onecurve: Onecurve) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        result = onecurve("--show-completion", shell, environment={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
+        assert "_ONECURVE_COMPLETE" in result.stdout, shell
+
+
+WRONG: list[tuple[list[str], str]] = [
+    ([], ""),
+    (["rum", "RECIPE"], "No such command 'rum'. Did you mean 'run'"),
+    (["run"], "Missing argument 'RECIPE'"),
+    (["run", "nowhere.yaml"], "no such file"),
+    (["run", "RECIPE", "--learning_rat", "1e-3"], "learning_rat: unknown key; did you mean learning_rate?"),
+    (["run", "RECIPE", "--learning_rate", "fast"], "learning_rate: must be a number, got 'fast'"),
+    (["run", "RECIPE", "--learning_rate"], "--learning_rate: needs a value"),
+    (["run", "RECIPE", "--seed", "1", "--seed", "2"], "--seed: given twice"),
+    (["run", "RECIPE", "stray"], "'stray': expected --key value"),
+    (["run", "RECIPE", "--topology", "multi_gup"], "did you mean multi_gpu?"),
+    (["run", "RECIPE", "--topology", "cpu", "--num_processes", "2"], "cpu.yaml is one process"),
+    (["run", "RECIPE", "--num_processes", "0"], "greater than or equal to 1"),
+    (["run", "RECIPE", "--max-restarts", "-1"], "greater than or equal to 0"),
+    (["run", "RECIPE", "--max_length", "4096", "--dry-run"], "more than the model's 128 positions"),
+    (["run", "RECIPE", "--train_file", "nowhere.jsonl", "--dry-run"], "train_file: 'nowhere.jsonl' does not exist"),
+    (["run", "RECIPE", "--train_file", "none*.jsonl", "--dry-run"], "no file matches 'none*.jsonl'"),
+    (
+        ["run", "RECIPE", "--label_column", "labels", "--dry-run"],
+        "is not a column; it has text, label; did you mean label?",
+    ),
+    (["run", "RECIPE", "--text_column", "body", "--dry-run"], "text_column 'body' is not a column"),
+    (["run", "RECIPE", "--model_name_or_path", "./nowhere", "--dry-run"], "'./nowhere' does not exist"),
+    (["run", "RECIPE", "--model_name_or_path", "pyproject.toml", "--dry-run"], "is a file"),
+    (["run", "RECIPE", "--model_name_or_path", "docs", "--dry-run"], "has no config.json, so it is no model"),
+    (
+        ["run", "RECIPE", "--model_name_or_path", "someone/model", "--dry-run"],
+        "not in the hub's cache and HF_HUB_OFFLINE",
+    ),
+    (["run", "RECIPE", "--output_dir", "pyproject.toml/run", "--dry-run"], "is a file; choose another folder"),
+    (["run", "RECIPE", "--mixed_precision", "fp16", "--dry-run"], "fp16 needs a GPU"),
+    (["run", "RECIPE", "--attn_implementation", "flash_attention_2", "--dry-run"], "needs an NVIDIA GPU; use sdpa"),
+    (["run", "RECIPE", "--resume", "step_9", "--dry-run"], "resume: 'step_9' is no checkpoint"),
+    (["plan", "RECIPE", "--devices", "eight"], "expected COUNTxNAME-MEMORYGB"),
+    (["plan", "RECIPE", "--devices", "8xQ9"], "Q9 is not known here; add its memory, such as 8xQ9-24GB"),
+    (["plan", "RECIPE", "--devices", "0xH100"], "expected COUNTxNAME-MEMORYGB"),
+    (["plan", "RECIPE", "--model_name_or_path", "someone/model"], "no config.json for 'someone/model'"),
+    (["compare", "docs"], "give two run directories or more"),
+    (["compare", "docs", "tests"], "holds no config.yaml, so no training has been there"),
+    (["watch", "nowhere"], "'nowhere' is no folder"),
+    (["resume", "docs"], "holds no config.yaml"),
+    (["predict", "docs", "--input", "a.csv", "--output", "b.csv"], "holds no config.yaml"),
+    (["predict", "docs"], "Missing option '--input'"),
+    (["check", "RECIPE", "--nope"], "--nope: needs a value"),
+]
+
+
+def test_thirty_wrong_inputs_each_give_one_message(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launcher.cli import run_command_line
+
+    monkeypatch.chdir(ROOT)
+    assert len(WRONG) >= 30
+    for words, expected in WRONG:
+        code = run_command_line([str(recipe_file) if word == "RECIPE" else word for word in words])
+        captured = capsys.readouterr()
+        assert code == 2, (words, captured)
+        assert expected in captured.err + captured.out, (words, captured)
+        assert "Traceback" not in captured.err, words
+        if words:
+            assert len(re.findall("^onecurve: ", captured.err, flags=re.MULTILINE)) == 1, (words, captured.err)
+
+
+def test_debug_shows_the_traceback(recipe_file: Path, onecurve: Onecurve) -> None:
+    result = onecurve("run", recipe_file, "--topology", "nowhere", "--debug")
+    assert result.returncode != 0
+    assert "Traceback" in result.stderr
+
+
+def test_dry_run_is_a_command_that_can_be_copied(recipe_file: Path, onecurve: Onecurve) -> None:
+    result = onecurve("run", recipe_file, "--topology", "multi_cpu", "--seed", "7", "--dry-run", "--json")
+    assert result.returncode == 0, result.stderr
+    launch = json.loads(result.stdout)
+    assert launch["topology"] == "multi_cpu"
+    assert launch["num_processes"] == 2
+    assert launch["command"][1:3] == ["launch", "--quiet"]
+    assert launch["command"][-2:] == ["--seed", "7"]
+    assert not launch["findings"]
+
+
+def test_a_training_runs_and_is_known_afterwards(recipe_file: Path, recipe: dict[str, Any], onecurve: Onecurve) -> None:
+    run = recipe["output_dir"]
+    result = onecurve("run", recipe_file, "--max_train_steps", "3", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == {"exit_code": 0, "run": run, "message": ""}
+    shown = onecurve("watch", run, "--once")
+    assert "finished" in shown.stdout
+    assert "step 3 of 3" in shown.stdout
+    other = onecurve("run", recipe_file, "--max_train_steps", "3", "--learning_rate", "1")
+    assert other.returncode == 2
+    assert "holds a run of another recipe: learning_rate" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_resumed_by_saying_so(recipe_file: Path, recipe: dict[str, Any], onecurve: Onecurve) -> None:
+    assert onecurve("run", recipe_file, "--max_train_steps", "3").returncode == 0
+    again = onecurve("resume", recipe["output_dir"])
+    assert again.returncode == 0, again.stderr
+    assert "is finished" in again.stdout
+
+
+def test_two_processes_that_fail_leave_one_message_and_their_exit_code(recipe_file: Path, onecurve: Onecurve) -> None:
+    result = onecurve("run", recipe_file, "--topology", "multi_cpu", "--learning_rate", "1e30", "--max-restarts", "3")
+    assert result.returncode == 3, result.stderr
+    told = result.stderr.splitlines()
+    assert [line for line in told if line.startswith("onecurve: ")] == told[4:], result.stderr
+    assert "training diverged" in told[4]
+
+
+def _wait_for_steps(run: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size:
+            return
+        time.sleep(0.1)
+    raise AssertionError("no step was made")
+
+
+def test_a_second_signal_ends_every_process(recipe_file: Path, recipe: dict[str, Any]) -> None:
+    words = ["run", str(recipe_file), "--topology", "multi_cpu", "--max_train_steps", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        _wait_for_steps(Path(recipe["output_dir"]), process)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode in (1, 75), told
+    assert "SIGTERM: asked the training to write a checkpoint and stop" in told
+    assert "Traceback" not in told
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(recipe_file) not in listing
+
+
+def test_every_command_works_in_a_terminal(recipe_file: Path, write_run: Any, tmp_path: Path) -> None:
+    first, second = write_run("one"), write_run("two", learning_rate=3.0)
+    variables = {**os.environ, "TERM": "xterm-256color"}
+    for words, expected in (
+        (["run", str(recipe_file), "--dry-run"], "because"),
+        (["check", str(recipe_file)], "nothing stands in the way"),
+        (["check"], "machine"),
+        (["plan", str(recipe_file), "--devices", "8xH100-80GB"], "recommended"),
+        (["compare", str(first), str(second)], "learning_rate"),
+        (["watch", str(first)], "finished"),
+        (["resume", str(first), "--dry-run"], "onecurve: "),
+        (["predict", str(first), "--input", "a.csv", "--output", "b.csv"], "has no final/"),
+    ):
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "launcher", *words],
+            cwd=str(ROOT),
+            env=variables,
+            dimensions=(40, 100),
+            encoding="utf-8",
+        )
+        child.expect(expected, timeout=30)
+        child.expect(pexpect.EOF, timeout=30)
+        child.close()
+        assert child.signalstatus is None, words
+
+
+@pytest.mark.slow
+def test_predict_keeps_order_on_any_number_of_processes(
+    recipe_file: Path, recipe: dict[str, Any], news: Path, tmp_path: Path, onecurve: Onecurve
+) -> None:
+    assert onecurve("run", recipe_file, "--max_train_steps", "2").returncode == 0
+    rows = [json.loads(line) for line in (news / "train.jsonl").read_text(encoding="utf-8").splitlines()] * 6
+    source = tmp_path / "texts.jsonl"
+    source.write_text(
+        "".join(json.dumps({**row, "id": number}) + "\n" for number, row in enumerate(rows)), encoding="utf-8"
+    )
+    outputs = []
+    for count in (1, 2):
+        target = tmp_path / f"labelled{count}.jsonl"
+        result = onecurve(
+            "predict", recipe["output_dir"], "--input", source, "--output", target, "--num_processes", count
+        )
+        assert result.returncode == 0, result.stderr
+        outputs.append(target.read_text(encoding="utf-8"))
+    labelled = [json.loads(line) for line in outputs[0].splitlines()]
+    assert [row["id"] for row in labelled] == list(range(len(rows)))
+    assert outputs[0] == outputs[1]
+    for row in labelled[:20]:
+        probabilities = {name: value for name, value in row.items() if name.startswith("probability_")}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert row["score"] == max(probabilities.values()) == probabilities[f"probability_{row['prediction']}"]
+
+
+@pytest.mark.slow
+def test_deep_check_describes_the_data(recipe_file: Path, onecurve: Onecurve) -> None:
+    good = onecurve("check", recipe_file, "--deep")
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "203 rows" in good.stdout
+    assert "labels" in good.stdout
+
+
+def test_deep_check_names_the_row(
+    recipe_file: Path, recipe: dict[str, Any], tmp_path: Path, onecurve: Onecurve
+) -> None:
+    rows = Path(recipe["validation_file"]).read_text(encoding="utf-8").splitlines()
+    rows[5] = json.dumps({"text": "a text", "label": "tehc"})
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join(rows), encoding="utf-8")
+    content = {**yaml.safe_load(recipe_file.read_text(encoding="utf-8")), "validation_file": str(bad)}
+    recipe_file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    result = onecurve("check", recipe_file, "--deep")
+    assert result.returncode == 2
+    assert "'tehc'" in result.stdout

@@ -1,0 +1,133 @@
+"""All problems at once, each with its fix, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.data_files import UnreadableData, read_head
+from launcher.machine import GIB, Device, Machine
+from launcher.preflight import check_machine, check_recipe, find_truncation
+from launcher.topology import build_topology
+from tests.launcher.conftest import ROOT, Onecurve
+from training.config import Recipe
+
+
+def machine(num_gpus: int = 0, gib: float = 16, used: float = 0, capability: float = 9.0) -> Machine:
+    devices = tuple(Device(index, "GPU", int(gib * GIB), int(used * GIB), capability) for index in range(num_gpus))
+    return Machine("cuda" if devices else "cpu", devices, 8, int(gib * GIB), int(gib * GIB))
+
+
+def messages(recipe: dict[str, Any], on: Machine, topology: str = "cpu", num_processes: int | None = None) -> list[str]:
+    findings = check_recipe(Recipe(**recipe), build_topology(ROOT, on, topology, num_processes), on)
+    return [f"{finding.severity}: {finding.message}" for finding in findings]
+
+
+def test_a_good_recipe_has_no_findings(recipe: dict[str, Any]) -> None:
+    assert messages(recipe, machine()) == []
+
+
+def test_all_problems_come_at_once_errors_first(recipe: dict[str, Any], tmp_path: Path) -> None:
+    wrong = {**recipe, "train_file": str(tmp_path / "no.jsonl"), "max_length": 999, "train_batch_size": 1}
+    told = messages(wrong, machine(), "multi_cpu", 4)
+    assert [line.split(":")[0] for line in told] == ["error", "error", "warning"]
+    assert any("does not exist" in line for line in told)
+    assert any("more than the model's 128 positions" in line for line in told)
+    assert "less than 4 processes" in told[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"\n', "line 2: not valid JSON"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n[1]\n', "line 2: expected a JSON object, got list"),
+        ("a.jsonl", '{"text": " ", "label": 1}\n', "row 1: text column 'text' is empty"),
+        ("a.jsonl", '{"text": 5, "label": 1}\n', "holds int, not text"),
+        ("a.jsonl", '{"text": "x", "label": null}\n', "row 1: label column 'label' is empty"),
+        ("a.jsonl", '{"text": "x", "label": 1.5}\n', "holds float 1.5; classes are integers or strings"),
+        ("a.csv", "text,label\nx,1,2\n", "line 2: 3 fields where the header has 2"),
+        ("a.csv", 'text,label\n"x,1\n', "is a double quote left open?"),
+        ("a.csv", "text,label\n", "has no rows"),
+        ("a.tsv", "text\tlabel\n", "has no rows"),
+        ("a.jsonl", "", "is empty"),
+        ("a.txt", "x", "is none of .csv"),
+        ("a.parquet", "x", "not a Parquet file"),
+        ("a.jsonl", b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_bad_data(name: str, content: str | bytes, expected: str, recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    told = messages({**recipe, "train_file": str(path)}, machine())
+    assert len(told) == 1
+    assert expected in told[0]
+
+
+def test_a_model_that_is_not_whole(recipe: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    weights = broken / "model.safetensors"
+    assert find_truncation(weights) is None
+    weights.write_bytes(weights.read_bytes()[:-100])
+    index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    for name in ("tokenizer.json", "vocab.txt"):
+        (broken / name).unlink()
+    told = messages({**recipe, "model_name_or_path": str(broken)}, machine())
+    assert len(told) == 3
+    assert any("instead of" in line for line in told)
+    assert any("1 weight files are missing" in line for line in told)
+    assert any("no tokenizer files" in line for line in told)
+    weights.unlink()
+    (broken / "pytorch_model.bin").touch()
+    assert any(
+        "only pickled weights" in line for line in messages({**recipe, "model_name_or_path": str(broken)}, machine())
+    )
+
+
+def test_memory_disk_and_devices(recipe: dict[str, Any], demo: Path) -> None:
+    large = {
+        **recipe, "model_name_or_path": str(demo / "model"), "per_device_batch_size": 512, "train_batch_size": 512,
+        "max_length": 512, "mixed_precision": "bf16",
+    }  # fmt: skip
+    told = messages(large, machine(2, gib=8, used=4, capability=7.5), "multi_gpu")
+    assert any("no bf16" in line for line in told)
+    assert sum("taken by somebody else" in line for line in told) == 2
+    assert any("lower per_device_batch_size to " in line for line in told)
+
+
+def test_missing_packages_are_named(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    told = messages({**recipe, "report_to": "wandb"}, machine(), "deepspeed_zero2")
+    assert any("needs DeepSpeed: pip install 'onecurve[deepspeed]'" in line for line in told)
+    assert any("wandb is not installed" in line for line in told)
+
+
+def test_the_machine_is_in_order() -> None:
+    errors = [finding for finding in check_machine(ROOT, machine()) if finding.severity == "error"]
+    assert errors == []
+
+
+def test_check_reads_only_the_head(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x", "label": 1}\n' * 300 + "broken\n", encoding="utf-8")
+    assert len(read_head(path, 200).rows) == 200
+    with pytest.raises(UnreadableData, match="line 301"):
+        read_head(path, 301)
+
+
+def test_run_refuses_what_check_finds(
+    recipe_file: Path, onecurve: Onecurve, fake_gpus: Callable[..., dict[str, str]]
+) -> None:
+    result = onecurve("check", recipe_file, "--json", environment=fake_gpus(2))
+    assert result.returncode == 0, result.stdout
+    report = json.loads(result.stdout)
+    assert report["facts"][1] == "chosen    multi_gpu (DDP)"
+    assert report["findings"] == []

@@ -1,0 +1,132 @@
+"""How an ending is judged, what of the tools' output is let through, and when a crash is tried again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.command import Command
+from launcher.errors import LaunchFailed
+from launcher.supervise import Ending, drop_agent_noise, judge, supervise, supervise_with_restarts
+
+NOISE = """\
+onecurve: model_name_or_path: 'x' does not exist
+W1123 05:01:31.682000 9004 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 9011 closing signal SIGTERM
+E1123 05:01:33.302000 9004 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 2) local_rank: 0
+Traceback (most recent call last):
+  File "bin/accelerate", line 8, in <module>
+    sys.exit(main())
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+training/run.py FAILED
+------------------------------------------------------------
+Failures:
+  <NO_OTHER_FAILURES>
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  exitcode  : 2 (pid: 9010)
+============================================================
+"""
+REAL = """\
+Traceback (most recent call last):
+  File "training/run.py", line 3, in main
+    raise KeyError("x")
+KeyError: 'x'
+a line behind it
+"""
+
+
+def test_only_the_message_is_left() -> None:
+    left = list(drop_agent_noise(NOISE.splitlines(keepends=True)))
+    assert left == ["onecurve: model_name_or_path: 'x' does not exist\n"]
+
+
+def test_a_real_traceback_comes_through_whole() -> None:
+    text = REAL + NOISE + REAL
+    left = "".join(drop_agent_noise(text.splitlines(keepends=True)))
+    assert left == REAL + "onecurve: model_name_or_path: 'x' does not exist\n" + REAL
+
+
+def test_an_unfinished_traceback_is_not_swallowed() -> None:
+    lines = REAL.splitlines(keepends=True)[:2]
+    assert list(drop_agent_noise(lines)) == lines
+
+
+@pytest.mark.parametrize(
+    ("return_code", "status", "exit_code", "told"),
+    [
+        (0, {"state": "finished", "exit_code": 0}, 0, ""),
+        (1, {"state": "failed", "exit_code": 2, "message": "said already"}, 2, ""),
+        (1, {"state": "failed", "exit_code": 3, "message": "said already"}, 3, ""),
+        (1, {"state": "preempted", "exit_code": 75}, 75, ""),
+        (
+            1,
+            {"state": "failed", "exit_code": 1, "step": 4, "message": "KeyError: x"},
+            1,
+            "failed at step 4: KeyError: x",
+        ),
+        (1, {"state": "running", "exit_code": None, "step": 9}, 1, "killed or died at step 9"),
+        (-9, None, 1, "ended with signal 9 before the training could say why"),
+        (1, {"state": "finished", "exit_code": 0}, 1, "finished, but accelerate launch ended with exit code 1"),
+        (0, None, 0, ""),
+    ],
+)
+def test_the_status_is_the_truth(return_code: int, status: dict[str, object] | None, exit_code: int, told: str) -> None:
+    ending = judge(return_code, status)
+    assert ending.exit_code == exit_code
+    assert told in ending.message
+    assert bool(told) == bool(ending.message)
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 75])
+def test_an_ending_that_would_repeat_is_not_tried_again(code: int) -> None:
+    starts: list[int] = []
+
+    def start(attempt: int) -> Ending:
+        starts.append(attempt)
+        return Ending(code)
+
+    assert supervise_with_restarts(start, 5, print).exit_code == code
+    assert starts == [0]
+
+
+def test_a_crash_is_tried_again_until_it_ends_well_or_is_stopped() -> None:
+    said: list[str] = []
+    endings = [Ending(1, "died"), Ending(1, "died"), Ending(0)]
+    assert supervise_with_restarts(lambda attempt: endings[attempt], 2, said.append).exit_code == 0
+    assert said[1] == "died; restart 2 of 2 from the last checkpoint"
+    assert supervise_with_restarts(lambda attempt: endings[attempt], 1, said.append).exit_code == 1
+    assert supervise_with_restarts(lambda _: Ending(1, was_stopped=True), 3, said.append).was_stopped
+
+
+def test_a_process_is_told_where_to_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import json, os, sys\n"
+        "assert os.environ['ONECURVE_NUM_PROCESSES'] == '3' and os.getpgid(0) == os.getpid()\n"
+        "assert not os.path.exists(os.environ['ONECURVE_STOP_FILE']) and os.environ['MINE'] == 'x'\n"
+        "json.dump({'state': 'preempted', 'exit_code': 75}, open(os.environ['ONECURVE_STATUS_FILE'], 'w'))\n"
+        "print('a line', file=sys.stderr)\n"
+        "sys.exit(1)\n"
+    )
+    ending = supervise(Command((sys.executable, "-c", code), {"MINE": "x"}, 3), None)
+    assert ending == Ending(75)
+    assert capfd.readouterr().err == "a line\n"
+
+
+def test_a_signal_becomes_a_stop_file() -> None:
+    code = (
+        "import json, os, signal, time\n"
+        "os.kill(os.getppid(), signal.SIGUSR1)\n"
+        "while not os.path.exists(os.environ['ONECURVE_STOP_FILE']): time.sleep(0.01)\n"
+        "json.dump({'state': 'preempted', 'exit_code': 75}, open(os.environ['ONECURVE_STATUS_FILE'], 'w'))\n"
+    )
+    ending = supervise(Command((sys.executable, "-c", code), {}, 1), None)
+    assert ending == Ending(75, was_stopped=True)
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(LaunchFailed, match="could not be started"):
+        supervise(Command((str(tmp_path / "nothing"),), {}, 1), None)
