@@ -199,6 +199,7 @@ def make_decoder(folder: Path, kind: str) -> str:
     texts = [row["text"] for row in read_rows(ROOT / "build" / "demo" / "validation.jsonl")]
     tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=2000, special_tokens=["<unk>", end]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token=end).save_pretrained(folder)
+    torch.manual_seed(0)
     size = {"vocab_size": 2000, "eos_token_id": 1, "bos_token_id": 1}
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = {

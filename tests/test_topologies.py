@@ -1,0 +1,79 @@
+"""Every shipped topology is launched for real, rehearsed on this machine's CPU with two processes where it has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, TINY, Launch, Run
+
+CONFIGS = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
+
+# name: (processes asked for, further options, strategy)
+EXPECTED: dict[str, tuple[int | None, tuple[str, ...], str]] = {
+    "cpu": (None, (), "one process"),
+    "single_gpu": (None, (), "one process"),
+    "multi_cpu": (2, (), "DDP"),
+    "multi_gpu": (2, (), "DDP"),
+    "multi_node": (2, ("--num_machines", "1"), "DDP"),
+    "fsdp": (2, (), "FSDP2"),
+    "deepspeed_zero1": (2, (), "ZeRO-1"),
+    "deepspeed_zero2": (2, (), "ZeRO-2"),
+    "deepspeed_zero3": (2, (), "ZeRO-3"),
+    "deepspeed_zero3_offload": (2, (), "ZeRO-3"),
+}
+
+# A quick sample runs with every change; the others take minutes.
+QUICK = {"cpu", "multi_gpu", "fsdp", "deepspeed_zero3"}
+
+
+def test_every_shipped_topology_is_tested() -> None:
+    assert set(CONFIGS) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_topology_says_when_to_use_it_and_owns_no_mathematics(name: str) -> None:
+    text = (ROOT / "accelerate_configs" / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    assert f"accelerate_configs/{name}.yaml" in text
+    content = yaml.safe_load(text)
+    assert content["mixed_precision"] == "no"
+    for key in ("gradient_accumulation_steps", "gradient_clipping", "train_micro_batch_size_per_gpu"):
+        assert key not in content.get("deepspeed_config", {})
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS]
+)
+def test_a_topology_trains(recipe: dict[str, Any], launch: Launch, reference: list[float], name: str) -> None:
+    processes, options, strategy = EXPECTED[name]
+    run = launch({**recipe, **LONGER}, topology=name, num_processes=processes, launcher_options=options)
+    assert run.exit_code == 0, run.stderr
+    topology = run.read("environment.json")["topology"]
+    assert (topology["num_processes"], topology["strategy"]) == (processes or 1, strategy)
+    assert sum(run.losses[-5:]) < sum(run.losses[:5])
+    # DeepSpeed's own CPU optimizer, used for offloading, rounds differently.
+    assert run.losses == pytest.approx(reference, rel=1e-4 if "offload" in name else 1e-5)
+
+
+LONGER = {"max_train_steps": 30, "learning_rate": 3e-3}
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model: Path, news: Path, tmp_path_factory: pytest.TempPathFactory, launch: Launch) -> list[float]:
+    """The losses of one process."""
+
+    settings = {
+        "model_name_or_path": str(tiny_model),
+        "train_file": str(news / "train.jsonl"),
+        "validation_file": str(news / "validation.jsonl"),
+        "output_dir": str(tmp_path_factory.mktemp("reference") / "run"),
+        **TINY,
+        **LONGER,
+    }
+    run: Run = launch(settings)
+    assert run.exit_code == 0, run.stderr
+    return run.losses
