@@ -1,6 +1,6 @@
 """The tutorial's three ways and Onecurve side by side, and transformers.Trainer's fault reproduced: `make references`.
 
-    python -m benchmarks.references           about six minutes on two cores; writes docs/REFERENCES.md
+    python -m benchmarks.references           about seven minutes on two idle cores; writes docs/REFERENCES.md
     python -m benchmarks.references --quick   a few short steps, to try the command itself; writes nothing
 
 Every training is a process of its own, started as a user would start it. All are fed the same weights, and the same
@@ -39,7 +39,8 @@ WAYS = {
 }
 
 # The norms of a few steps show a factor as well as those of many.
-FAULT_RECIPE = [*RECIPE, "--max_train_steps", "3", "--max_eval_samples", "16", "--train_batch_size", "16"]
+FAULT_STEPS = 3
+FAULT_RECIPE = [*RECIPE, "--max_train_steps", str(FAULT_STEPS), "--max_eval_samples", "16", "--train_batch_size", "16"]
 Topology = tuple[int, int]  # processes, accumulation
 TOPOLOGIES: dict[Topology, int] = {(1, 1): 16, (1, 4): 4, (2, 1): 8, (2, 4): 2}  # and the examples of a micro-batch
 
@@ -67,7 +68,8 @@ def run_training(way: str, flags: Sequence[str], folder: Path, num_processes: in
     if way == "Onecurve":
         command += ["--resume", "never"]
     num_threads = max(1, (os.cpu_count() or 1) // num_processes)
-    variables = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
+    # Threads that wait sleep: spinning on a busy machine, they would measure its other work (4 times slower, seen).
+    variables = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
     started = time.perf_counter()
     result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
@@ -119,33 +121,24 @@ def to_fault_rows(found: Mapping[Topology, Mapping[str, Learned]]) -> list[list[
     """A row of the second table for each topology."""
     rows = []
     for topology, ways in found.items():
-        row = [f"{topology[0]} x {topology[1]}", str(TOPOLOGIES[topology])]
+        row = [f"{topology[0]} x {topology[1]}"]
         for way, learned in ways.items():
-            row += [f"{learned.losses[0]:.4f}", f"{learned.grad_norms[0]:.4f}"]
-            row += [f"x {learned.grad_norms[0] / found[1, 1][way].grad_norms[0]:.4f}"]
+            factor = learned.grad_norms[0] / found[1, 1][way].grad_norms[0]
+            row += [f"{learned.losses[0]:.4f}", f"{learned.grad_norms[0]:.4f} x{factor:.2f}"]
         rows.append([*row, f"{largest_deviation(ways['Onecurve'].grad_norms, found[1, 1]['Onecurve'].grad_norms):.1e}"])
     return rows
 
 
-WAY_HEADINGS = ["way", "accuracy", "last loss", "loss, largest deviation", "seconds of training", "seconds in all"]
-FAULT_HEADINGS = [
-    "processes x accumulation",
-    "micro-batch",
-    "Trainer loss",
-    "Trainer norm",
-    "",
-    "Onecurve loss",
-    "Onecurve norm",
-    "",
-    "Onecurve norm, largest deviation",
-]
+WAY_HEADINGS = ["way", "accuracy", "last loss", "deviation", "seconds of training", "seconds in all"]
+FAULT_TITLE = "First step, global batch of 16, on processes x accumulation"
+FAULT_HEADINGS = ["topology", "Trainer loss", "Trainer norm", "Onecurve loss", "Onecurve norm", "deviation"]
 
 
 def build_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table for the screen; numbers to the right."""
     table = Table(title=title, title_justify="left")
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right")
+        table.add_column(heading.replace(" ", "\n", 1), justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*row)
     return table
@@ -157,8 +150,8 @@ def format_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def format_page(ways: Sequence[Sequence[str]], fault: Sequence[Sequence[str]]) -> str:
-    """The text of docs/REFERENCES.md."""
+def format_page(ways: Sequence[Sequence[str]], fault: Sequence[Sequence[str]], load: float) -> str:
+    """The text of docs/REFERENCES.md; `load` is the machine's load average before the first training."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "keras"))
     return f"""# References
 
@@ -166,15 +159,17 @@ def format_page(ways: Sequence[Sequence[str]], fault: Sequence[Sequence[str]]) -
 batch 16, float32, dropout 0, AdamW, clipping, linear schedule) in the three ways of the transformers tutorial and with
 Onecurve, each in a process of its own, all from the same weights and with the same examples in the same steps.
 
-Measured with {packages}, Python {platform.python_version()}, on {os.cpu_count()} CPU cores.
+Measured with {packages}, Python {platform.python_version()}, on {os.cpu_count()} CPU cores
+whose load average was {load:.1f} before it began.
 
 ## The tutorial's three ways and Onecurve
 
 {format_rows(WAY_HEADINGS, ways)}
 
 The deviation is that of a step's loss from Onecurve's, relative, the largest of all steps. Seconds of training are those
-of the loop; seconds in all are those of the process, with imports, evaluation and what each saves. They are one run's,
-on a machine that may have had other work.
+of the loop; seconds in all are those of the process, with imports, evaluation and what each saves. They are one run's:
+differences of a tenth mean nothing, and on a machine with other work larger ones mean nothing either. The table is about
+the curves, not about speed: all four are given Onecurve's batches of near-equal length.
 
 The way through Keras is `compile` and `fit` over the same PyTorch weights (`TorchModuleWrapper`, torch backend). Keras's
 AdamW differs from PyTorch's in one place: PyTorch adds epsilon to sqrt(v / (1 - beta2^t)), Keras to sqrt(v). A callback
@@ -183,8 +178,8 @@ clip, Keras multiplies by limit / norm, PyTorch by limit / (norm + 1e-6).
 
 ## Trainer's gradient depends on the topology
 
-The same 16 examples in the first step, from the same weights: loss and gradient norm before clipping, and its ratio to
-the norm on one process without accumulation.
+The same 16 examples in the first step, from the same weights, on processes x accumulation: the loss that is logged, the
+gradient norm before clipping, and its ratio to the norm on one process without accumulation.
 
 {format_rows(FAULT_HEADINGS, fault)}
 
@@ -192,11 +187,11 @@ the norm on one process without accumulation.
 (huggingface/transformers issue 47688). It takes every model whose `forward` has `**kwargs` for one that divides its loss by
 `num_items_in_batch`; so it multiplies by the number of processes and does not divide by the number of micro-batches.
 `BertForSequenceClassification` has `**kwargs` and takes the mean of its micro-batch. What follows: the logged loss is as
-wrong as the gradient, clipping at 1.0 acts on one topology and not on another, and a learning rate that was found on
-one machine is not that of the next. AdamW hides the rest, because it divides a constant factor out.
+wrong as the gradient, and clipping at 1.0 acts on one topology and not on another. AdamW, which divides a constant
+factor out, hides much of the rest; SGD would take steps that many times longer.
 
-Onecurve divides a sum of losses by the count of the whole step. The last column is its norm's largest relative deviation
-from one process over {FAULT_RECIPE[FAULT_RECIPE.index("--max_train_steps") + 1]} steps; `docs/INVARIANCE.md` has more of them.
+Onecurve divides a sum of losses by the count of the whole step. The deviation is its norm's largest, relative, from
+one process without accumulation over {FAULT_STEPS} steps; `docs/INVARIANCE.md` has more of them.
 
 `tests/reference` holds what this page shows: losses of the native loop and of Trainer within 1e-5 of Onecurve's at every
 step, Keras's within 1e-4, and the factors of Trainer.
@@ -209,15 +204,15 @@ def main(arguments: Sequence[str]) -> None:
     if arguments and not is_quick:
         raise SystemExit(f"unknown arguments {' '.join(arguments)}; there is only --quick")
     console = Console()
-    started = time.perf_counter()
+    started, load = time.perf_counter(), os.getloadavg()[0]
     ways = to_way_rows(compare_ways([*RECIPE, *QUICK] if is_quick else RECIPE, FOLDER, console))
     console.print(build_table("Same weights, same examples in each step", WAY_HEADINGS, ways))
     fault_flags = [*FAULT_RECIPE, "--max_length", "32"] if is_quick else FAULT_RECIPE
     fault = to_fault_rows(reproduce_fault(fault_flags, FOLDER, console))
-    console.print(build_table("First step of a global batch of 16: loss and gradient norm", FAULT_HEADINGS, fault))
+    console.print(build_table(FAULT_TITLE, FAULT_HEADINGS, fault))
     if not is_quick:
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(format_page(ways, fault), encoding="utf-8")
+        PAGE.write_text(format_page(ways, fault, load), encoding="utf-8")
         console.print(f"Written to {PAGE.relative_to(ROOT)}")
     console.print(f"{time.perf_counter() - started:.0f} s")
 
