@@ -1,0 +1,129 @@
+"""The run directory: where things lie, what may be written where, and what a run remembers of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from training.config import Recipe, ResolvedRecipe, load_recipe
+from training.faults import BadInput
+from training.run_directory import RunDirectory, describe_environment
+
+
+def resolve(folder: Path, **flags: str) -> ResolvedRecipe:
+    return load_recipe(None, {"model_name_or_path": "m", "train_file": "t.csv", "output_dir": str(folder), **flags})
+
+
+def test_every_path_lies_in_the_output_dir(tmp_path: Path) -> None:
+    run = RunDirectory.of(resolve(tmp_path / "run").recipe)
+    names = [name for name, value in vars(RunDirectory).items() if isinstance(value, property)]
+    paths = [getattr(run, name) for name in names]
+    assert {path.parent for path in paths} == {tmp_path / "run"}
+    assert len(set(paths)) == len(paths) == 11
+    assert not (tmp_path / "run").exists(), "asking for a path makes nothing"
+
+
+def test_create_writes_the_recipe_and_the_environment(tmp_path: Path) -> None:
+    resolved = resolve(tmp_path / "a" / "run", seed="7")
+    run = RunDirectory.of(resolved.recipe)
+    run.create(resolved, {"num_processes": 2})
+    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "environment.json"}
+    assert load_recipe(str(run.config)).recipe == resolved.recipe
+    environment = json.loads(run.environment.read_text())
+    assert environment["topology"] == {"num_processes": 2}
+
+
+def test_the_environment_names_versions_and_revision_and_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "a-secret-value")
+    environment = describe_environment({})
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["packages"]["safetensors"] != "not installed"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert environment["git_revision"] == (head.stdout.strip() if head.returncode == 0 else None)
+    assert "a-secret-value" not in json.dumps(environment)
+
+
+def test_without_git_there_is_no_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert describe_environment({})["git_revision"] is None
+
+
+def test_a_folder_that_can_hold_a_run_is_accepted(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "new", tmp_path / "new" / "below"):
+        RunDirectory(path).check_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "run", "run/deeper"])
+def test_a_file_is_no_run_directory(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BadInput, match=r"file' is a file; choose another output_dir"):
+        RunDirectory(tmp_path / "file" / below).check_writable()
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write anywhere, so the system's answer is given for it.
+    asked: list[Path] = []
+
+    def refuse(path: Path, mode: int) -> bool:
+        asked.append(path)
+        return not mode & os.W_OK
+
+    monkeypatch.setattr(os, "access", refuse)
+    with pytest.raises(BadInput, match="is not writable; choose another output_dir"):
+        RunDirectory(tmp_path / "new" / "run").check_writable()
+    assert asked == [tmp_path], "the nearest folder that exists is asked"
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", "7", "null"])
+def test_a_status_that_says_nothing_is_none(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "status.json").write_text(content)
+    assert RunDirectory(tmp_path).read_status() is None
+
+
+def test_a_status_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"state": "finished", "step": 3}')
+    assert RunDirectory(tmp_path).read_status() == {"state": "finished", "step": 3}
+
+
+def test_the_last_evaluation_is_told_in_a_line(tmp_path: Path) -> None:
+    lines = [
+        {"event": "eval", "step": 5, "eval_loss": 1.0, "eval_accuracy": 0.5, "eval_f1_macro": 0.1},
+        {"event": "eval", "step": 10, "eval_loss": 0.25, "eval_accuracy": 0.9, "eval_f1_macro": 0.2},
+        {"event": "train", "step": 11, "loss": 0.3},
+    ]
+    run = RunDirectory(tmp_path)
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run.describe_last_evaluation() == "step 10, eval_loss 0.2500, eval_accuracy 0.9000"
+    run.metrics.write_text(json.dumps(lines[2]) + "\n")
+    assert run.describe_last_evaluation() == "not evaluated"
+
+
+def test_differing_keys_are_named_with_both_values(tmp_path: Path) -> None:
+    here = resolve(tmp_path)
+    run = RunDirectory.of(here.recipe)
+    run.create(here, {})
+    other = resolve(tmp_path, seed="7", learning_rate="0.1", report_to="wandb")
+    assert run.differing_keys(here, frozenset()) == []
+    assert run.differing_keys(other, frozenset({"report_to"})) == ["learning_rate: 5e-05 -> 0.1", "seed: 42 -> 7"]
+    assert "report_to: 'none' -> 'wandb'" in run.differing_keys(other, frozenset())
+
+
+def test_a_config_that_was_spoilt_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: -1\n")
+    with pytest.raises(BadInput, match=r"(?s)config.yaml is not valid: .*seed"):
+        RunDirectory(tmp_path).differing_keys(resolve(tmp_path), frozenset())
+
+
+def test_the_recipe_in_a_run_directory_names_every_key(tmp_path: Path) -> None:
+    resolved = resolve(tmp_path)
+    RunDirectory.of(resolved.recipe).create(resolved, {})
+    written = (tmp_path / "config.yaml").read_text()
+    assert all(f"\n{key}: " in written for key in Recipe.model_fields)
