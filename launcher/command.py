@@ -72,7 +72,7 @@ def build_command(
     words += ["--num_cpu_threads_per_process", str(count_threads(topology, machine))]
     if topology.num_machines > 1:
         words += ["--num_machines", str(topology.num_machines), "--machine_rank", str(topology.machine_rank)]
-        words += ["--main_process_ip", str(topology.head_address)]
+        words += ["--main_process_ip", str(topology.head_address), "--same_network"]
         if topology.strategy.startswith("ZeRO"):
             words += ["--deepspeed_multinode_launcher", "standard"]
     else:

@@ -107,7 +107,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["run", "RECIPE", "--mixed_precision", "fp16", "--dry-run"], "fp16 needs a GPU"),
     (["run", "RECIPE", "--attn_implementation", "flash_attention_2", "--dry-run"], "needs an NVIDIA GPU; use sdpa"),
     (["run", "RECIPE", "--resume", "step_9", "--dry-run"], "resume: 'step_9' is no checkpoint"),
-    (["plan", "RECIPE", "--devices", "eight"], "expected COUNTxNAME-MEMORYGB"),
+    (["plan", "RECIPE", "--devices", "8x"], "expected COUNTxNAME-MEMORYGB"),
     (["plan", "RECIPE", "--devices", "8xQ9"], "Q9 is not known here; add its memory, such as 8xQ9-24GB"),
     (["plan", "RECIPE", "--devices", "0xH100"], "expected COUNTxNAME-MEMORYGB"),
     (["plan", "RECIPE", "--model_name_or_path", "someone/model"], "no config.json for 'someone/model'"),
@@ -279,6 +279,7 @@ def test_deep_check_describes_the_data(recipe_file: Path, onecurve: Onecurve) ->
     assert "labels" in good.stdout
 
 
+@pytest.mark.slow
 def test_deep_check_names_the_row(
     recipe_file: Path, recipe: dict[str, Any], tmp_path: Path, onecurve: Onecurve
 ) -> None:

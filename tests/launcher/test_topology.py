@@ -101,7 +101,7 @@ def test_every_node_of_a_job_gets_its_rank_and_one_port(root: Path) -> None:
         topology = choose_topology(root, node, None, Work(8, 128))
         assert (topology.name, topology.num_processes) == ("multi_node", 8)
         commands.append(build_command(Path.cwd(), "r.yaml", {}, topology, node).to_shell())
-    assert "--machine_rank 1 --main_process_ip n1 --main_process_port 22345" in commands[1]
+    assert "--machine_rank 1 --main_process_ip n1 --same_network --main_process_port 22345" in commands[1]
     assert commands[0] == commands[1].replace("--machine_rank 1", "--machine_rank 0")
 
 

@@ -1,0 +1,196 @@
+"""Predicted against measured memory of training steps: `onecurve plan`'s arithmetic on trial.
+
+    python benchmarks/memory.py            a table for each model and batch shape; writes benchmarks/memory.md
+    python benchmarks/memory.py --measure '{"model": ...}'    one measurement, in a process of its own
+
+On a CPU the peak is that of the process's resident set while steps 3 and 4 run, over what it held before the model was
+built, with the allocator told to return every large block. Sharded strategies are measured by PyTorch's own memory
+tracker under a fake process group of 8 ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from launcher.machine import MIB
+from launcher.memory import MemoryPlan, Strategy, Work, plan_memory
+from launcher.shape import build_shape
+
+MODELS: dict[str, dict[str, Any]] = {
+    "MiniLM": {"vocab_size": 30522, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6},
+    "BERT-base": {"vocab_size": 30522, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+}
+SHARDED_SHAPES = ((8, 64), (16, 128))
+SHAPES = ((8, 64), (8, 256), (16, 128), (32, 64), (4, 512), (16, 256))
+CHANGED: tuple[dict[str, Any], ...] = (
+    {"dropout": 0.0}, {"num_micro_batches": 2}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16"}
+)  # fmt: skip
+NUM_LABELS = 5
+NUM_RANKS = 8
+
+
+def build_config(name: str) -> dict[str, Any]:
+    """A BERT with twelve heads and the published sizes."""
+    return {"model_type": "bert", "num_attention_heads": 12, "max_position_embeddings": 512, **MODELS[name]}
+
+
+def predict(name: str, strategy: Strategy, num_examples: int, length: int, options: dict[str, Any]) -> MemoryPlan:
+    """The launcher's arithmetic for one case."""
+    dropout = options.get("dropout", 0.1)
+    config = {**build_config(name), "attention_probs_dropout_prob": dropout}
+    work = Work(
+        num_examples,
+        length,
+        num_micro_batches=options.get("num_micro_batches", 1),
+        mixed_precision=options.get("mixed_precision", "no"),
+        gradient_checkpointing=options.get("gradient_checkpointing", False),
+        keeps_attention=dropout > 0,
+        mask_bytes=4 if dropout else 0,
+    )
+    processes = 1 if strategy == "one process" else NUM_RANKS
+    return plan_memory(build_shape(config, NUM_LABELS), strategy, work, processes)
+
+
+def measure(case: dict[str, Any]) -> int:
+    """Peak bytes of one case, in this process."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    # What the first step loads for good (kernels, thread pools) is not the model's.
+    warm = torch.nn.Linear(8, 8)
+    warm(torch.randn(4, 8)).sum().backward()
+    torch.optim.AdamW(warm.parameters(), fused=True).step()
+    gc.collect()
+    base = read_resident("VmRSS")
+    options = case["options"]
+    settings = {key: value for key, value in build_config(case["model"]).items() if key != "model_type"}
+    dropout = options.get("dropout", 0.1)
+    config = BertConfig(
+        **settings, num_labels=NUM_LABELS, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
+    )
+    model = BertForSequenceClassification(config).train()
+    if options.get("gradient_checkpointing"):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    batch = {
+        "input_ids": torch.randint(1000, 2000, (case["num_examples"], case["length"])),
+        "attention_mask": torch.ones(case["num_examples"], case["length"], dtype=torch.long),
+        "token_type_ids": torch.zeros(case["num_examples"], case["length"], dtype=torch.long),
+    }
+    batch["attention_mask"][0, -3:] = 0
+    labels = torch.zeros(case["num_examples"], dtype=torch.long)
+    mixed = options.get("mixed_precision", "no") == "bf16"
+    for step in range(4):
+        if step == 2:
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        for _ in range(options.get("num_micro_batches", 1)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                logits = model(**batch).logits
+            torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+            del logits
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return read_resident("VmHWM") - base
+
+
+def measure_sharded(case: dict[str, Any]) -> int:
+    """Peak bytes of FSDP2 on one of 8 ranks, by PyTorch's own tracker; nothing is sent, so one process is enough."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed.fsdp import fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from transformers import BertConfig, BertForSequenceClassification
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=NUM_RANKS)
+    mesh = dist.init_device_mesh("cpu", (NUM_RANKS,))
+    settings = {key: value for key, value in build_config(case["model"]).items() if key != "model_type"}
+    model = BertForSequenceClassification(BertConfig(**settings, num_labels=NUM_LABELS)).train()
+    for layer in model.bert.encoder.layer:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    tokens = torch.randint(1000, 2000, (case["num_examples"], case["length"]))
+    mask = torch.ones_like(tokens)
+    mask[0, -3:] = 0
+    tracker = FSDPMemTracker(model, optimizer)
+    tracker.track_inputs(())
+    with tracker:
+        for _ in range(2):
+            model(input_ids=tokens, attention_mask=mask).logits.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            tracker.reset_mod_stats()
+    peak = tracker.get_tracker_snapshot("peak")
+    return int(sum(sizes["Total"] for sizes in peak.values()))
+
+
+def read_resident(field: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} in /proc/self/status; this measurement needs Linux")
+
+
+def measure_apart(case: dict[str, Any]) -> int:
+    """The same in a fresh process whose allocator returns every block above 64 KiB."""
+    variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    words = [sys.executable, __file__, "--measure", json.dumps(case)]
+    result = subprocess.run(words, env=variables, capture_output=True, text=True, check=True)
+    return int(result.stdout.strip().splitlines()[-1])
+
+
+def compare(model: str, strategy: Strategy, num_examples: int, length: int, options: dict[str, Any]) -> str:
+    """A row of the table: measured in a process of its own."""
+    predicted = predict(model, strategy, num_examples, length, options).peak
+    case = {"model": model, "strategy": strategy, "num_examples": num_examples, "length": length, "options": options}
+    measured = measure_apart(case)
+    shown = ", ".join(f"{key} {value}" for key, value in options.items()) or "-"
+    place = strategy if strategy == "one process" else f"{strategy}, 1 of {NUM_RANKS}"
+    return (
+        f"| {model} | {place} | {num_examples} x {length} | {shown} | {predicted / MIB:,.0f} | {measured / MIB:,.0f} | "
+        f"{predicted / measured - 1:+.1%} |"
+    )
+
+
+def main() -> None:
+    """Measure everything and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", help="one case as JSON; prints its bytes")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("memory.md"))
+    arguments = parser.parse_args()
+    if arguments.measure:
+        case = json.loads(arguments.measure)
+        print(measure_sharded(case) if case["strategy"] == "FSDP2" else measure(case))
+        return
+    rows = []
+    for model in MODELS:
+        cases: list[tuple[Strategy, int, int, dict[str, Any]]] = [("one process", *shape, {}) for shape in SHAPES]
+        for options in CHANGED:
+            cases.append(("one process", 16, 128, options))
+        cases += [("FSDP2", *shape, {}) for shape in SHARDED_SHAPES]
+        for strategy, num_examples, length, options in cases:
+            rows.append(compare(model, strategy, num_examples, length, options))
+            print(rows[-1], flush=True)
+    head = (
+        "# Memory: predicted and measured\n\nWritten by `python benchmarks/memory.py`. MiB on one process, AdamW, float32 and "
+        "dropout 0.1 unless the fourth column\nsays otherwise. One process: growth of the resident set on a CPU. FSDP2: "
+        "PyTorch's memory tracker under a fake\nprocess group of 8 ranks.\n\n"
+        "| model | strategy | examples x tokens | changed | predicted | measured | off by |\n|---|---|---|---|---|---|---|\n"
+    )
+    arguments.output.write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
