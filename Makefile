@@ -2,12 +2,14 @@
 # make test     set up and pass the tests (under 10 minutes on 2 cores)
 # make test-all the slower tests as well: Slurm, faults, the matrix (under 60 minutes)
 # make check    ruff, mypy --strict and the tests
+# make invariance  the matrix: one recipe on every topology, one curve (about 20 minutes)
+# make references  the tutorial's three ways and Trainer's fault, measured (about 8 minutes)
 
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-all check lint
+.PHONY: help setup demo test test-all check lint invariance references
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -33,6 +35,12 @@ test: build/demo/complete
 
 test-all: build/demo/complete
 	$(PYTEST) -m slow
+
+invariance: build/demo/complete
+	.venv/bin/python -m benchmarks.invariance
+
+references: build/demo/complete
+	.venv/bin/python -m benchmarks.references
 
 lint: .venv/complete
 	.venv/bin/ruff check

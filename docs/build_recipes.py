@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from training.config import MEMORY_KEYS, Recipe
+from training.config import FREE_KEYS, Recipe
 
 PAGE = Path(__file__).parent / "recipes.md"
 
@@ -65,7 +65,7 @@ def build_page() -> str:
                 "|---|---|---|---|---|",
             ]
         cells = [f"`{name}`", describe_type(field), describe_default(field), str(field.description)]
-        cells.append("yes" if name in MEMORY_KEYS else "-")
+        cells.append("yes" if name in FREE_KEYS else "-")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

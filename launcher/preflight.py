@@ -332,7 +332,7 @@ def _check_output(recipe: Recipe) -> list[Finding]:
 
 
 def _compare_with_run(recipe: Recipe, path: Path) -> list[Finding]:
-    from training.config import MEMORY_KEYS, RecipeError, load_recipe
+    from training.config import FREE_KEYS, RecipeError, load_recipe
 
     if recipe.resume == "never":
         return [_error(f"output_dir {str(path)!r} holds a run already, and resume is never; choose another output_dir")]
@@ -343,7 +343,7 @@ def _compare_with_run(recipe: Recipe, path: Path) -> list[Finding]:
     differing = [
         f"{key} ({getattr(here, key)!r} there, {getattr(recipe, key)!r} here)"
         for key in type(here).model_fields
-        if key not in MEMORY_KEYS and getattr(here, key) != getattr(recipe, key)
+        if key not in FREE_KEYS and getattr(here, key) != getattr(recipe, key)
     ]
     if differing and recipe.resume == "auto":
         return [

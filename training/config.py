@@ -204,7 +204,7 @@ class Recipe(BaseModel):
 
 
 # Keys that decide how fast and where a run goes, not what it learns. A resumed run may change them.
-MEMORY_KEYS = frozenset(
+FREE_KEYS = frozenset(
     {
         "per_device_batch_size",
         "per_device_batch_tokens",
@@ -212,7 +212,6 @@ MEMORY_KEYS = frozenset(
         "gradient_checkpointing",
         "torch_compile",
         "attn_implementation",
-        "eval_steps",
         "checkpointing_steps",
         "save_total_limit",
         "resume",
@@ -271,6 +270,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, dict[str, str
                 continue
             value = words.pop(0)
         if key == "config":
+            if path is not None:
+                problems.append("--config: given twice")
             path = value
         elif key in flags:
             problems.append(f"--{key}: given twice")
@@ -292,7 +293,7 @@ def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> Res
     from_file = _read_yaml(path) if path is not None else {}
     origin = path if path is not None else "the command line"
     # A flag is text; YAML gives it the type that the same words would have in the recipe.
-    from_flags = {key: _parse_flag(value) for key, value in flags.items()}
+    from_flags = {key: _parse_flag(key, value) for key, value in flags.items()}
     merged = {**from_file, **from_flags}
     problems = [_describe_unknown(key) for key in merged if key not in Recipe.model_fields]
     known = {key: value for key, value in merged.items() if key in Recipe.model_fields}
@@ -353,7 +354,10 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
-def _parse_flag(text: str) -> object:
+def _parse_flag(key: str, text: str) -> object:
+    field = Recipe.model_fields.get(key)
+    if field is not None and field.annotation in (str, str | None):
+        return None if text == "null" else text  # A revision 0123 or a folder 2026-11-23 is text, whatever YAML thinks.
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -173,7 +173,7 @@ def _cache_key(recipe: Recipe, tokenizer: Any, sources: Mapping[str, list[Path]]
     digest.update(json.dumps(shaping, sort_keys=True).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
-    digest.update(repr(sorted(tokenizer.special_tokens_map.items())).encode())
+    digest.update(repr((tokenizer.truncation_side, sorted(tokenizer.special_tokens_map.items()))).encode())
     for paths in sources.values():
         for path in paths:
             try:

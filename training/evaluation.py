@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from training.faults import write_atomically
+from training.stopping import StopFlag, StopRequested
 from training.tasks import TextClassification
 
 
@@ -40,8 +41,13 @@ def evaluate(
     task: TextClassification,
     loader: DataLoader[dict[str, Any]],
     prefix: str = "eval",
+    stop_flag: StopFlag | None = None,
 ) -> Evaluation:
-    """Run the model over every planned micro-batch and gather the results on all processes."""
+    """Run the model over every planned micro-batch and gather the results on all processes.
+
+    Raises:
+        StopRequested: on all processes, when one was asked to stop.
+    """
     metrics = task.build_metrics()
     gathered: list[tuple[NDArray[Any], ...]] = []
     model.eval()
@@ -53,9 +59,14 @@ def evaluate(
         # Processes hold micro-batches of different sizes: rows are padded to the largest, and a padding row, like the
         # stand-in of an empty micro-batch, has index -1.
         index = torch.full((len(labels),), -1) if plan.is_empty else torch.as_tensor(plan.indices)
-        mine = (index.to(labels.device), labels, predictions, scores, task.example_losses(logits, labels))
+        index = index.to(labels.device)
+        asked = torch.full_like(index, stop_flag is not None and stop_flag.is_raised())
+        mine = (index, labels, predictions, scores, task.example_losses(logits, labels), asked)
         padded = tuple(accelerator.pad_across_processes(rows.contiguous(), dim=0, pad_index=-1) for rows in mine)
         rows = tuple(tensor.cpu() for tensor in accelerator.gather_for_metrics(padded))
+        if (rows[-1] == 1).any():
+            model.train()
+            raise StopRequested
         real = rows[0] >= 0
         gathered.append(tuple(tensor[real].numpy() for tensor in rows))
         for metric in metrics:
@@ -63,7 +74,7 @@ def evaluate(
     model.train()
     found = [np.concatenate(parts) for parts in zip(*gathered, strict=True)]
     order = np.argsort(found[0])
-    _, all_labels, all_predictions, all_scores, losses = (values[order] for values in found)
+    _, all_labels, all_predictions, all_scores, losses, _ = (values[order] for values in found)
     assert np.array_equal(found[0][order], np.arange(len(order))), "every example is evaluated exactly once"
     results = {f"{prefix}_loss": _mean_loss(task, losses, all_labels)}
     for metric in metrics:

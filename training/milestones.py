@@ -20,6 +20,7 @@ class Progress:
         best_metric: best value of metric_for_best_model so far.
         best_step: the step of that evaluation.
         num_evaluations_without_better: for early stopping.
+        evaluation_is_due: the run was stopped before or in the evaluation after this step.
     """
 
     step: int = 0
@@ -28,6 +29,7 @@ class Progress:
     best_metric: float | None = None
     best_step: int | None = None
     num_evaluations_without_better: int = 0
+    evaluation_is_due: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for progress.json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,21 @@ def build_model(recipe: Recipe, config: Any, task: TextClassification, tokenizer
             use_safetensors=True,
             # A head of another size is replaced by a new one; `describe_head` says so.
             ignore_mismatched_sizes=True,
-            # float32 master weights: mixed precision is autocast's business.
-            dtype=torch.float32,
+            dtype=_master_dtype(),
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     return model
+
+
+def _master_dtype() -> torch.dtype:
+    """float32 master weights: mixed precision is autocast's business.
+
+    `ONECURVE_FLOAT64=1` is the referee of `make invariance`: it tells float noise from a fault, and is no way to train.
+    """
+    return torch.float64 if os.environ.get("ONECURVE_FLOAT64") == "1" else torch.float32
 
 
 def describe_model(config: Any, task: TextClassification, tokenizer: Any) -> str | None:

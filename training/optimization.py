@@ -32,7 +32,8 @@ def count_steps(recipe: Recipe, steps_per_epoch: int) -> int:
     """Steps of the whole training: `max_train_steps`, or the epochs rounded up to a whole step."""
     if recipe.max_train_steps is not None:
         return recipe.max_train_steps
-    return math.ceil(recipe.num_train_epochs * steps_per_epoch)
+    # 1.1 epochs of 100 steps are 110 steps, though 1.1 * 100 is a little more than 110.
+    return math.ceil(round(recipe.num_train_epochs * steps_per_epoch, 6))
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps: int) -> Any:
@@ -65,4 +66,4 @@ def clip_gradients(accelerator: Accelerator, model: torch.nn.Module, max_grad_no
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
     if accelerator.distributed_type == DistributedType.FSDP:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return torch.as_tensor(norm, device=accelerator.device, dtype=torch.float32)
+    return torch.as_tensor(norm, device=accelerator.device)

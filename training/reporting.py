@@ -20,14 +20,16 @@ from typing import IO, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from training.config import Recipe
 from training.evaluation import Evaluation
 from training.faults import Diverged, write_atomically
+from training.milestones import Progress
 from training.run_directory import RunDirectory
 from training.sampling import MicroBatch, TrainingPlan
 from training.strategy import describe_strategy
@@ -58,7 +60,7 @@ def quiet_third_parties() -> None:
 @dataclass(frozen=True)
 class _Step:
     plan: MicroBatch
-    loss: torch.Tensor
+    sums: torch.Tensor
     grad_norm: torch.Tensor
     learning_rate: float
     seconds: float
@@ -72,7 +74,7 @@ class Reporter:
         accelerator: its trackers get every line too.
         num_steps: steps of the whole training.
         steps_per_epoch: steps that visit each example once.
-        start_step: steps made before this start.
+        progress: where this start begins.
     """
 
     def __init__(
@@ -81,20 +83,21 @@ class Reporter:
         accelerator: Accelerator,
         num_steps: int,
         steps_per_epoch: int,
-        start_step: int,
+        progress: Progress,
     ) -> None:
         self._is_main = accelerator.is_main_process
         self.console = Console(quiet=not self._is_main)
         self._run = run
         self._num_steps = num_steps
         self._steps_per_epoch = steps_per_epoch
-        self._start_step = start_step
+        self._progress = progress
+        self.stop_is_agreed = False
         self._accelerator = accelerator
         self._pending: deque[_Step] = deque()
         self._file: IO[str] | None = None
         self._last_time = time.perf_counter()
         self.last_loss = math.nan
-        self._bar = Progress(
+        self._bar = rich_progress.Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(),
@@ -105,13 +108,13 @@ class Reporter:
             disable=not self._is_main or not self.console.is_terminal,
         )
         self._bar_task = self._bar.add_task(
-            "train", total=num_steps, completed=start_step, epoch=0.0, loss=math.nan, rate=0.0, speed=0.0
+            "train", total=num_steps, completed=progress.step, epoch=0.0, loss=math.nan, rate=0.0, speed=0.0
         )
 
     def __enter__(self) -> Reporter:
         if self._is_main:
             self._run.path.mkdir(parents=True, exist_ok=True)
-            cut_back(self._run.metrics, self._start_step)
+            cut_back(self._run.metrics, self._progress.step)
             self._file = self._run.metrics.open("a", encoding="utf-8")
         self._bar.start()
         self._last_time = time.perf_counter()
@@ -122,18 +125,18 @@ class Reporter:
         if self._file is not None:
             self._file.close()
 
-    def log_step(self, plan: MicroBatch, loss: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float) -> None:
+    def log_step(self, plan: MicroBatch, sums: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float) -> None:
         """Queue a step's line and write those that are old enough.
 
         Args:
-            loss: mean over the whole global batch, the same on all processes.
+            sums: [2] the same on all processes: mean loss of the whole global batch, and above 0 if one was asked to stop.
             grad_norm: global norm before clipping.
 
         Raises:
             Diverged: a loss or norm that is due is not finite.
         """
         now = time.perf_counter()
-        self._pending.append(_Step(plan, loss, grad_norm, learning_rate, now - self._last_time))
+        self._pending.append(_Step(plan, sums, grad_norm, learning_rate, now - self._last_time))
         self._last_time = now
         while len(self._pending) > STEPS_LATE:
             self._write_step(self._pending.popleft())
@@ -155,9 +158,11 @@ class Reporter:
 
     def _write_step(self, step: _Step) -> None:
         number = step.plan.step + 1
+        loss, num_asked_to_stop = step.sums.tolist()
+        self.stop_is_agreed = self.stop_is_agreed or num_asked_to_stop > 0
         values = {
             "epoch": round(number / self._steps_per_epoch, 4),
-            "loss": float(step.loss),
+            "loss": loss,
             "learning_rate": step.learning_rate,
             "grad_norm": float(step.grad_norm),
             "examples": step.plan.num_examples,
@@ -165,7 +170,8 @@ class Reporter:
             "tokens_per_second": round(step.plan.num_tokens / max(step.seconds, 1e-9), 1),
             "padding": round(1 - step.plan.num_tokens / step.plan.num_padded_tokens, 4),
         }
-        for name in ("loss", "grad_norm"):
+        # fp16 steps over an update whose gradients overflow: their norm is infinite, and nothing is wrong.
+        for name in ("loss", "grad_norm") if self._accelerator.mixed_precision != "fp16" else ("loss",):
             if not math.isfinite(values[name]):
                 raise Diverged(
                     f"{name} is {values[name]} at step {number}: training diverged. Lower learning_rate, raise "
@@ -242,7 +248,7 @@ def describe_plan(
     share = "all" if trained == total else f"{trained / total:.1%}"
     return (
         f"{size} examples a micro-batch x {first[0].num_micro_batches} accumulated x {processes} "
-        f"({describe_strategy(accelerator)}, {accelerator.device.type}) = {recipe.train_batch_size} examples a step\n"
+        f"({describe_strategy(accelerator)}, {accelerator.device.type}) = {first[0].num_examples} examples a step\n"
         f"{num_steps} steps; {trained / 1e6:.1f} M parameters trained ({share}); mixed precision {recipe.mixed_precision}"
     )
 
@@ -271,7 +277,7 @@ def print_next(console: Console, run: RunDirectory, seconds: float) -> None:
         ("load it", f'AutoModelForSequenceClassification.from_pretrained("{run.final}")'),
         ("look at mistakes", str(run.eval_predictions)),
         ("see the curve", str(run.metrics)),
-        ("train it again", f"accelerate launch training/run.py --config {run.config} --output_dir NEW_FOLDER"),
+        ("train it again", f"onecurve run {run.config} --output_dir NEW_FOLDER"),
     ):
         console.print(f"  {what:<17}{how}", markup=False, highlight=False, soft_wrap=True)
 

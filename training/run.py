@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained transformer: the whole story, top to bottom.
+"""Fine-tune a pretrained transformer: configure, build, train, save.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/demo.yaml
     accelerate launch --config_file accelerate_configs/multi_cpu.yaml training/run.py --config RECIPE.yaml --seed 7
@@ -11,170 +11,150 @@ import time
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
 
-from training import checkpointing, optimization, strategy
-from training.config import Recipe, load_recipe, parse_arguments
-from training.data import build_loader, prepare_data
-from training.evaluation import evaluate, save_evaluation
-from training.faults import Outcome, report_outcome
-from training.milestones import Milestones
-from training.model import build_model, check_head, count_parameters, describe_model, load_config, load_tokenizer
-from training.reporting import (
-    Reporter,
-    build_model_card,
-    describe_plan,
-    print_evaluation,
-    print_next,
-    quiet_third_parties,
-)
+from training import optimization, strategy
+from training.building import Training, build, build_evaluation_loader
+from training.checkpointing import save_final
+from training.config import load_recipe, parse_arguments
+from training.evaluation import Evaluation, evaluate, save_evaluation
+from training.faults import Outcome, Preempted, report_outcome
+from training.reporting import build_model_card, print_evaluation, print_next, quiet_third_parties
+from training.resumption import find_start
 from training.run_directory import RunDirectory
-from training.sampling import EvaluationPlan, Order, TrainingPlan
-from training.tasks import build_task
+from training.stopping import StopRequested
 
 
 def main(arguments: Sequence[str], outcome: Outcome) -> None:
     """Configure, build, train, save."""
     started = time.perf_counter()
     quiet_third_parties()
-
-    # Configure: what to train, and whether this run directory has begun or finished it.
     resolved = load_recipe(*parse_arguments(arguments))
-    recipe = resolved.recipe
-    strategy.check_launch(recipe)
-    run = RunDirectory.of(recipe)
+    strategy.check_launch(resolved.recipe)
+    run = RunDirectory.of(resolved.recipe)
     if resolved.eval_only:
-        evaluate_only(recipe, run)
+        evaluate_only(build(resolved, run, outcome))
         return
-    start = checkpointing.find_start(run, resolved)
+    start = find_start(run, resolved)
     if start.is_finished:
         outcome.say(start.message)
+        outcome.step = start.progress.step
         return
+    training = build(resolved, run, outcome, start)
+    with training.reporter:
+        try:
+            evaluation = train(training)
+        except StopRequested:
+            stop(training)
+        save(training, evaluation)
+    print_evaluation(training.reporter.console, training.task, evaluation)
+    print_next(training.reporter.console, run, time.perf_counter() - started)
+    training.accelerator.end_training()
 
-    # Build, before the process group exists: it would time out while data is tokenized, and what is wrong is told sooner.
-    task = build_task(recipe)
-    config = load_config(recipe)
-    tokenizer = load_tokenizer(recipe, config)
-    data = prepare_data(recipe, task, tokenizer)
-    model_notes = describe_model(config, task, tokenizer)
-    model = build_model(recipe, config, task, tokenizer)
-    parameters = count_parameters(model)
-    if start.checkpoint is not None:
-        checkpointing.load_weights(start.checkpoint, model)
-    accelerator = strategy.build_accelerator(recipe, model)
 
-    # The plan: which examples make up each step, the same on every topology, and who takes which.
-    order = Order(len(data.train), recipe.train_batch_size, recipe.seed, data.train.lengths, recipe.length_window)
-    num_steps = optimization.count_steps(recipe, order.steps_per_epoch)
-    counts = task.example_counts(data.train.labels)
-    memory = (accelerator.num_processes, recipe.per_device_batch_size, recipe.per_device_batch_tokens)
-    plan = TrainingPlan(order, num_steps, *memory, counts, start_step=start.progress.step)
+def train(training: Training) -> Evaluation:
+    """Make every step that is left, one micro-batch of this process at a time; returns the last evaluation."""
+    recipe, accelerator, task = training.recipe, training.accelerator, training.task
+    model, optimizer, scheduler = training.model, training.optimizer, training.scheduler
+    progress, evaluation = training.progress, None
+    losses: list[torch.Tensor] = []
+    model.train()
+    if progress.evaluation_is_due:  # Stopped in the middle of it.
+        evaluation = conclude_step(training)
+    for batch in training.train_loader:
+        plan = batch.pop("plan")  # Where this micro-batch stands in its step, and what the step counts.
+        gradient_scale = strategy.begin_micro_batch(accelerator, plan, recipe.seed)
+        with accelerator.accumulate(model):
+            loss = task.loss_sum(model, batch) * plan.weight / plan.global_count
+            accelerator.backward(loss * gradient_scale)
+            losses.append(loss.detach())
+            if accelerator.sync_gradients:
+                grad_norm = optimization.clip_gradients(accelerator, model, recipe.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        if not plan.is_last:
+            continue
 
-    model, optimizer, train_loader, evaluation_loader = accelerator.prepare(
-        model,
-        optimization.build_optimizer(model, recipe),
-        build_loader(data.train, tokenizer, plan, recipe, accelerator),
-        build_loader(data.validation, tokenizer, EvaluationPlan(data.validation.lengths, *memory), recipe, accelerator),
-    )
-    # The schedule is not prepared: accelerate would step it once per process.
-    scheduler = optimization.build_scheduler(optimizer, recipe, num_steps)
-    checkpointing.restore(accelerator, model, optimizer, scheduler, start)
-    progress = start.progress
-    limit = recipe.save_total_limit
-    checkpoints = checkpointing.CheckpointWriter(accelerator, model, optimizer, scheduler, run, limit)
+        # The step is made. Summed over all processes: the mean loss of the global batch, and whether one was asked to stop.
+        step_loss = torch.stack(losses).sum()
+        is_asked = torch.full_like(step_loss, training.stop_flag.is_raised())
+        sums = accelerator.reduce(torch.stack([step_loss, is_asked]))
+        training.reporter.log_step(plan, sums, grad_norm, scheduler.get_last_lr()[0])
+        losses.clear()
+        progress.step = training.outcome.step = plan.step + 1
+        if not optimization.needs_metric(recipe):
+            scheduler.step()
+        evaluation = conclude_step(training) or evaluation
+        if training.milestones.stops_early(progress):
+            training.reporter.say(f"No better {recipe.metric_for_best_model} for a while: stopped early.")
+            break
+        if training.reporter.stop_is_agreed:
+            raise StopRequested
+    training.reporter.flush()
+    if evaluation is None:  # Resumed after the last step.
+        evaluation = evaluate(accelerator, model, task, training.evaluation_loader)
+    return evaluation
 
+
+def conclude_step(training: Training) -> Evaluation | None:
+    """Evaluate and write a checkpoint, if they are due after this step."""
+    progress, evaluation, is_best = training.progress, None, False
+    if training.milestones.evaluates_after(progress.step):
+        progress.evaluation_is_due = True
+        evaluation = evaluate(
+            training.accelerator,
+            training.model,
+            training.task,
+            training.evaluation_loader,
+            stop_flag=training.stop_flag,
+        )
+        progress.evaluation_is_due = False
+        training.reporter.log_evaluation(progress.step, evaluation.metrics)
+        is_best = training.milestones.record(progress, evaluation.metrics)
+        if optimization.needs_metric(training.recipe):
+            training.scheduler.step(evaluation.metrics["eval_loss"])
+    if is_best or training.milestones.saves_after(progress.step):
+        training.reporter.flush()
+        training.checkpoints.save(progress, is_best)
+        training.reporter.restart_clock()
+    return evaluation
+
+
+def stop(training: Training) -> None:
+    """Write a checkpoint and end with exit code 75: the next start goes on from here."""
+    training.reporter.flush()
+    training.checkpoints.save(training.progress)
+    training.stop_flag.clear()
+    raise Preempted(f"stopped after step {training.progress.step} as asked; start it again to go on")
+
+
+def save(training: Training, evaluation: Evaluation) -> None:
+    """Write the final model, and what it says of the validation and the test data."""
+    run, task, accelerator = training.run, training.task, training.accelerator
+    card = build_model_card(training.recipe, task, evaluation.metrics)
+    save_final(accelerator, training.model, training.tokenizer, card, run.final)
     if accelerator.is_main_process:
-        run.create(resolved, strategy.describe_topology(accelerator))
-    outcome.follow(run.status, progress.step)
-    strategy.init_trackers(accelerator, resolved)
-    milestones = Milestones(recipe, order.steps_per_epoch, num_steps)
-    reporter = Reporter(run, accelerator, num_steps, order.steps_per_epoch, progress.step)
-    for line in (start.message, model_notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
-        reporter.say(line)
-
-    # Train: one micro-batch of this process at a time.
-    evaluation = None
-    step_loss = torch.zeros((), device=accelerator.device)
-    with reporter:
-        for batch in train_loader:
-            plan = batch.pop("plan")
-            gradient_scale = strategy.begin_micro_batch(accelerator, plan, recipe.seed)
-            with accelerator.accumulate(model):
-                loss = task.loss_sum(model, batch) * plan.weight / plan.global_count
-                accelerator.backward(loss * gradient_scale)
-                step_loss += loss.detach()
-                if accelerator.sync_gradients:
-                    grad_norm = optimization.clip_gradients(accelerator, model, recipe.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            if not plan.is_last:
-                continue
-
-            # The step is made: every process has the same loss, the mean over the whole global batch.
-            reporter.log_step(plan, accelerator.reduce(step_loss), grad_norm, scheduler.get_last_lr()[0])
-            step_loss = torch.zeros_like(step_loss)
-            progress.step = outcome.step = plan.step + 1
-            is_best = False
-            if not optimization.needs_metric(recipe):
-                scheduler.step()
-            if milestones.evaluates_after(progress.step):
-                evaluation = evaluate(accelerator, model, task, evaluation_loader)
-                reporter.log_evaluation(progress.step, evaluation.metrics)
-                is_best = milestones.record(progress, evaluation.metrics)
-                if optimization.needs_metric(recipe):
-                    scheduler.step(evaluation.metrics["eval_loss"])
-            if is_best or milestones.saves_after(progress.step):
-                reporter.flush()
-                checkpoints.save(progress, is_best)
-                reporter.restart_clock()
-            if milestones.stops_early(progress):
-                reporter.say(f"No better {recipe.metric_for_best_model} for a while: stopped early.")
-                break
-
-        # Save: the model, and what it says of the validation and the test data.
-        if evaluation is None:  # Resumed after the last step.
-            evaluation = evaluate(accelerator, model, task, evaluation_loader)
-        card = build_model_card(recipe, task, evaluation.metrics)
-        checkpointing.save_final(accelerator, model, tokenizer, card, run.final)
+        save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)
+    if training.data.test is not None:
+        loader = build_evaluation_loader(training.data.test, training.tokenizer, training.recipe, accelerator)
+        test = evaluate(accelerator, training.model, task, accelerator.prepare(loader), prefix="test")
+        training.reporter.log_evaluation(training.progress.step, test.metrics, event="test")
         if accelerator.is_main_process:
-            save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)
-        if data.test is not None:
-            test_plan = EvaluationPlan(data.test.lengths, *memory)
-            test_loader = accelerator.prepare(build_loader(data.test, tokenizer, test_plan, recipe, accelerator))
-            test = evaluate(accelerator, model, task, test_loader, prefix="test")
-            reporter.log_evaluation(progress.step, test.metrics, event="test")
-            if accelerator.is_main_process:
-                save_evaluation(test, task, run.test_predictions, run.test_report)
-    print_evaluation(reporter.console, task, evaluation)
-    print_next(reporter.console, run, time.perf_counter() - started)
-    accelerator.end_training()
+            save_evaluation(test, task, run.test_predictions, run.test_report)
 
 
-def evaluate_only(recipe: Recipe, run: RunDirectory) -> None:
-    """Evaluate what was trained, final/ or else the recipe's model, on the test data or else the validation data."""
-    if run.final.is_dir():
-        recipe = recipe.model_copy(update={"model_name_or_path": str(run.final)})
-    task = build_task(recipe)
-    config = load_config(recipe)
-    tokenizer = load_tokenizer(recipe, config)
-    data = prepare_data(recipe, task, tokenizer)
-    check_head(config, task)
-    model = build_model(recipe, config, task, tokenizer)
-    accelerator = strategy.build_accelerator(recipe, model)
-    split, prefix = (data.validation, "eval") if data.test is None else (data.test, "test")
-    plan = EvaluationPlan(
-        split.lengths, accelerator.num_processes, recipe.per_device_batch_size, recipe.per_device_batch_tokens
-    )
-    model, _, loader = accelerator.prepare(
-        model,
-        optimization.build_optimizer(model, recipe),  # FSDP and DeepSpeed take a model only with its optimizer.
-        build_loader(split, tokenizer, plan, recipe, accelerator),
-    )
-    evaluation = evaluate(accelerator, model, task, loader, prefix)
+def evaluate_only(training: Training) -> None:
+    """Evaluate what was trained on the test data, or else on the validation data; trains nothing."""
+    run, accelerator = training.run, training.accelerator
+    is_test = training.data.test is not None
+    loader = training.evaluation_loader
+    if training.data.test is not None:
+        loader = build_evaluation_loader(training.data.test, training.tokenizer, training.recipe, accelerator)
+        loader = accelerator.prepare(loader)
+    evaluation = evaluate(accelerator, training.model, training.task, loader, "test" if is_test else "eval")
     if accelerator.is_main_process:
-        names = (run.eval_predictions, run.eval_report) if prefix == "eval" else (run.test_predictions, run.test_report)
-        save_evaluation(evaluation, task, *names)
-        print_evaluation(Console(), task, evaluation)
+        names = (run.test_predictions, run.test_report) if is_test else (run.eval_predictions, run.eval_report)
+        save_evaluation(evaluation, training.task, *names)
+    print_evaluation(training.reporter.console, training.task, evaluation)
     accelerator.end_training()
 
 

@@ -73,7 +73,7 @@ def check_launch(recipe: Recipe) -> None:
     ):
         raise BadInput("mixed_precision: this GPU has no bf16 arithmetic (Ampere or newer has); use fp16 or no")
     asked = os.environ.get("ONECURVE_NUM_PROCESSES")
-    if asked is not None and int(asked) != launched.num_processes:
+    if asked is not None and asked != str(launched.num_processes):
         raise WrongTopology(
             f"{asked} processes were asked for, {launched.num_processes} came up; "
             "each would train the same model alone. Use a YAML of accelerate_configs/, such as multi_cpu.yaml."
@@ -167,9 +167,15 @@ def describe_topology(accelerator: Accelerator) -> dict[str, Any]:
         "strategy": describe_strategy(accelerator),
         "backend": accelerator.state.backend,
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "device_name": _describe_device(device),
         "threads_per_process": torch.get_num_threads(),
     }
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
 
 
 def init_trackers(accelerator: Accelerator, resolved: ResolvedRecipe) -> None:

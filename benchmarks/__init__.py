@@ -1,0 +1,1 @@
+"""Measurements against peers, and of our own promises; each file is a command."""

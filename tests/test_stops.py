@@ -1,0 +1,201 @@
+"""Stopped and started again, a run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, Launch, Run, to_flags
+
+Settings = dict[str, Any]
+Train = Callable[[Mapping[str, Any]], Run]
+
+# Dropout is on: its random numbers must come back as well.
+LONG = {"max_train_steps": 40, "dropout": 0.1, "checkpointing_steps": 10, "eval_steps": 15}
+
+
+def final_weights(run: Run) -> bytes:
+    return (run.path / "final" / "model.safetensors").read_bytes()
+
+
+def without_time(run: Run) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in run.lines]
+
+
+def cut_short(run: Run, step: int, target: Path) -> Path:
+    """A copy of a run directory as it was when it died some time after the checkpoint of `step`."""
+    shutil.copytree(run.path, target, symlinks=True)
+    for checkpoint in (target / "checkpoints").iterdir():
+        if checkpoint.name > f"step_{step:08d}":
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(target / "final")
+    (target / "status.json").write_text(
+        json.dumps({"state": "running", "exit_code": None, "step": step, "message": ""})
+    )
+    return target
+
+
+@pytest.fixture
+def whole(recipe: Settings, train: Train) -> Run:
+    run = train({**recipe, **LONG})
+    assert run.exit_code == 0, run.stderr
+    return run
+
+
+@pytest.mark.parametrize("step", [10, 30])
+def test_a_resumed_run_has_the_same_bits(recipe: Settings, train: Train, whole: Run, tmp_path: Path, step: int) -> None:
+    resumed = train({**recipe, **LONG, "output_dir": str(cut_short(whole, step, tmp_path / "cut"))})
+    assert resumed.exit_code == 0, resumed.stderr
+    assert f"(step {step})" in resumed.stdout
+    assert without_time(resumed) == without_time(whole), "no step twice, none missing, each the same to the last bit"
+    assert final_weights(resumed) == final_weights(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    recipe: Settings, train: Train, whole: Run, tmp_path: Path
+) -> None:
+    folder = cut_short(whole, 30, tmp_path / "cut")
+    weights = folder / "checkpoints" / "step_00000030" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    resumed = train({**recipe, **LONG, "output_dir": str(folder)})
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "step_00000030: model.safetensors is damaged: its checksum differs" in resumed.stdout
+    assert "(step 20)" in resumed.stdout
+    assert without_time(resumed) == without_time(whole)
+
+
+@pytest.mark.parametrize(
+    ("topology", "num_processes"),
+    [("multi_cpu", 2), ("multi_cpu", 3), ("fsdp", 2), ("deepspeed_zero1", 2), ("deepspeed_zero3", 2)],
+)
+@pytest.mark.slow
+def test_another_topology_goes_on_with_the_same_curve(
+    recipe: Settings, train: Train, launch: Launch, tmp_path: Path, topology: str, num_processes: int
+) -> None:
+    settings = {**recipe, **LONG, "dropout": 0.0}
+    whole = train(settings)
+    resumed = launch(
+        {**settings, "output_dir": str(cut_short(whole, 20, tmp_path / "cut")), "per_device_batch_size": 3},
+        topology=topology,
+        num_processes=num_processes,
+    )
+    assert resumed.exit_code == 0, resumed.stderr
+    assert [(line["step"], line["tokens"]) for line in resumed.steps] == [
+        (line["step"], line["tokens"]) for line in whole.steps
+    ]
+    assert resumed.losses == pytest.approx(whole.losses, rel=1e-5)
+    back = launch({**settings, "output_dir": str(cut_short(resumed, 30, tmp_path / "back"))})
+    assert back.exit_code == 0, back.stderr
+    assert back.losses == pytest.approx(whole.losses, rel=1e-5)
+
+
+def test_a_finished_run_prints_its_result_and_writes_nothing(recipe: Settings, train: Train, whole: Run) -> None:
+    kept = {path: path.read_bytes() for path in whole.path.rglob("*") if path.is_file()}
+    again = train({**recipe, **LONG})
+    assert again.exit_code == 0
+    assert "is finished: step 40, eval_loss" in again.stdout
+    assert {path: path.read_bytes() for path in whole.path.rglob("*") if path.is_file()} == kept
+
+
+def test_more_epochs_of_a_finished_run_are_refused_with_a_way(recipe: Settings, train: Train, whole: Run) -> None:
+    again = train({**recipe, **LONG, "max_train_steps": 80})
+    assert again.exit_code == 2
+    assert f"--model_name_or_path {whole.path / 'final'}" in again.stderr
+
+
+def test_resume_names_a_checkpoint_of_the_same_recipe(
+    recipe: Settings, train: Train, whole: Run, tmp_path: Path
+) -> None:
+    checkpoint = whole.path / "checkpoints" / "step_00000020"
+    settings = {**recipe, **LONG, "resume": str(checkpoint), "output_dir": str(tmp_path / "second")}
+    other = train({**settings, "learning_rate": 2e-3})
+    assert other.exit_code == 2
+    assert "learning_rate: 0.001 -> 0.002" in other.stderr
+    resumed = train(settings)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.losses == whole.losses[20:]
+
+
+def start(settings: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """One training as a process of its own, without a launcher."""
+    command = [sys.executable, "training/run.py", *to_flags(settings)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(metrics: Path, step: int, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not (metrics.exists() and f'"step": {step},' in metrics.read_text(encoding="utf-8")):
+        assert time.monotonic() < deadline, "the training did not get so far"
+        time.sleep(0.02)
+
+
+WAYS = ["SIGTERM", "SIGINT", "SIGUSR1", "STOP", "ONECURVE_STOP_FILE"]
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=() if way == "SIGTERM" else pytest.mark.slow) for way in WAYS])
+def test_a_stop_writes_a_checkpoint_and_the_next_start_goes_on(
+    recipe: Settings, train: Train, tmp_path: Path, way: str
+) -> None:
+    settings = {**recipe, **LONG, "max_train_steps": 160, "checkpointing_steps": 1000, "eval_steps": 20}
+    whole = train({**settings, "output_dir": str(tmp_path / "whole")})
+    stop_file = tmp_path / "please-stop"
+    process = start(settings, {"ONECURVE_STOP_FILE": str(stop_file)})
+    folder = Path(recipe["output_dir"])
+    wait_for_step(folder / "metrics.jsonl", 20)  # Lines are flushed at each evaluation.
+    if way.startswith("SIG"):
+        process.send_signal(getattr(signal, way))
+    elif way == "STOP":
+        (folder / "STOP").touch()
+    else:
+        stop_file.touch()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("preempted", 75)
+    assert f"stopped after step {status['step']} as asked" in stderr
+    assert "Traceback" not in stderr
+    assert not (folder / "STOP").exists()
+    assert 20 <= status["step"] < 160
+    stop_file.unlink(missing_ok=True)
+    resumed = train(settings)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert without_time(resumed) == without_time(whole)
+    assert final_weights(resumed) == final_weights(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_a_stop(recipe: Settings, launch: Launch, tmp_path: Path) -> None:
+    settings = {**recipe, **LONG, "checkpointing_steps": 1000}
+    whole = launch({**settings, "output_dir": str(tmp_path / "whole")}, "multi_cpu", 2)
+    stop_file, status = tmp_path / "please-stop", tmp_path / "status.json"
+    stop_file.touch()
+    variables = {"ONECURVE_STOP_FILE": str(stop_file), "ONECURVE_STATUS_FILE": str(status)}
+    stopped = launch(settings, "multi_cpu", 2, environment=variables)
+    assert stopped.exit_code != 0
+    assert json.loads(status.read_text())["exit_code"] == 75
+    stop_file.unlink()
+    resumed = launch(settings, "multi_cpu", 2)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.losses == whole.losses
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(recipe: Settings, train: Train) -> None:
+    run = train({**recipe, "learning_rate": 1e30, "max_train_steps": 40})
+    assert run.exit_code == 3
+    assert "training diverged" in run.stderr
+    assert run.read("status.json")["state"] == "failed"
+    assert run.read("status.json")["exit_code"] == 3
+    assert not (run.path / "final").exists()

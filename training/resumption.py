@@ -1,0 +1,98 @@
+"""Where a training begins: at the pretrained model, at a checkpoint, or not at all because it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from training.checkpointing import find_checkpoint, find_fault, load_progress
+from training.config import FREE_KEYS, ResolvedRecipe
+from training.faults import BadInput
+from training.milestones import Progress
+from training.run_directory import RunDirectory
+from training.states import load_moments
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins.
+
+    Attributes:
+        checkpoint: folder to start from; None starts from the pretrained model.
+        progress: where that checkpoint stood.
+        is_finished: the training is done; nothing is left to do.
+        message: a line for the user.
+    """
+
+    checkpoint: Path | None
+    progress: Progress
+    is_finished: bool = False
+    message: str | None = None
+
+
+def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
+    """Look at the run directory and the recipe's `resume`, and say where to begin. Writes nothing.
+
+    Raises:
+        BadInput: the folder can't be written to, holds a run of another recipe, or the named checkpoint is not whole.
+    """
+    run.check_writable()
+    resume = resolved.recipe.resume
+    named = None if resume in ("auto", "never") else _open_named(Path(resume), resolved)
+    if not run.config.exists():
+        return named or Start(None, Progress())
+    if resume == "never":
+        raise BadInput(
+            f"output_dir {str(run.path)!r} holds a run already, and resume is never; choose another output_dir"
+        )
+    status = run.read_status() or {}
+    is_finished = status.get("state") == "finished"
+    _refuse_another_recipe(run, resolved, is_finished)
+    if is_finished:
+        message = f"{run.path} is finished: {run.describe_last_evaluation()}. Nothing to do."
+        return Start(None, Progress(step=status.get("step", 0)), True, message)
+    if named is not None:
+        return named
+    found, faults = find_checkpoint(run.checkpoints)
+    notes = [f"Passed over, not whole: {fault}." for fault in faults]
+    if found is None:
+        return Start(None, Progress(), message="\n".join(notes) or None)
+    progress = load_progress(found)
+    return Start(found, progress, message="\n".join([*notes, f"Going on from {found} (step {progress.step})."]))
+
+
+def _open_named(checkpoint: Path, resolved: ResolvedRecipe) -> Start:
+    """The checkpoint that `resume` names, if it is whole and of the same recipe."""
+    fault = find_fault(checkpoint) if checkpoint.is_dir() else "no such folder; resume is auto, never or a checkpoint"
+    if fault is not None:
+        raise BadInput(f"resume: {checkpoint}: {fault}")
+    owner = RunDirectory(checkpoint.resolve().parent.parent)
+    if owner.config.exists():
+        _refuse_another_recipe(owner, resolved, is_finished=False)
+    progress = load_progress(checkpoint)
+    return Start(checkpoint, progress, message=f"Going on from {checkpoint} (step {progress.step}).")
+
+
+def _refuse_another_recipe(run: RunDirectory, resolved: ResolvedRecipe, is_finished: bool) -> None:
+    differing = run.differing_keys(resolved, FREE_KEYS)
+    if not differing:
+        return
+    advice = "choose another output_dir"
+    if is_finished:
+        advice += f", or train on from its result with --model_name_or_path {run.final} and a new output_dir"
+    first = f"{str(run.path)!r} holds a run of another recipe; {advice}. Differing keys:"
+    raise BadInput("\n  ".join([first, *differing]))
+
+
+def restore(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, scheduler: Any, start: Start) -> None:
+    """Put moments and schedule where the checkpoint stood; the weights were loaded before `prepare`."""
+    if start.checkpoint is None:
+        return
+    load_moments(accelerator, model, optimizer, start.checkpoint, start.progress.optimizer_step)
+    scheduler.load_state_dict(start.progress.scheduler)
+    for group, learning_rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = learning_rate
