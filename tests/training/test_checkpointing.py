@@ -69,7 +69,9 @@ def test_without_a_manifest_it_was_never_finished(tmp_path: Path) -> None:
     assert find_fault(tmp_path / "nowhere") == "manifest.json is missing"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"files": 3}', b'{"files": {"progress.json": {}}}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b'{"files": 3}', b'{"files": {"progress.json": {}}}', b"\xff"]
+)
 def test_a_manifest_that_makes_no_sense_is_a_fault(tmp_path: Path, content: bytes) -> None:
     path = make_checkpoint(tmp_path)
     (path / "manifest.json").write_bytes(content)

@@ -92,7 +92,8 @@ def test_the_recipe_sets_adam() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "limit", "expected"), [(3, None, 30), (0.25, None, 3), (1.1, None, 11), (0.01, None, 1), (3, 4, 4), (1, 99, 99)]
+    ("epochs", "limit", "expected"),
+    [(3, None, 30), (0.25, None, 3), (1.1, None, 11), (0.01, None, 1), (3, 4, 4), (1, 99, 99)],
 )
 def test_steps_are_whole_epochs_or_the_limit(epochs: float, limit: int | None, expected: int) -> None:
     assert count_steps(make_recipe(num_train_epochs=epochs, max_train_steps=limit), 10) == expected
@@ -175,7 +176,9 @@ def test_every_schedule_builds_for_any_number_of_steps(
     request: pytest.FixtureRequest, name: str, num_steps: int, warmup_ratio: float
 ) -> None:
     if name == "polynomial" and math.ceil(warmup_ratio * num_steps) == num_steps:
-        reason = "transformers divides by the steps that are left after warm-up: none; the run fails after its last step"
+        reason = (
+            "transformers divides by the steps that are left after warm-up: none; the run fails after its last step"
+        )
         request.applymarker(pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason=reason))
     rates = collect_rates(num_steps, lr_scheduler_type=name, warmup_ratio=warmup_ratio)
     assert all(math.isfinite(rate) and rate >= 0 for rate in rates)
