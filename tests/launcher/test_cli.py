@@ -217,6 +217,33 @@ def test_a_second_signal_ends_every_process(recipe_file: Path, recipe: dict[str,
     assert str(recipe_file) not in listing
 
 
+@pytest.mark.slow
+def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(
+    recipe_file: Path, recipe: dict[str, Any], onecurve: Onecurve
+) -> None:
+    words = ["run", str(recipe_file), "--topology", "multi_cpu", "--max_train_steps", "600"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        _wait_for_steps(Path(recipe["output_dir"]), process)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, told
+    result = onecurve("resume", recipe["output_dir"])
+    assert result.returncode == 0, result.stderr
+    assert "Going on from" in result.stdout
+    lines = (Path(recipe["output_dir"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [line["step"] for line in map(json.loads, lines) if line["event"] == "train"]
+    assert steps == list(range(1, 601))
+
+
 def test_every_command_works_in_a_terminal(recipe_file: Path, write_run: Any, tmp_path: Path) -> None:
     first, second = write_run("one"), write_run("two", learning_rate=3.0)
     variables = {**os.environ, "TERM": "xterm-256color"}
