@@ -19,7 +19,7 @@ from typing import Any
 
 os.environ["KERAS_BACKEND"] = "torch"
 
-import keras  # type: ignore[import-untyped]
+import keras
 import torch
 from keras import ops
 from torch.utils.data import DataLoader

@@ -231,6 +231,16 @@ def test_a_head_of_another_size_is_replaced_and_said(recipe: Settings, train: Tr
     assert "The model's head has 5 outputs, this task needs 2: a new head is trained." in run.stdout
 
 
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(recipe: Settings, train: Train, tmp_path: Path) -> None:
+    eager = train({**recipe, "output_dir": str(tmp_path / "eager")})
+    compiled = train({**recipe, "torch_compile": True})
+    assert compiled.exit_code == 0, compiled.stderr
+    assert compiled.losses == pytest.approx(eager.losses, rel=1e-5)
+    names = json.loads((compiled.path / "final" / "config.json").read_text())["id2label"]
+    assert len(names) == 5
+
+
 # Inputs --------------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ with open(sys.argv[1], "w") as file:
     json.dump({"exit_code": os.waitstatus_to_exitcode(status), "peak": usage.ru_maxrss}, file)
 """
 
-WORDS = "the market rose while players of both teams left their old computer at a film about ministers".split()
+WORDS = ["market", "rose", "while", "players", "of", "both", "teams", "left", "their", "old", "film", "at", "noon"]
 
 Snapshot = dict[str, int]
 

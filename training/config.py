@@ -186,7 +186,7 @@ class Recipe(BaseModel):
         None, description="evaluations without a better metric before training ends"
     )
     checkpointing_steps: Literal["epoch"] | Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="steps between checkpoints; none writes them only when asked to stop"
+        None, description="steps between checkpoints; none writes them only for the best metric, or when asked to stop"
     )
     save_total_limit: Annotated[Integer, Field(ge=1)] | None = Field(
         None, description="checkpoints kept, the best one besides"

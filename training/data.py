@@ -174,6 +174,10 @@ def _cache_key(recipe: Recipe, tokenizer: Any, sources: Mapping[str, list[Path]]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
     digest.update(repr((tokenizer.truncation_side, sorted(tokenizer.special_tokens_map.items()))).encode())
+    if recipe.dataset_name is not None and "dataset" not in sources:
+        for split in (recipe.train_split, recipe.validation_split):
+            if split is not None:  # The hub's own hash of the data: it changes when the data set does.
+                digest.update(_read_hub(recipe, split)._fingerprint.encode())
     for paths in sources.values():
         for path in paths:
             try:

@@ -22,6 +22,7 @@ from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
+    TorchDynamoPlugin,
     set_seed,
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -112,6 +113,10 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
         step_scheduler_with_optimizer=False,
+        # Layer by layer: one compilation serves all layers, and the whole model would be compiled anew for each length.
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
+        if recipe.torch_compile
+        else None,
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
     )

@@ -1,0 +1,68 @@
+"""A small part of the matrix of `make invariance`, and its referee's eyes: a curve that deviates is seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.invariance import Cell, build_data, compare, read_curve, train
+
+CELLS = [
+    pytest.param(Cell("ddp", 2, "3"), id="ddp"),
+    pytest.param(Cell("ddp", 3, "256 tokens"), id="ddp on three", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "256 tokens"), id="fsdp2", marks=pytest.mark.slow),
+    pytest.param(Cell("zero1", 2, "3"), id="zero1", marks=pytest.mark.slow),
+    pytest.param(Cell("zero2", 2, "16"), id="zero2", marks=pytest.mark.slow),
+    pytest.param(Cell("zero3", 2, "1"), id="zero3", marks=pytest.mark.slow),
+    pytest.param(Cell("ddp", 2, "3", "class weights"), id="class weights", marks=pytest.mark.slow),
+    pytest.param(Cell("zero2", 2, "3", "label smoothing"), id="label smoothing", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "3", "several labels"), id="several labels", marks=pytest.mark.slow),
+    pytest.param(Cell("ddp", 2, "3", "regression"), id="regression", marks=pytest.mark.slow),
+    pytest.param(Cell("zero3", 2, "3", "pairs"), id="pairs", marks=pytest.mark.slow),
+    pytest.param(Cell("ddp", 2, "3", is_float64=True), id="ddp in float64", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "3", is_float64=True), id="fsdp2 in float64", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("invariance")
+    build_data(path)
+    return path
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_curve_is_that_of_one_process(folder: Path, cell: Cell) -> None:
+    curve = train(cell, folder)
+    assert len(curve.losses) == 52
+    assert curve.examples[12][0] == 8, "the last batch of an epoch is uneven"
+    assert compare(curve, train(cell.reference, folder)).find_fault(cell.is_float64) is None
+
+
+def test_a_deviation_is_seen(folder: Path) -> None:
+    reference = train(Cell("one process", 1, "16"), folder)
+    assert compare(reference, reference).find_fault(is_float64=True) is None
+    for fault, curve in {
+        "loss deviates": replace(reference, losses=reference.losses * (1 + 2e-5 * (np.arange(52) == 40))),
+        "grad_norm deviates": replace(reference, grad_norms=reference.grad_norms * (1 + 2e-4)),
+        "weights deviates": replace(
+            reference, weights={name: value * 1.0001 for name, value in reference.weights.items()}
+        ),
+        "examples differ": replace(reference, examples=reference.examples[::-1]),
+        "learning rates differ": replace(reference, learning_rates=reference.learning_rates[::-1]),
+        "metrics differ": replace(reference, evaluation={**reference.evaluation, "eval_accuracy": 0.123}),
+        "loss deviates by nan": replace(reference, losses=reference.losses * np.nan),
+    }.items():
+        assert fault in str(compare(curve, reference).find_fault(is_float64=False))
+
+
+def test_the_last_learning_rate_is_the_schedules(folder: Path) -> None:
+    output = folder / Cell("one process", 1, "16").name.replace(" ", "_").replace(",", "")
+    rates = read_curve(output).learning_rates
+    # Warm-up over ceil(0.1 x 52) = 6 steps, then down to one part in 46 at the last step; 0 would be the step after.
+    assert rates[0] == 0
+    assert rates[6] == 1e-3
+    assert rates[-1] == pytest.approx(1e-3 / 46, rel=1e-12)
