@@ -48,7 +48,7 @@ def read_wandb(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
     for data in read_log(path.read_bytes()):
-        record: Any = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+        record: Any = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "history":
