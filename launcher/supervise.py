@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,9 @@ STOP_SIGNALS = tuple(
 
 # After these, another start would end the same way, or has nothing to do: finished, bad input, diverged, preempted.
 FINAL_EXIT_CODES = frozenset({0, 2, 3, 75})
+
+# Shells, `timeout` and schedulers signal a process and its group: the same request arrives twice.
+_SECONDS_OF_ONE_REQUEST = 0.5
 
 _AGENT_LOG = re.compile(r"[WEI]\d{4} [\d:.]+ +\d+ torch/distributed/")
 
@@ -70,14 +75,14 @@ def supervise(command: Command, run_directory: Path | None, shows_everything: bo
         }
         with stop.listening():
             return_code = _launch(command, variables, stop, shows_everything)
-        if stop.was_forced:
+        status = read_status(folder / "status.json")
+        if status is None and run_directory is not None and command.num_processes > 1:
+            status = read_status(run_directory / "status.json") if "--machine_rank" in command.words else None
+        if stop.was_forced and (status is None or status.get("exit_code") is None):
             message = (
                 "ended at once, as asked; what was done after the last checkpoint is lost, `onecurve resume` goes on"
             )
             return Ending(1, message, was_stopped=True)
-        status = read_status(folder / "status.json")
-        if status is None and run_directory is not None and command.num_processes > 1:
-            status = read_status(run_directory / "status.json") if "--machine_rank" in command.words else None
         return judge(return_code, status, stop.was_asked)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -157,6 +162,7 @@ class _Stop:
         self.path = path
         self.group: int | None = None
         self._count = 0
+        self._last = -math.inf
 
     @property
     def was_asked(self) -> bool:
@@ -178,6 +184,10 @@ class _Stop:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._last < _SECONDS_OF_ONE_REQUEST:
+            return
+        self._last = now
         self._count += 1
         name = signal.Signals(number).name
         if self._count == 1:

@@ -205,7 +205,7 @@ def test_a_second_signal_ends_every_process(recipe_file: Path, recipe: dict[str,
     try:
         _wait_for_steps(Path(recipe["output_dir"]), process)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+        time.sleep(0.7)
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=60)
     finally:
@@ -221,7 +221,7 @@ def test_a_second_signal_ends_every_process(recipe_file: Path, recipe: dict[str,
 def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(
     recipe_file: Path, recipe: dict[str, Any], onecurve: Onecurve
 ) -> None:
-    words = ["run", str(recipe_file), "--topology", "multi_cpu", "--max_train_steps", "600"]
+    words = ["run", str(recipe_file), "--topology", "multi_cpu", "--max_train_steps", "600", "--eval_steps", "600"]
     process = subprocess.Popen(
         [sys.executable, "-m", "launcher", *words],
         cwd=ROOT,

@@ -127,6 +127,26 @@ def test_a_signal_becomes_a_stop_file() -> None:
     assert ending == Ending(75, was_stopped=True)
 
 
+def test_the_same_request_twice_is_one_request() -> None:
+    code = (
+        "import json, os, signal, time\n"
+        "for _ in range(2): os.kill(os.getppid(), signal.SIGTERM); time.sleep(0.1)\n"
+        "json.dump({'state': 'preempted', 'exit_code': 75}, open(os.environ['ONECURVE_STATUS_FILE'], 'w'))\n"
+    )
+    assert supervise(Command((sys.executable, "-c", code), {}, 1), None) == Ending(75, was_stopped=True)
+
+
+def test_a_forced_end_loses_the_steps_since_the_last_checkpoint() -> None:
+    code = (
+        "import os, signal, time\n"
+        "for _ in range(2): os.kill(os.getppid(), signal.SIGTERM); time.sleep(0.7)\n"
+        "time.sleep(60)\n"
+    )
+    ending = supervise(Command((sys.executable, "-c", code), {}, 1), None)
+    assert (ending.exit_code, ending.was_stopped) == (1, True)
+    assert "ended at once, as asked" in ending.message
+
+
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(LaunchFailed, match="could not be started"):
         supervise(Command((str(tmp_path / "nothing"),), {}, 1), None)
