@@ -29,7 +29,7 @@ def onecurve() -> Onecurve:
             env={**os.environ, **(environment or {})},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,  # Another training may share the machine.
             check=False,
         )
 
