@@ -31,7 +31,7 @@ STRATEGIES: tuple[Strategy, ...] = (
 )  # fmt: skip
 
 # What a process holds before a model is there: the CUDA context and NCCL's buffers on a GPU; on a CPU, Python with
-# PyTorch and transformers imported (measured in benchmarks/memory.py).
+# PyTorch and transformers imported. Both are rounded estimates.
 GPU_OVERHEAD_BYTES = int(1.2 * GIB)
 CPU_OVERHEAD_BYTES = int(0.6 * GIB)
 # Share of a device that may be planned with; the rest is lost to the allocator's fragmentation.
