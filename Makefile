@@ -27,6 +27,8 @@ setup: .venv/complete
 build/demo/complete: .venv/complete training/recipes/build_demo.py
 	.venv/bin/python training/recipes/build_demo.py
 
+# accelerate asks for the number of threads, and prints a warning where nobody says.
+demo: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 demo: build/demo/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/demo.yaml
 
