@@ -29,6 +29,8 @@ build/demo/complete: .venv/complete training/recipes/build_demo.py
 
 # accelerate asks for the number of threads, and prints a warning where nobody says.
 demo: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
+# Threads that sleep while they wait: on a machine with other work, spinning ones take four times as long.
+demo: export OMP_WAIT_POLICY ?= PASSIVE
 demo: build/demo/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/demo.yaml
 
