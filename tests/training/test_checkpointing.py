@@ -176,6 +176,13 @@ def test_old_checkpoints_go_and_the_best_one_stays(writer: CheckpointWriter) -> 
     assert not Path(writer.run.best.readlink()).is_absolute(), "the run directory may be moved"
 
 
+def test_without_a_best_one_the_newest_stay(writer: CheckpointWriter) -> None:
+    for step in (1, 2, 3, 4):
+        writer.save(Progress(step))
+    assert names(writer.run.checkpoints) == {"step_00000003", "step_00000004"}
+    assert not writer.run.best.exists()
+
+
 @pytest.mark.parametrize("function", ["save_file", "write_manifest", "_sync"])
 def test_a_write_that_fails_leaves_the_last_checkpoint(
     writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch, function: str
