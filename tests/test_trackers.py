@@ -109,7 +109,6 @@ def test_mlflow_holds_every_number(
     assert parameters["train_batch_size"] == "16"
 
 
-@pytest.mark.xfail(strict=True, reason="accelerate drops a tracker that is not installed, and nobody says so")
 def test_a_tracker_that_is_not_installed_is_told(
     recipe: dict[str, Any], train: Callable[[Mapping[str, Any]], Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +118,6 @@ def test_a_tracker_that_is_not_installed_is_told(
     assert "report_to: wandb is not installed" in run.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="a tracker that can't start ends in a traceback and exit code 1")
 def test_a_tracker_that_cannot_start_is_told(
     recipe: dict[str, Any], train: Callable[[Mapping[str, Any]], Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,9 +31,7 @@ from training.milestones import Progress
 from training.run_directory import RunDirectory
 from training.states import gather_moments, gather_weights
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-Tensors = dict[str, torch.Tensor]
+CHECKPOINT_FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 
 
 @dataclass(frozen=True)
@@ -144,6 +142,9 @@ def find_fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None if every file is there, whole and unchanged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        for name in CHECKPOINT_FILES:
+            if name not in manifest["files"]:
+                return f"manifest.json does not list {name}"
         for name, expected in manifest["files"].items():
             path = folder / name
             if not path.exists():

@@ -239,7 +239,9 @@ class ResolvedRecipe:
         lines = ["# Every resolved value and its source. This file is itself a recipe: train it again with --config."]
         for key, value in self.recipe.model_dump(mode="json").items():
             text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
-            text = text.removesuffix("...\n").rstrip()  # A lone scalar is dumped with a document end behind it.
+            if yaml.safe_load(text.removesuffix("...\n").strip(" \n")) != value:  # YAML folds some rare spaces.
+                text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+            text = text.removesuffix("...\n").rstrip("\n")  # A lone scalar is dumped with a document end behind it.
             lines.append(f"{key}: {text}  # {self.sources[key]}")
         return "\n".join(lines) + "\n"
 

@@ -33,7 +33,7 @@ def count_steps(recipe: Recipe, steps_per_epoch: int) -> int:
     if recipe.max_train_steps is not None:
         return recipe.max_train_steps
     # 1.1 epochs of 100 steps are 110 steps, though 1.1 * 100 is a little more than 110.
-    return math.ceil(round(recipe.num_train_epochs * steps_per_epoch, 6))
+    return max(1, math.ceil(round(recipe.num_train_epochs * steps_per_epoch, 6)))
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps: int) -> Any:
@@ -44,6 +44,10 @@ def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps:
         specific["min_lr_rate"] = 0.1
     if recipe.lr_scheduler_type == "warmup_stable_decay":
         specific["num_decay_steps"] = max(1, num_steps // 10)
+    if recipe.lr_scheduler_type == "polynomial":
+        # transformers ends at 1e-7 or fails, and divides by the steps that warm-up leaves.
+        specific["lr_end"] = min(1e-7, recipe.learning_rate / 10)
+        num_steps = max(num_steps, num_warmup_steps + 1)
     return get_scheduler(
         recipe.lr_scheduler_type,
         optimizer=optimizer,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
+_MAX_EXAMPLES_PER_WINDOW = 2**20
 _NUM_ROUNDS = 8  # Enough for every position of a small domain to be equally likely (tests/training/test_sampling.py).
 
 
@@ -77,7 +78,8 @@ class Order:
         train_batch_size: examples in one step, over all processes.
         seed: of the shuffle.
         lengths: [num_examples] tokens of each example, possibly memory-mapped; None leaves the order purely random.
-        length_window: global batches among which examples of near-equal length meet.
+        length_window: global batches among which examples of near-equal length meet; fewer where the batches are so
+            large that a window would hold more than a million examples, which bounds what a process keeps in memory.
     """
 
     num_examples: int
@@ -91,6 +93,10 @@ class Order:
         """Steps that visit each example once; the last may hold fewer than `train_batch_size`."""
         return -(-self.num_examples // self.train_batch_size)
 
+    @property
+    def _batches_per_window(self) -> int:
+        return min(self.length_window, max(1, _MAX_EXAMPLES_PER_WINDOW // self.train_batch_size))
+
     def global_batch(self, step: int) -> Indices:
         """The examples of one step, shortest first. Costs the same for every step.
 
@@ -98,13 +104,13 @@ class Order:
             step: 0-based, counted through all epochs.
         """
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        window, batch_of_window = divmod(step_of_epoch, self.length_window)
+        window, batch_of_window = divmod(step_of_epoch, self._batches_per_window)
         return self._window(epoch, window)[batch_of_window]
 
     # Steps come in order, so the window of the last one is nearly always the window of the next.
     @lru_cache(maxsize=1)  # noqa: B019 - an Order lives as long as its training
     def _window(self, epoch: int, window: int) -> list[Indices]:
-        size = self.length_window * self.train_batch_size
+        size = self._batches_per_window * self.train_batch_size
         start, stop = window * size, min((window + 1) * size, self.num_examples)
         examples = permute(np.arange(start, stop), self.num_examples, derive_key(self.seed, epoch))
         generator = np.random.Generator(np.random.PCG64(derive_key(self.seed, epoch, window)))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
@@ -65,6 +66,8 @@ def check_launch(recipe: Recipe) -> None:
     """
     launched = Launched.from_environment()
     device = _find_device(launched)
+    if recipe.report_to != "none" and recipe.report_to not in {str(name) for name in get_available_trackers()}:
+        raise BadInput(f"report_to: {recipe.report_to} is not installed; `pip install onecurve[trackers]` brings it")
     if recipe.mixed_precision == "fp16" and device in ("cpu", "mps"):
         raise BadInput(f"mixed_precision: fp16 needs a GPU, this is {device}; use bf16 or no")
     if (
@@ -188,7 +191,11 @@ def init_trackers(accelerator: Accelerator, resolved: ResolvedRecipe) -> None:
     if resolved.recipe.report_to != "none":
         settings = resolved.recipe.model_dump(mode="json")
         plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in settings.items()}
-        accelerator.init_trackers("onecurve", config=plain)
+        try:
+            accelerator.init_trackers("onecurve", config=plain)
+        except Exception as error:  # Each tracker raises its own kind.
+            reason = " ".join(str(error).split())
+            raise BadInput(f"report_to: {resolved.recipe.report_to} could not be started: {reason}") from None
 
 
 def begin_micro_batch(accelerator: Accelerator, plan: MicroBatch, seed: int) -> float:

@@ -292,7 +292,6 @@ def test_rare_characters_survive_config_yaml(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [TEXT_WITH_NEXT_LINE, TEXT_WITH_WIDE_SPACE], ids=ascii)
-@pytest.mark.xfail(strict=True, reason="to_yaml writes U+0085 as it is, and strips wide spaces from the end of a line")
 def test_rare_spaces_survive_config_yaml(tmp_path: Path, text: str) -> None:
     check_round_trip(tmp_path, {"text_column": text})
 
