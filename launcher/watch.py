@@ -174,7 +174,7 @@ def render(view: View, width: int = 72) -> RenderableType:
     curve = draw_curve(view.losses, width)
     text = Text("\n".join([*lines, "", *curve]) if curve else "\n".join(lines))
     colors = {"running": "green", "finished": "blue", "preempted": "yellow", "failed": "red"}
-    return Panel(text, title=f"{view.run}  {view.state}", border_style=colors.get(view.state, "white"), expand=False)
+    return Panel(text, title=f"{view.state}  {view.run}", border_style=colors.get(view.state, "white"), expand=False)
 
 
 def follow(console: Console, run: Path, every_seconds: float) -> None:

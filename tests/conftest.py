@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+# Read when the hub's client is imported, which some test modules do at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "build" / "demo"
 
@@ -75,7 +78,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "onecurve" / "torch_extensions"))
     folder = tmp_path_factory.mktemp("cache")
     os.environ["ONECURVE_CACHE"] = str(folder)
-    os.environ["HF_HUB_OFFLINE"] = "1"
     # Two threads that wait for each other on busy cores take ten times as long as one.
     torch.set_num_threads(1)
     return folder
