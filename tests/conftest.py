@@ -177,7 +177,7 @@ def launch() -> Launch:
 def train(capsys: pytest.CaptureFixture[str]) -> Callable[[Mapping[str, Any]], Run]:
     """Train in this process, which saves the seconds of a start."""
     from training.faults import report_outcome
-    from training.run import main
+    from training.run import _KEPT, main
     from training.strategy import forget_state
 
     def run(settings: Mapping[str, Any]) -> Run:
@@ -185,6 +185,7 @@ def train(capsys: pytest.CaptureFixture[str]) -> Callable[[Mapping[str, Any]], R
         try:
             exit_code = report_outcome(main, to_flags(settings))
         finally:
+            _KEPT.clear()
             forget_state()
         captured = capsys.readouterr()
         return Run(exit_code, captured.out, captured.err, Path(str(settings.get("output_dir", "unused"))))

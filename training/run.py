@@ -6,6 +6,7 @@
 The recipe says what is trained, the accelerate YAML where. The losses are the same on every topology.
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ from training.run_directory import RunDirectory
 from training.stopping import StopRequested
 
 
+# A rank was seen to hang while DDP's native parts were freed after a finished run: they are kept, and left to the system.
+_KEPT: list[Training] = []
+
+
 def main(arguments: Sequence[str], outcome: Outcome) -> None:
     """Configure, build, train, save."""
     started = time.perf_counter()
@@ -40,6 +45,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
         outcome.step = start.progress.step
         return
     training = build(resolved, run, outcome, start)
+    _KEPT.append(training)
     with training.reporter:
         try:
             evaluation = train(training)
@@ -159,4 +165,7 @@ def evaluate_only(training: Training) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(report_outcome(main, sys.argv[1:]))
+    exit_code = report_outcome(main, sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
