@@ -24,7 +24,6 @@ from training.resumption import find_start
 from training.run_directory import RunDirectory
 from training.stopping import StopRequested
 
-
 # A rank was seen to hang while DDP's native parts were freed after a finished run: they are kept, and left to the system.
 _KEPT: list[Training] = []
 
