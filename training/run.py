@@ -36,7 +36,9 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     strategy.check_launch(resolved.recipe)
     run = RunDirectory.of(resolved.recipe)
     if resolved.eval_only:
-        evaluate_only(build(resolved, run, outcome))
+        training = build(resolved, run, outcome)
+        _KEPT.append(training)
+        evaluate_only(training)
         return
     start = find_start(run, resolved)
     if start.is_finished:
