@@ -160,7 +160,7 @@ def shrink_micro_batches(training: Training) -> None:
     max_examples, max_tokens = memory.shrink(plan, step)
     sizes = {"max_examples": max_examples, "max_tokens": max_tokens}
     memory.note_limits(training.run, _describe_memory(recipe, accelerator), sizes)
-    size = f"{max_examples} examples" if max_tokens is None else f"{max_tokens} tokens"
+    size = f"{max_examples} examples" if max_tokens == plan.max_tokens else f"{max_tokens} tokens"
     if accelerator.num_processes > 1:
         raise memory.OutOfMemory(
             f"process {accelerator.process_index} ran out of memory at step {step + 1}; start it again, and it goes on "

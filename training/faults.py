@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,14 @@ class Preempted(Fault):
 def is_main_process() -> bool:
     """Whether this process speaks for all; known from the environment, before any process group exists."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+_LAUNCHER = os.getppid()
+
+
+def launcher_is_gone() -> bool:
+    """Whether the process that started this one has died, so that nobody minds it any more."""
+    return os.getppid() != _LAUNCHER
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -193,4 +202,6 @@ def _wait_for_main() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end)
-    ended.wait(_SECONDS_FOR_MAIN_TO_SPEAK)
+    deadline = time.monotonic() + _SECONDS_FOR_MAIN_TO_SPEAK
+    while not (ended.wait(0.1) or launcher_is_gone() or time.monotonic() > deadline):
+        pass

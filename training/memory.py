@@ -46,10 +46,13 @@ def shrink(plan: TrainingPlan, step: int) -> tuple[int, int | None]:
             f"out of memory at step {step + 1}, though micro-batches have one example: example {example}{size} (from 0, of "
             "the training data) does not fit. Lower max_length, or set gradient_checkpointing: true"
         )
-    if plan.max_tokens is None or lengths is None:
-        return math.ceil(largest / 2), plan.max_tokens
-    num_tokens = max(len(piece) * int(lengths[piece].max()) for piece in pieces)
-    return plan.max_examples, max(1, min(plan.max_tokens, num_tokens) // 2)
+    if plan.max_tokens is not None and lengths is not None:
+        num_tokens = max(len(piece) * int(lengths[piece].max()) for piece in pieces)
+        # The longest example must have room, alone.
+        halved = max(int(lengths.max()), min(plan.max_tokens, num_tokens) // 2)
+        if halved < plan.max_tokens:
+            return plan.max_examples, halved
+    return math.ceil(largest / 2), plan.max_tokens
 
 
 def note_limits(run: RunDirectory, asked: dict[str, Any], found: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from training.config import Recipe, RecipeError, ResolvedRecipe, load_recipe
-from training.faults import BadInput, write_atomically
+from training.faults import BadInput, is_main_process, write_atomically
 
 _PACKAGES = (
     "onecurve",
@@ -46,12 +46,12 @@ class DirectoryLock:
         self._descriptor: int | None = None
 
     def take(self) -> None:
-        """Lock the folder, if it is there and not locked by this process already.
+        """Lock the folder for the whole training, if it is there and not locked already; process 0 does it for all.
 
         Raises:
             BadInput: another process holds it.
         """
-        if self._descriptor is not None or not self._path.is_dir():
+        if self._descriptor is not None or not is_main_process() or not self._path.is_dir():
             return
         descriptor = os.open(self._path, os.O_RDONLY)
         deadline = time.monotonic() + _SECONDS_TO_LET_GO

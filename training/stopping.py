@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from training.faults import is_main_process
+from training.faults import is_main_process, launcher_is_gone
 from training.run_directory import RunDirectory
 from training.watchdog import Watchdog
 
@@ -33,7 +33,6 @@ class StopFlag:
     def __init__(self, run: RunDirectory, watchdog: Watchdog) -> None:
         self.reason: str | None = None
         self._watchdog = watchdog
-        self._parent = os.getppid()
         self._files = [run.path / "STOP"]
         if "ONECURVE_STOP_FILE" in os.environ:
             self._files.append(Path(os.environ["ONECURVE_STOP_FILE"]))
@@ -51,7 +50,7 @@ class StopFlag:
     def is_raised(self) -> bool:
         """Look once, after each step and each batch of an evaluation: costs a few microseconds."""
         self._watchdog.beat()
-        if self.reason is None and os.getppid() != self._parent:
+        if self.reason is None and launcher_is_gone():
             self.reason = "the launcher is gone"
         if self.reason is None and is_main_process():
             self.reason = next((str(path) for path in self._files if path.exists()), None)

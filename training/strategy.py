@@ -20,6 +20,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
@@ -113,7 +114,11 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
     accelerator = Accelerator(
         cpu=not has_accelerator and not shards,
         mixed_precision=recipe.mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timeout),
+            # The buffers of transformers are constants; DDP would send them with each forward.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
         # The plan says how many micro-batches a step has and when it ends; the end of the loader says nothing.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),

@@ -28,6 +28,8 @@ _SECONDS_AFTER_SIGTERM = 20.0
 # How long the first process waits for the others' stacks.
 _SECONDS_OF_ROLL_CALL = 10.0
 
+_COLLECTIVES = (os.path.join("torch", "distributed", ""), os.path.join("torch", "nn", "parallel", "distributed.py"))
+
 _ROOT = Path(__file__).parent.parent
 
 
@@ -179,11 +181,15 @@ def _frames_of_main_thread() -> Iterator[FrameType]:
 
 
 def _is_waiting(frames: list[FrameType]) -> bool:
-    """Whether this process waits for the others: in a collective, in a backward that reduces, or for the device."""
-    return any(
-        f"torch{os.sep}distributed{os.sep}" in frame.f_code.co_filename
-        or frame.f_code.co_name in ("_engine_run_backward", "_write_step")
-        for frame in frames[:12]
+    """Whether this process waits for the others: in a collective, in a backward that reduces, or for the device.
+
+    Args:
+        frames: from the innermost outwards.
+    """
+    innermost = frames[0].f_code
+    return any(part in innermost.co_filename for part in _COLLECTIVES) or innermost.co_name in (
+        "_engine_run_backward",
+        "_write_step",
     )
 
 
