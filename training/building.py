@@ -49,6 +49,7 @@ class Training:
     plan: TrainingPlan
     train_loader: Loader
     evaluation_loader: Loader
+    test_loader: Loader | None
     milestones: Milestones
     progress: Progress
     checkpoints: CheckpointWriter
@@ -105,6 +106,9 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         build_loader(data.train, tokenizer, plan, recipe, accelerator),
         build_evaluation_loader(data.validation, tokenizer, recipe, accelerator),
     )
+    test_loader = None
+    if data.test is not None:
+        test_loader = accelerator.prepare(build_evaluation_loader(data.test, tokenizer, recipe, accelerator))
     # The schedule is not prepared: accelerate would step it once per process.
     scheduler = optimization.build_scheduler(optimizer, recipe, num_steps)
     milestones = Milestones(recipe, order.steps_per_epoch, num_steps)
@@ -141,6 +145,7 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         plan=plan,
         train_loader=train_loader,
         evaluation_loader=evaluation_loader,
+        test_loader=test_loader,
         milestones=milestones,
         progress=progress,
         checkpoints=CheckpointWriter(accelerator, model, optimizer, scheduler, run, recipe.save_total_limit),

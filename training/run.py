@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from training import optimization, strategy
-from training.building import Training, build, build_evaluation_loader, shrink_micro_batches
+from training.building import Training, build, shrink_micro_batches
 from training.config import load_recipe, parse_arguments
 from training.evaluation import Evaluation, evaluate, save_evaluation
 from training.faults import Diverged, Outcome, Preempted, report_outcome
@@ -115,7 +115,7 @@ def make_steps(training: Training) -> Evaluation:
             raise StopRequested
     training.reporter.flush()
     if evaluation is None:  # Resumed after the last step.
-        evaluation = evaluate(accelerator, model, task, training.evaluation_loader, stop_flag=training.stop_flag)
+        evaluation = evaluate(accelerator, model, task, training.evaluation_loader, "eval", training.stop_flag)
     return evaluation
 
 
@@ -124,13 +124,8 @@ def conclude_step(training: Training) -> Evaluation | None:
     progress, evaluation, is_best = training.progress, None, False
     if training.milestones.evaluates_after(progress.step):
         progress.evaluation_is_due = True
-        evaluation = evaluate(
-            training.accelerator,
-            training.model,
-            training.task,
-            training.evaluation_loader,
-            stop_flag=training.stop_flag,
-        )
+        accelerator, model, task = training.accelerator, training.model, training.task
+        evaluation = evaluate(accelerator, model, task, training.evaluation_loader, "eval", training.stop_flag)
         progress.evaluation_is_due = False
         training.reporter.log_evaluation(progress.step, evaluation.metrics)
         is_best = training.milestones.record(progress, evaluation.metrics)
@@ -162,10 +157,8 @@ def save(training: Training, evaluation: Evaluation) -> None:
         training.checkpoints.save_final(training.tokenizer, card, run.final)
     if accelerator.is_main_process:
         save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)
-    if training.data.test is not None:
-        loader = build_evaluation_loader(training.data.test, training.tokenizer, training.recipe, accelerator)
-        loader = accelerator.prepare(loader)
-        test = evaluate(accelerator, training.model, task, loader, prefix="test", stop_flag=training.stop_flag)
+    if training.test_loader is not None:
+        test = evaluate(accelerator, training.model, task, training.test_loader, "test", training.stop_flag)
         training.reporter.log_evaluation(training.progress.step, test.metrics, event="test")
         if accelerator.is_main_process:
             save_evaluation(test, task, run.test_predictions, run.test_report)
@@ -174,11 +167,8 @@ def save(training: Training, evaluation: Evaluation) -> None:
 def evaluate_only(training: Training) -> None:
     """Evaluate what was trained on the test data, or else on the validation data; trains nothing."""
     run, accelerator = training.run, training.accelerator
-    is_test = training.data.test is not None
-    loader = training.evaluation_loader
-    if training.data.test is not None:
-        loader = build_evaluation_loader(training.data.test, training.tokenizer, training.recipe, accelerator)
-        loader = accelerator.prepare(loader)
+    is_test = training.test_loader is not None
+    loader = training.test_loader or training.evaluation_loader
     evaluation = evaluate(accelerator, training.model, training.task, loader, "test" if is_test else "eval")
     if accelerator.is_main_process:
         names = (run.test_predictions, run.test_report) if is_test else (run.eval_predictions, run.eval_report)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,23 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from training import checkpointing
-from training.checkpointing import CheckpointWriter, find_checkpoint, find_fault, load_progress, write_manifest
-from training.faults import Fault
+from training.checkpointing import (
+    CheckpointWriter,
+    check_room,
+    find_checkpoint,
+    find_fault,
+    keep_aside,
+    load_progress,
+    mend,
+    write_manifest,
+)
+from training.faults import BadInput, Fault
 from training.milestones import Progress
 from training.run_directory import RunDirectory
+from training.states import count_state_bytes
 from training.strategy import forget_state
 
 
@@ -219,3 +232,135 @@ def test_what_a_killed_write_left_is_in_nobodys_way(writer: CheckpointWriter) ->
     save(writer, Progress(1))
     assert names(writer.run.checkpoints) == {"step_00000001"}
     assert find_fault(writer.run.checkpoints / "step_00000001") is None
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write = threading.Event()
+    write = save_file
+
+    def hold(*arguments: Any) -> None:
+        assert may_write.wait(10)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpointing, "save_file", hold)
+    before = {name: parameter.detach().clone() for name, parameter in writer.model.named_parameters()}
+    writer.save(Progress(1))
+    with torch.no_grad():
+        for parameter in writer.model.parameters():
+            parameter.add_(1.0)
+    assert not (writer.run.checkpoints / "step_00000001").exists()
+    may_write.set()
+    writer.wait()
+    saved = load_file(writer.run.checkpoints / "step_00000001" / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in before.items()), "as they were when it was saved"
+
+
+def test_a_copy_uses_the_same_memory_again(writer: CheckpointWriter) -> None:
+    save(writer, Progress(1))
+    places = {name: tensor.data_ptr() for name, tensor in {**writer._weights, **writer._moments}.items()}
+    save(writer, Progress(2))
+    assert {name: tensor.data_ptr() for name, tensor in {**writer._weights, **writer._moments}.items()} == places
+
+
+def test_a_failed_write_is_known_before_the_next_one(writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointing, "save_file", fail)
+        writer.save(Progress(1))
+        writer._join()
+    assert writer.has_failed()
+    with pytest.raises(Fault, match="step_00000001' could not be written"):
+        writer.save(Progress(2))
+
+
+def test_what_the_disk_gives_back_is_compared_with_what_was_saved(
+    writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = save_file
+
+    def spoil_one(tensors: Any, path: Path) -> None:
+        write({name: tensor + (name == "0.bias") for name, tensor in tensors.items()}, path)
+
+    monkeypatch.setattr(checkpointing, "save_file", spoil_one)
+    with pytest.raises(Fault, match=r"0\.bias is not what was written when read back"):
+        save(writer, Progress(1))
+    assert names(writer.run.checkpoints) == set()
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_write_leaves_the_last_checkpoint(
+    writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        writer.run = RunDirectory(small / "run")
+        save(writer, Progress(1))
+        with (small / "filler").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small).free)
+        # As if another program had filled the disk after the look at its free space.
+        monkeypatch.setattr(checkpointing, "check_free_space", lambda target, num_bytes: None)
+        with pytest.raises(Fault, match=r"(?i)step_00000002' could not be written: .*no space left on device"):
+            save(writer, Progress(2))
+        assert names(writer.run.checkpoints) == {"step_00000001"}
+        assert find_fault(writer.run.checkpoints / "step_00000001") is None
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+# Room ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_larger_than_the_host_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"gathers 9\.31e\+05 GiB in the host memory of process 0, .* are available"):
+        check_room(RunDirectory(tmp_path), 10**15, 10**14, 1)
+
+
+def test_checkpoints_larger_than_the_disk_are_refused(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(BadInput, match=r"3 checkpoints of 1 GiB and the final model need .* are free there"):
+        check_room(RunDirectory(tmp_path / "new" / "run"), 2**30, free, 3)
+    check_room(RunDirectory(tmp_path / "new" / "run"), 2**10, 2**10, 3)
+
+
+def test_checkpoints_that_are_there_already_need_no_more_room(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    make_checkpoint(run.checkpoints)
+    free = shutil.disk_usage(tmp_path).free
+    size = sum(path.stat().st_size for path in run.checkpoints.glob("*/*"))
+    check_room(run, 1, free - (1 << 20) + size, 1)
+
+
+def test_the_bytes_of_a_state_are_those_of_its_files(writer: CheckpointWriter) -> None:
+    save(writer, Progress(1))
+    files = (writer.run.checkpoints / "step_00000001").glob("*.safetensors")
+    assert count_state_bytes(writer.model) == sum(
+        tensor.nbytes for path in files for tensor in load_file(path).values()
+    )
+
+
+# Order ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_kept_aside(tmp_path: Path) -> None:
+    for _ in range(2):
+        keep_aside(make_checkpoint(tmp_path, 7))
+    assert names(tmp_path) == {"damaged_step_00000007_1", "damaged_step_00000007_2"}
+    assert find_checkpoint(tmp_path) == (None, {})
+
+
+def test_a_kill_between_two_renames_loses_no_checkpoint(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 6)
+    make_checkpoint(tmp_path, 7).rename(tmp_path / ".step_00000007.replaced")
+    make_checkpoint(tmp_path, 8).rename(tmp_path / ".step_00000007.tmp")
+    assert find_checkpoint(tmp_path) == (tmp_path / ".step_00000007.replaced", {})
+    mend(tmp_path)
+    assert names(tmp_path) == {"step_00000006", "step_00000007"}
+    make_checkpoint(tmp_path / "other", 7).rename(tmp_path / ".step_00000007.replaced")
+    mend(tmp_path)
+    assert names(tmp_path) == {"step_00000006", "step_00000007", "other"}
