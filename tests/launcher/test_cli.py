@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +320,12 @@ def test_deep_check_names_the_row(
     result = onecurve("check", recipe_file, "--deep")
     assert result.returncode == 2
     assert "'tehc'" in result.stdout
+
+
+def test_a_machine_with_gpus_is_found(
+    recipe_file: Path, onecurve: Onecurve, fake_gpus: Callable[..., dict[str, str]]
+) -> None:
+    report = json.loads(onecurve("check", recipe_file, "--json", environment=fake_gpus(2)).stdout)
+    assert report["facts"][1] == "chosen    multi_gpu (DDP)"
+    # The GPUs are a script's; the PyTorch of a machine without any is built without CUDA.
+    assert all("built without CUDA" in finding["message"] for finding in report["findings"])
