@@ -3,7 +3,7 @@
     onecurve run RECIPE [--key value ...]     choose a topology, check, start and mind the training
     onecurve check [RECIPE]                   every problem before a device is held; without a recipe, of the machine
     onecurve plan RECIPE --devices 8xH100-80GB
-    onecurve watch RUN, compare RUN RUN, resume RUN, predict RUN --input FILE --output FILE
+    onecurve watch RUN, report RUN, compare RUN RUN, resume RUN, predict RUN --input FILE --output FILE
 
 Only this module prints and exits; the others return data. Nothing heavy is imported before a subcommand needs it.
 """
@@ -399,6 +399,16 @@ def watch(
         _console().print(render(build_view(run)))
     else:
         follow(_console(), run, every)
+    return 0
+
+
+@app.command()
+def report(run: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> int:
+    """Write RUN/report.html: curves, evaluations, settings and where they came from, environment, restarts."""
+    from launcher.report import write_report
+
+    path = write_report(run)
+    print(json.dumps({"report": str(path)}) if as_json else path)
     return 0
 
 
