@@ -16,22 +16,6 @@ _MAIN_METRICS = ("loss", "accuracy", "f1_macro", "matthews_correlation", "mse", 
 
 
 @dataclass(frozen=True)
-class Start:
-    """One start of a training.
-
-    Attributes:
-        step: the last one that was kept from before.
-        time: when, as the training wrote it.
-    """
-
-    step: int
-    num_processes: int
-    strategy: str
-    device: str
-    time: str | None = None
-
-
-@dataclass(frozen=True)
 class History:
     """A run directory's files, parsed. A training that is still going on may be in any of them half-way.
 
@@ -40,7 +24,6 @@ class History:
         steps: a line of metrics.jsonl for each step, in order.
         evaluations: likewise, of the validation data.
         test: the metrics of the test data; empty where there is none.
-        starts: the first and every later one; empty where the training did not write them.
     """
 
     path: Path
@@ -51,7 +34,6 @@ class History:
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     test: dict[str, Any]
-    starts: list[Start]
 
     @property
     def state(self) -> str:
@@ -67,7 +49,8 @@ class History:
     @property
     def num_restarts(self) -> int | None:
         """Starts after the first; None where the training did not count them."""
-        return len(self.starts) - 1 if self.starts else None
+        count = self.environment.get("num_starts")
+        return count - 1 if isinstance(count, int) else None
 
     @property
     def peak_memory_bytes(self) -> int | None:
@@ -105,33 +88,16 @@ def load_history(path: Path) -> History:
     lines: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}, "test": {}}
     for line in read_metrics(path / "metrics.jsonl"):
         lines[line["event"]][line["step"]] = line
-    environment = _read_json(path / "environment.json")
     return History(
         path,
         settings if isinstance(settings, dict) else {},
         dict(re.findall(r"^(\w+): .*  # (\w+)$", text, re.MULTILINE)),
-        environment,
+        _read_json(path / "environment.json"),
         _read_json(path / "status.json"),
         list(lines["train"].values()),
         list(lines["eval"].values()),
         next(reversed(lines["test"].values()), {}),
-        _read_starts(environment),
     )
-
-
-def _read_starts(environment: dict[str, Any]) -> list[Start]:
-    starts = environment.get("starts")
-    return [
-        Start(
-            int(start.get("step") or 0),
-            int(start.get("num_processes") or 1),
-            str(start.get("strategy", "unknown")),
-            str(start.get("device", "unknown")),
-            start.get("time"),
-        )
-        for start in (starts if isinstance(starts, list) else [])
-        if isinstance(start, dict)
-    ]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -169,13 +135,8 @@ def count_seconds(steps: Sequence[dict[str, Any]]) -> float:
 
 
 def count_device_hours(history: History) -> float:
-    """Hours of all steps, each times the processes that made it; a run may go on elsewhere with another number."""
-    now = int(history.topology.get("num_processes") or 1)
-    hours = 0.0
-    for line in history.steps:
-        before = [start.num_processes for start in history.starts if start.step < line["step"]]
-        hours += count_seconds([line]) / 3600 * (before[-1] if before else now)
-    return hours
+    """Hours of all steps times the processes of the last start; a run that was moved has cost more or less before."""
+    return count_seconds(history.steps) / 3600 * int(history.topology.get("num_processes") or 1)
 
 
 def count_steps(history: History) -> int | None:

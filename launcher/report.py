@@ -51,7 +51,6 @@ class Chart:
         ticks_x, ticks_y: position and label.
         curves: class (of the style) and the points of a polyline.
         dots: x, y and what is told when the pointer rests there.
-        marks: x of each restart.
     """
 
     title: str
@@ -65,7 +64,6 @@ class Chart:
     ticks_y: list[tuple[float, str]]
     curves: list[tuple[str, str]]
     dots: list[tuple[float, float, str]]
-    marks: list[float]
 
 
 def write_report(run: Path) -> Path:
@@ -102,7 +100,6 @@ def render_report(history: History) -> str:
         test=[(name, _show(value)) for name, value in history.test.items() if name.startswith("test_")],
         settings=[(key, _show(value), history.sources.get(key, "")) for key, value in history.settings.items()],
         environment=list(_flatten(history.environment)),
-        starts=[(number, start) for number, start in enumerate(history.starts, start=1)],
     )
 
 
@@ -137,7 +134,6 @@ def describe_result(history: History) -> list[tuple[str, str]]:
 
 def build_charts(history: History) -> list[Chart]:
     """Loss, learning rate, gradient norm, rate, and the main metrics of the evaluations, all over the same steps."""
-    restarts = [start.step for start in history.starts[1:]]
     steps = [line["step"] for line in (*history.steps, *history.evaluations)]
     span = (min(steps, default=0), max(steps, default=0))
     charts = []
@@ -150,11 +146,11 @@ def build_charts(history: History) -> list[Chart]:
         points = _pick(history.steps, key)
         dots = _pick(history.evaluations, "eval_loss") if key == "loss" else []
         if points:
-            charts.append(draw_chart(title, span, points, dots, restarts, smooths=key != "learning_rate"))
+            charts.append(draw_chart(title, span, points, dots, smooths=key != "learning_rate"))
     for metric in pick_main_metrics(list_metrics([history])):
         dots = _pick(history.evaluations, metric)
         if metric != "eval_loss" and dots:
-            charts.append(draw_chart(metric.replace("_", " "), span, [], dots, restarts))
+            charts.append(draw_chart(metric.replace("_", " "), span, [], dots))
     return charts
 
 
@@ -163,7 +159,6 @@ def draw_chart(
     span: tuple[int, int],
     points: Sequence[Point],
     dots: Sequence[Point],
-    marks: Sequence[int] = (),
     smooths: bool = False,
 ) -> Chart:
     """A chart with a curve through `points` and another through `dots`, whose points can be told apart.
@@ -171,7 +166,6 @@ def draw_chart(
     Args:
         span: first and last step of the axis.
         points, dots: step and value; all finite, and one at least.
-        marks: steps with a vertical line.
         smooths: adds the moving mean of the points as a stronger line.
     """
     first, last = span
@@ -202,7 +196,6 @@ def draw_chart(
         [(place((first, tick))[1], _label(tick, ticks[1] - ticks[0])) for tick in ticks],
         curves,
         [(*place(dot), f"step {dot[0]:,.0f}: {_show(dot[1])}") for dot in dots],
-        [place((step, ticks[0]))[0] for step in marks if first <= step <= last],
     )  # fmt: skip
 
 
@@ -274,7 +267,7 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, s
     for key, value in content.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key} ")
-        elif key != "starts":
+        else:
             yield f"{prefix}{key}".replace("_", " "), _show(value)
 
 

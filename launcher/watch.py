@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +24,10 @@ _STALE_STEPS = 50
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
+# Tells the state of a run's job in the queue's words.
+Queue = Callable[[Path], str | None]
+
+
 @dataclass(frozen=True)
 class View:
     """What is known of a run at one moment.
@@ -38,7 +40,7 @@ class View:
         is_stale: so long that the training is likely gone without having said so.
         peak_memory_bytes: the most that a process has held; None where the training did not write it.
         num_restarts: starts after the first; None where they were not counted.
-        queue_state: the Slurm job's, in squeue's words.
+        queue_state: of the run's job, in the queue's words.
         losses: of every step so far.
     """
 
@@ -64,11 +66,11 @@ class View:
     losses: list[float] = field(repr=False, default_factory=list)
 
 
-def build_view(run: Path, ask_queue: Callable[[str], str | None] | None = None, now: float | None = None) -> View:
+def build_view(run: Path, queue: Queue | None = None, now: float | None = None) -> View:
     """Read the run directory once.
 
     Args:
-        ask_queue: gives the state of a Slurm job by its id, None where the queue does not know it; else squeue is asked.
+        queue: tells the state of the run's job, None where it has none.
         now: seconds since 1970; the clock's, if not given.
 
     Raises:
@@ -88,7 +90,6 @@ def build_view(run: Path, ask_queue: Callable[[str], str | None] | None = None, 
         files = [run / name for name in ("metrics.jsonl", "status.json", "environment.json")]
         written = max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
         silent = max(0.0, (time.time() if now is None else now) - written)
-    job = history.environment.get("slurm_job_id") or history.topology.get("slurm_job_id")
     return View(
         run=str(run),
         state=history.state,
@@ -108,26 +109,9 @@ def build_view(run: Path, ask_queue: Callable[[str], str | None] | None = None, 
         num_restarts=history.num_restarts,
         last_evaluation=history.evaluations[-1] if history.evaluations else {},
         best_loss=min((line["eval_loss"] for line in history.evaluations if "eval_loss" in line), default=None),
-        queue_state=(ask_queue or ask_slurm)(str(job)) if job else None,
+        queue_state=queue(run) if queue is not None else None,
         losses=[line["loss"] for line in history.steps],
     )
-
-
-def ask_slurm(job_id: str) -> str | None:
-    """A job's state in squeue's words; None without Slurm or when the job has left the queue."""
-    if shutil.which("squeue") is None:
-        return None
-    try:
-        result = subprocess.run(
-            ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip().splitlines()[0] if result.stdout.strip() else None
 
 
 def draw_curve(values: Sequence[float], width: int, height: int = 8) -> list[str]:
@@ -197,7 +181,7 @@ def _describe_surroundings(view: View) -> list[str]:
     if view.num_restarts:
         lines.append(f"started again {'once' if view.num_restarts == 1 else f'{view.num_restarts} times'}")
     if view.queue_state is not None:
-        lines.append(f"Slurm says {view.queue_state}")
+        lines.append(f"in the queue: {view.queue_state}")
     if view.is_stale:
         lines.append(
             f"nothing written for {format_seconds(view.seconds_silent or 0)}: likely killed; onecurve resume goes on"
@@ -207,16 +191,16 @@ def _describe_surroundings(view: View) -> list[str]:
     return lines
 
 
-def follow(console: Console, run: Path, every_seconds: float) -> None:
+def follow(console: Console, run: Path, every_seconds: float, queue: Queue | None = None) -> None:
     """Draw again and again until the run has ended or the user has seen enough."""
     from rich.live import Live
 
-    view = build_view(run)
+    view = build_view(run, queue)
     try:
         with Live(render(view, _width(console)), console=console, refresh_per_second=4) as live:
             while view.state in ("running", "unknown"):
                 time.sleep(every_seconds)
-                view = build_view(run)
+                view = build_view(run, queue)
                 live.update(render(view, _width(console)))
     except KeyboardInterrupt:
         return

@@ -84,13 +84,15 @@ def recipe_file(recipe: dict[str, Any], tmp_path: Path) -> Path:
 def write_run(tmp_path: Path) -> Callable[..., Path]:
     """A run directory as a training leaves it: write_run("a", num_steps=20, learning_rate=1e-3)."""
 
-    def write(name: str, num_steps: int = 20, state: str = "finished", starts: Any = None, **settings: Any) -> Path:
+    def write(
+        name: str, num_steps: int = 20, state: str = "finished", num_starts: int | None = None, **settings: Any
+    ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         config = {"num_train_epochs": 2.0, "max_train_steps": None, "seed": 1, "output_dir": name, **settings}
         (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         topology = {"strategy": "DDP", "num_processes": 2, "device": "cpu"}
-        environment = {"topology": topology, "starts": starts} if starts is not None else {"topology": topology}
+        environment = {"topology": topology} | ({"num_starts": num_starts} if num_starts is not None else {})
         (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
         status = {"state": state, "exit_code": 0, "step": num_steps, "message": ""}
         (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")

@@ -36,9 +36,10 @@ def test_a_run_without_an_evaluation(write_run: Callable[..., Path]) -> None:
     assert comparison["steps"] == [0, 20]
 
 
-def test_hours_count_the_processes_of_each_start(write_run: Callable[..., Path]) -> None:
-    starts = [{"step": 0, "num_processes": 8}, {"step": 15, "num_processes": 1}]
-    comparison = build_comparison([load_history(write_run("a", starts=starts)), load_history(write_run("b"))])
-    assert comparison["cost"]["device_hours"] == [round((15 * 8 + 5) * 2 / 3600, 4), round(20 * 2 * 2 / 3600, 4)]
+def test_cost_is_what_the_runs_have_told(write_run: Callable[..., Path]) -> None:
+    comparison = build_comparison([load_history(write_run("a", num_starts=2)), load_history(write_run("b"))])
     assert comparison["cost"]["restarts"] == [1, None]
     assert comparison["cost"]["peak_memory_bytes"] == [2**30 + 20] * 2
+    text = io.StringIO()
+    print_comparison(Console(file=text, width=80), comparison)
+    assert "1.00 GiB" in text.getvalue()

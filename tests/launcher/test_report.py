@@ -53,8 +53,8 @@ class _StrictParser(HTMLParser):
 @pytest.fixture
 def hostile_run(write_run: Callable[..., Path]) -> Path:
     """A run in which every name is an attack."""
-    starts = [{"step": 0, "num_processes": 2}, {"step": 7, "num_processes": 1, "strategy": _HOSTILE, "time": _HOSTILE}]
-    run = write_run("a<b>", starts=starts, text_column=_HOSTILE, model_name_or_path=[_HOSTILE])
+    run = write_run("a<b>", text_column=_HOSTILE, model_name_or_path=[_HOSTILE])
+    (run / "environment.json").write_text(json.dumps({"topology": {_HOSTILE: _HOSTILE}}), encoding="utf-8")
     (run / "status.json").write_text(json.dumps({"state": _HOSTILE, "message": _HOSTILE}), encoding="utf-8")
     row = {"precision": 1.0, "recall": 0.5, "f1-score": 0.7, "support": 3}
     (run / "eval_report.json").write_text(json.dumps({"per_class": {_HOSTILE: row}}), encoding="utf-8")
@@ -65,7 +65,7 @@ def hostile_run(write_run: Callable[..., Path]) -> Path:
 
 
 def test_the_page_tells_the_run(write_run: Callable[..., Path], onecurve: Onecurve) -> None:
-    run = write_run("mine", starts=[{"step": 0}, {"step": 10, "num_processes": 4, "strategy": "FSDP2"}], seed=7)
+    run = write_run("mine", num_starts=2, seed=7)
     (run / "config.yaml").write_text("seed: 7  # flag\nlabel_column: a  # b  # recipe\n", encoding="utf-8")
     result = onecurve("report", run, "--json")
     assert json.loads(result.stdout) == {"report": str(run / "report.html")}
@@ -138,6 +138,5 @@ def test_a_long_curve_keeps_its_spikes() -> None:
 
 
 def test_points_are_drawn_where_they_belong() -> None:
-    chart = draw_chart("loss", (1, 3), [(1, 0.0), (3, 1.0)], [], [2])
+    chart = draw_chart("loss", (1, 3), [(1, 0.0), (3, 1.0)], [])
     assert chart.curves == [("strong", f"{chart.left:g},{chart.bottom:g} {chart.right:g},{chart.top:g}")]
-    assert chart.marks == [(chart.left + chart.right) / 2]

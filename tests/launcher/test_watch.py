@@ -54,25 +54,19 @@ def test_a_run_that_is_silent_for_long_is_stale(write_run: Callable[..., Path]) 
 
 
 def test_restarts_are_counted(write_run: Callable[..., Path]) -> None:
-    starts = [{"step": step, "num_processes": 2, "strategy": "DDP", "device": "cpu"} for step in (0, 5, 9)]
-    run = write_run("a", starts=starts)
+    run = write_run("a", num_starts=3)
     assert build_view(run).num_restarts == 2
     assert "started again 2 times" in draw(run)
     assert build_view(write_run("b")).num_restarts is None
 
 
-def test_the_queue_is_asked_for_a_job(write_run: Callable[..., Path]) -> None:
+def test_the_queue_is_asked(write_run: Callable[..., Path]) -> None:
     run = write_run("a", state="running")
-    (run / "environment.json").write_text('{"slurm_job_id": 17}', encoding="utf-8")
-    asked: list[str] = []
-
-    def ask(job: str) -> str:
-        asked.append(job)
-        return "PENDING"
-
-    view = build_view(run, ask)
-    assert asked == ["17"]
-    assert view.queue_state == "PENDING"
+    view = build_view(run, queue=lambda path: f"PENDING {path.name}")
+    assert view.queue_state == "PENDING a"
+    text = io.StringIO()
+    Console(file=text, width=80).print(render(view))
+    assert "in the queue: PENDING a" in text.getvalue()
 
 
 def test_a_hostile_name_is_only_text(write_run: Callable[..., Path]) -> None:
