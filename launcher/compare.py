@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.history import History, count_device_hours, count_seconds, find_best, is_better_low, list_metrics
+from launcher.history import (
+    History,
+    count_device_hours,
+    count_seconds,
+    find_best,
+    is_better_low,
+    list_metrics,
+    pick_main_metrics,
+)
 from launcher.machine import GIB
 from launcher.plan_table import format_seconds
 
@@ -55,7 +63,7 @@ def _name_runs(paths: Sequence[Path]) -> list[str]:
 
 
 def print_comparison(console: Console, comparison: dict[str, Any]) -> None:
-    """One table: settings that differ, then results, then cost. The better value of each metric is bold."""
+    """One table: settings that differ, then the main metrics, then cost. The best value of each metric is bold."""
     from rich.table import Table
 
     table = Table()
@@ -67,9 +75,11 @@ def print_comparison(console: Console, comparison: dict[str, Any]) -> None:
     differing = list(comparison["differing_settings"].items())
     for number, (key, row) in enumerate(differing, start=1):
         table.add_row(key, *map(_show, row), end_section=number == len(differing))
-    for name, row in comparison["final"].items():
-        table.add_row(f"final {name}", *_mark_best(name, row))
-    for name, row in comparison["best"].items():
+    names = pick_main_metrics(list(comparison["best"]))
+    for name in ("loss", *names):
+        table.add_row(f"final {name}", *_mark_best(name, comparison["final"][name]))
+    for name in names:
+        row = comparison["best"][name]
         if _has_other_best(comparison, name):
             shown = [f"{entry['value']:.4f} at {entry['step']}" if entry else "-" for entry in row]
             table.add_row(f"best {name}", *shown)
