@@ -164,6 +164,16 @@ def plan_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes
     )
 
 
+def count_checkpoint_bytes(shape: ModelShape) -> int:
+    """Bytes of a checkpoint: weights and two moments in float32."""
+    return 12 * shape.num_parameters
+
+
+def count_final_bytes(shape: ModelShape) -> int:
+    """Bytes of final/: the weights in float32."""
+    return 4 * shape.num_parameters
+
+
 def fits(plan: MemoryPlan, device_bytes: int, overhead_bytes: int = GPU_OVERHEAD_BYTES) -> bool:
     """Whether a plan fits a device with its overhead and some room for fragmentation."""
     return plan.peak + overhead_bytes <= device_bytes * USABLE_SHARE

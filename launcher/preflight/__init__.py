@@ -38,7 +38,7 @@ def check_recipe(recipe: Recipe, topology: Topology, machine: Machine) -> list[F
     findings += check_launch(topology, machine)
     if not topology.uses_cpu:
         findings += check_torch(machine)
-        findings += check_devices(machine, topology.num_processes // topology.num_machines)
+        findings += check_devices(machine, topology.num_local_processes)
     if shape is not None:
         findings += check_memory(recipe, topology, machine, shape)
         findings += check_disk(recipe, shape)

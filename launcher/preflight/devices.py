@@ -26,7 +26,7 @@ def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: Mo
     """Whether a step fits a device, by the arithmetic of launcher/memory.py."""
     work = build_work(recipe, shape, machine.kind, recipe.max_length, topology.num_processes)
     plan = plan_memory(shape, topology.strategy, work, topology.num_processes)
-    here = max(1, topology.num_processes // topology.num_machines)
+    here = topology.num_local_processes
     if machine.kind == "cuda" and not topology.uses_cpu:
         device, overhead = min(device.memory_bytes for device in machine.devices), GPU_OVERHEAD_BYTES
     else:
@@ -66,7 +66,7 @@ def check_processes(recipe: Recipe, topology: Topology, machine: Machine) -> lis
                 f"nodes; use a multiple of {topology.num_machines}"
             )
         )
-    here = topology.num_processes // topology.num_machines
+    here = topology.num_local_processes
     if here > machine.num_cores:
         findings.append(warning(f"{here} processes share {machine.num_cores} cores and will wait for each other"))
     if recipe.mixed_precision == "fp16" and (topology.uses_cpu or machine.kind == "cpu"):

@@ -31,7 +31,7 @@ def check_hub(recipe: Recipe) -> list[Finding]:
     for key, kind, name in named:
         if name is None or Path(name).exists():
             continue
-        if _is_path(name):
+        if looks_like_path(name):
             if key != "model_name_or_path":  # The model's folder is looked at in model.py.
                 findings.append(error(f"{key}: {name!r} does not exist"))
         elif not _is_cached(key, kind, name):
@@ -57,7 +57,8 @@ def check_reachability() -> list[Finding]:
     return []
 
 
-def _is_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
+    """Whether a name that is no file here can't be a name on the hub either."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 

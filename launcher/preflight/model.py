@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import LauncherError
 from launcher.preflight.findings import Finding, error
+from launcher.preflight.hub import looks_like_path
 from launcher.shape import ModelShape, find_config, load_shape
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
     """The model's shape, where its config.json is on this machine, and what is wrong with its folder."""
     name, findings = recipe.model_name_or_path, []
     folder = Path(name)
-    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not folder.exists() and looks_like_path(name):
         return None, [error(f"model_name_or_path: {name!r} does not exist; give a model folder or a hub name")]
     if folder.is_file():
         return None, [error(f"model_name_or_path: {name!r} is a file; give the folder that holds config.json")]

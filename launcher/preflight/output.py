@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.machine import GIB
+from launcher.memory import count_checkpoint_bytes, count_final_bytes
 from launcher.preflight.findings import Finding, error, warning
 from launcher.shape import ModelShape
 
@@ -74,11 +75,11 @@ def _nearest_existing(path: Path) -> Path:
 
 
 def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
-    """A checkpoint holds weights and two moments in float32; a new one is written before an old one goes."""
+    """Whether checkpoints and final/ have room; a new checkpoint is written before an old one goes."""
     folder = _nearest_existing(Path(recipe.output_dir))
     free = shutil.disk_usage(folder).free
     kept = (recipe.save_total_limit or 1) + 1 + (recipe.metric_for_best_model is not None)
-    needed = 12 * shape.num_parameters * kept + 4 * shape.num_parameters
+    needed = count_checkpoint_bytes(shape) * kept + count_final_bytes(shape)
     if free < needed:
         return [
             error(
@@ -88,5 +89,5 @@ def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
         ]
     if recipe.checkpointing_steps is not None and recipe.save_total_limit is None and free < 20 * needed:
         return [warning("save_total_limit is not set: every checkpoint is kept, "
-                         f"{12 * shape.num_parameters / GIB:.2f} GiB each, {free / GIB:.0f} GiB are free")]  # fmt: skip
+                         f"{count_checkpoint_bytes(shape) / GIB:.2f} GiB each, {free / GIB:.0f} GiB are free")]  # fmt: skip
     return []

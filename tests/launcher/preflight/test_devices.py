@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher.command import DEFAULT_PORT
 from launcher.machine import SlurmStep
+from launcher.preflight import devices
 from launcher.preflight.devices import check_affinity, check_launch, check_port, check_processes
 from launcher.topology import build_topology
 from tests.launcher.conftest import ROOT, machine, messages
@@ -64,10 +64,12 @@ def test_more_processes_than_cores(recipe: dict[str, Any]) -> None:
     assert any("9 processes share 8 cores" in line for line in messages(recipe, machine(), "multi_cpu", 9))
 
 
-def test_a_taken_port_is_told() -> None:
+def test_a_taken_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _listen(0) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(devices, "DEFAULT_PORT", port)
+        assert f"port {port} is taken" in check_port()[0].message
     assert check_port() == []
-    with _listen(DEFAULT_PORT):
-        assert f"port {DEFAULT_PORT} is taken" in check_port()[0].message
 
 
 def test_a_process_tied_to_few_cores_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
