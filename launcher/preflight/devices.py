@@ -84,7 +84,7 @@ def check_launch(topology: Topology, machine: Machine) -> list[Finding]:
     """Whether the processes that start are those that were meant, and where they meet."""
     findings = check_affinity(machine) + check_variables()
     inherited = [name for name in _LAUNCH_VARIABLES if name in os.environ]
-    if inherited and not topology.is_distributed:
+    if inherited and os.environ.get("WORLD_SIZE") != "1" and not topology.is_distributed:
         shown = ", ".join(f"${name} is {os.environ[name]}" for name in inherited)
         findings.append(
             error(

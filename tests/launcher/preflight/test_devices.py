@@ -44,6 +44,8 @@ def test_one_process_does_not_inherit_a_world(recipe: dict[str, Any], monkeypatc
     assert len(told) == 1
     assert "$WORLD_SIZE is 4, $MASTER_ADDR is elsewhere, left by another launch" in told[0]
     assert messages(recipe, machine(), "multi_cpu") == [], "accelerate sets them for several processes"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert messages(recipe, machine()) == [], "a world of one is what was meant"
 
 
 def test_nodes_share_the_processes_evenly(recipe: dict[str, Any]) -> None:
