@@ -9,6 +9,7 @@ not count it at all.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import resource
 import statistics
@@ -84,8 +85,8 @@ def render(starts: dict[str, list[Start]]) -> str:
     return (
         "# Time to answer\n\n"
         f"Written by `python -m benchmarks.start`: {len(starts[THEIRS])} rounds, each command once a round, Python "
-        f"{platform.python_version()}, {platform.system()}. Seconds; the last column is the median of\n"
-        "`accelerate launch --help` over the command's.\n\n"
+        f"{platform.python_version()}, {platform.system()};\nload average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. Seconds; the last column is "
+        "the median of `accelerate launch --help` over the command's.\n\n"
         "| command | median | fastest | processor time | times as fast |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
         + "\n"
