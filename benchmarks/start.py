@@ -82,11 +82,12 @@ def render(starts: dict[str, list[Start]]) -> str:
         seconds = [start.seconds for start in found]
         median, used = statistics.median(seconds), statistics.median(start.processor_seconds for start in found)
         rows.append(f"| `{name}` | {median:.3f} | {min(seconds):.3f} | {used:.3f} | {theirs / median:.1f} |")
+    where = f"Python {platform.python_version()}, {platform.system()}"
+    load = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     return (
         "# Time to answer\n\n"
-        f"Written by `python -m benchmarks.start`: {len(starts[THEIRS])} rounds, each command once a round, Python "
-        f"{platform.python_version()}, {platform.system()};\nload average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. Seconds; the last column is "
-        "the median of `accelerate launch --help` over the command's.\n\n"
+        f"Written by `python -m benchmarks.start`: {len(starts[THEIRS])} rounds, each command once a round, {where};\n{load}. "
+        "Seconds; the last column is the median of `accelerate launch --help` over the command's.\n\n"
         "| command | median | fastest | processor time | times as fast |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
         + "\n"
