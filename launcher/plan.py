@@ -23,6 +23,8 @@ from launcher.memory import (
     MemoryPlan,
     Strategy,
     Work,
+    count_checkpoint_bytes,
+    count_final_bytes,
     fits,
     largest_batch,
     plan_memory,
@@ -51,7 +53,7 @@ _KNOWN_DEVICES: dict[str, tuple[float, float, float]] = {
 # Share of peak that a well-fed fine-tuning reaches; PaLM (Chowdhery et al. 2022) reports 46 %, Llama 3 38 to 43 %.
 DEFAULT_MFU = 0.4
 
-_ROWS_SAMPLED = 2_000
+_ROWS_SAMPLED = 500
 _CHARACTERS_PER_TOKEN = 4.2
 _SPECIAL_TOKENS = 2
 
@@ -356,9 +358,8 @@ def build_plan(
         flops=flops,
         mfu=mfu,
         seconds=seconds,
-        # Weights and two moments in float32; final/ holds the weights.
-        checkpoint_bytes=12 * shape.num_parameters,
-        final_bytes=4 * shape.num_parameters,
+        checkpoint_bytes=count_checkpoint_bytes(shape),
+        final_bytes=count_final_bytes(shape),
         strategies=tuple(strategies),
         recommended=_recommend(strategies),
     )
