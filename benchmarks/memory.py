@@ -95,7 +95,8 @@ def measure(case: dict[str, Any]) -> int:
         for _ in range(options.get("num_micro_batches", 1)):
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
                 logits = model(**batch).logits
-            torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+            loss: Any = torch.nn.functional.cross_entropy(logits.float(), labels)
+            loss.backward()
             del logits
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -126,11 +127,11 @@ def measure_tracked(case: dict[str, Any]) -> int:
 
 def _track_fsdp(model: Any, batch: dict[str, Any], strategy: Strategy) -> dict[Any, Any]:
     import torch
-    import torch.distributed as dist
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-    mesh = dist.init_device_mesh("cpu", (NUM_RANKS,))
+    mesh = init_device_mesh("cpu", (NUM_RANKS,))
     policy = CPUOffloadPolicy(pin_memory=False) if "offload" in strategy else OffloadPolicy()
     for layer in (*model.bert.encoder.layer, model):
         fully_shard(layer, mesh=mesh, offload_policy=policy)

@@ -110,8 +110,9 @@ class Job:
 
 
 def without_time(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of a curve, but for what depends on the machine's speed."""
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    """The lines of a curve, but for what depends on the machine."""
+    machine = ("tokens_per_second", "peak_memory_bytes")
+    return [{name: value for name, value in line.items() if name not in machine} for line in lines]
 
 
 def read_status(path: Path) -> dict[str, Any]:

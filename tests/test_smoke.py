@@ -81,6 +81,7 @@ def test_the_run_directory_keeps_the_contract(runs: dict[str, Run]) -> None:
     assert len(environment["git_revision"]) == 40
     assert set(run.steps[0]) == {
         "event", "step", "epoch", "loss", "learning_rate", "grad_norm", "examples", "tokens", "tokens_per_second", "padding",
+        "peak_memory_bytes",
     }  # fmt: skip
     assert {"event", "step", "eval_loss", "eval_accuracy", "eval_f1_macro"} <= set(run.evaluations[0])
     names = {path.name for path in (run.path / "best").resolve().iterdir()}

@@ -33,7 +33,7 @@ from training.faults import Diverged, write_atomically
 from training.milestones import Progress
 from training.run_directory import RunDirectory
 from training.sampling import MicroBatch, TrainingPlan
-from training.strategy import describe_strategy
+from training.strategy import describe_strategy, measure_peak_memory
 from training.tasks import TextClassification
 
 # Reading a value waits for the device; a value this many steps old is there already.
@@ -167,6 +167,7 @@ class Reporter:
             "tokens": step.plan.num_tokens,
             "tokens_per_second": round(step.plan.num_tokens / max(step.seconds, 1e-9), 1),
             "padding": round(1 - step.plan.num_tokens / step.plan.num_padded_tokens, 4),
+            "peak_memory_bytes": measure_peak_memory(),
         }
         # fp16 steps over an update whose gradients overflow: their norm is infinite, and nothing is wrong.
         for name in ("loss", "grad_norm") if self._accelerator.mixed_precision != "fp16" else ("loss",):

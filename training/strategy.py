@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -203,6 +204,14 @@ def _describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
+
+
+def measure_peak_memory() -> int:
+    """The most bytes that this process has held so far: of its GPU if it has one, else of the host."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
 
 
 def init_trackers(accelerator: Accelerator, resolved: ResolvedRecipe) -> None:
