@@ -61,6 +61,12 @@ def check_recipe(recipe: Recipe, topology: Topology, machine: Machine) -> list[F
     return sorted(findings, key=lambda finding: finding.severity)
 
 
+def check_inputs(recipe: Recipe) -> list[Finding]:
+    """Problems that no other machine would cure: the model, the data, the run directory. Errors first."""
+    findings = [*_check_model(recipe)[1], *_check_data(recipe), *_check_output(recipe)]
+    return sorted(findings, key=lambda finding: finding.severity)
+
+
 def check_machine(root: Path, machine: Machine) -> list[Finding]:
     """Problems of this machine and this installation, whatever the recipe."""
     findings = _check_versions()
@@ -425,6 +431,14 @@ def _check_processes(recipe: Recipe, topology: Topology, machine: Machine) -> li
             _warning(
                 f"train_batch_size {recipe.train_batch_size} is less than {topology.num_processes} processes: "
                 "some have nothing to do in each step; use fewer processes"
+            )
+        )
+    num_granted = machine.slurm.num_gpus if machine.slurm is not None else 0
+    if num_granted and machine.kind == "cpu":
+        findings.append(
+            _error(
+                f"Slurm granted {num_granted} GPU{'s' * (num_granted != 1)} on this node, but nvidia-smi shows none: ask for "
+                "none, or for another node (sbatch --exclude NODE) and tell the cluster's staff"
             )
         )
     here = topology.num_processes // topology.num_machines

@@ -120,13 +120,18 @@ def build_topology(
     content = read_yaml(path)
     strategy = read_strategy(content)
     slurm = machine.slurm
-    num_machines = slurm.num_nodes if slurm is not None and strategy != "one process" else 1
+    num_machines = slurm.num_nodes if slurm is not None else 1
     if slurm is not None and slurm.num_nodes > 1 and slurm.is_batch_shell:
         raise Unsuitable(
             f"this is the batch shell of a job on {slurm.num_nodes} nodes, where only the first would train; start it on "
             "every node: srun --ntasks-per-node=1 onecurve run ..."
         )
     uses_cpu = bool(content.get("use_cpu", False))
+    if slurm is not None and slurm.num_nodes > 1 and strategy == "one process":
+        raise Unsuitable(
+            f"{path.name} is one process, and this job has {slurm.num_nodes} nodes, each of which would train the same "
+            "model alone; ask for one node, or take multi_cpu or multi_node"
+        )
     if strategy == "one process":
         if num_processes not in (None, 1):
             raise Unsuitable(
@@ -140,10 +145,14 @@ def build_topology(
     else:
         # No GPU: a rehearsal over gloo. The YAML of a CPU topology says how many; others name a cluster's size.
         chosen = int(content.get("num_processes", 2)) if uses_cpu else 2
+        if num_machines > 1:
+            chosen = num_machines
     if machine.kind == "cuda" and not uses_cpu and chosen > len(machine.devices) * num_machines:
         raise Unsuitable(
             f"--num_processes {chosen}: only {len(machine.devices) * num_machines} GPUs are here; each process needs its own"
         )
+    if chosen % num_machines:
+        raise Unsuitable(f"{chosen} processes can't be shared out evenly over {num_machines} nodes; change --num_processes")
     return Topology(
         name=path.stem,
         path=path,
