@@ -101,7 +101,8 @@ def _check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
         if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
             return None, [
                 _error(
-                    f"model_name_or_path: {name!r} is not in the hub's cache and HF_HUB_OFFLINE is set; give a folder"
+                    f"model_name_or_path: {name!r} is not in the hub's cache and HF_HUB_OFFLINE is set; `onecurve fetch` the "
+                    "recipe where there is a network, or give a folder"
                 )
             ]
         return None, [
@@ -253,7 +254,10 @@ def _check_data(recipe: Recipe) -> list[Finding]:
             findings.append(_error(f"dataset_name: {name!r} does not exist"))
         elif os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "") and not _is_dataset_cached(name):
             findings.append(
-                _error(f"dataset_name: {name!r} is not in the cache and HF_HUB_OFFLINE is set; give train_file")
+                _error(
+                    f"dataset_name: {name!r} is not in the cache and HF_HUB_OFFLINE is set; `onecurve fetch` the recipe where "
+                    "there is a network, or give train_file"
+                )
             )
     return findings
 

@@ -152,7 +152,9 @@ def build_topology(
             f"--num_processes {chosen}: only {len(machine.devices) * num_machines} GPUs are here; each process needs its own"
         )
     if chosen % num_machines:
-        raise Unsuitable(f"{chosen} processes can't be shared out evenly over {num_machines} nodes; change --num_processes")
+        raise Unsuitable(
+            f"{chosen} processes can't be shared out evenly over {num_machines} nodes; change --num_processes"
+        )
     return Topology(
         name=path.stem,
         path=path,

@@ -72,10 +72,18 @@ unset SLURM_EXPORT_ENV
 # Compute nodes often have no network, where asking the hub means to wait; `onecurve fetch RECIPE` fills the cache before.
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE-1}
 
-stop_asked="" # why, once it is
-trap 'stop_asked=limit; : >"$ONECURVE_STOP_FILE"; say "the time limit is near: asked for a checkpoint"' USR1
-# scancel or preemption. Slurm decides what becomes of the job, and gives it KillWait or GraceTime seconds.
-trap 'stop_asked=ended; : >"$ONECURVE_STOP_FILE"; say "Slurm ends the job: asked for a checkpoint"' TERM
+# The time limit is near; or scancel or preemption, where Slurm decides what becomes of the job.
+limit_is_near=0
+job_is_ended=0
+num_signals=0
+# shellcheck disable=SC2329 # the traps call it
+ask_for_stop() {
+    : >"$ONECURVE_STOP_FILE"
+    num_signals=$((num_signals + 1))
+    say "$1: asked for a checkpoint"
+}
+trap 'limit_is_near=1; ask_for_stop "the time limit is near"' USR1
+trap 'job_is_ended=1; ask_for_stop "Slurm ends the job"' TERM
 
 say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT-0} + 1)), on $SLURM_JOB_NODELIST; logs: slurm-$SLURM_JOB_ID-node*.out"
 
@@ -87,12 +95,12 @@ srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --
     onecurve run "$recipe" "${words[@]}" &
 step=$!
 
-# A signal interrupts `wait`, and bash remembers how the step ended until it was asked for.
+# A signal interrupts `wait`; bash remembers how the step ended until it is asked once more.
 while true; do
-    asked_before=$stop_asked
+    num_before=$num_signals
     code=0
     wait "$step" || code=$?
-    [[ $stop_asked != "$asked_before" ]] || break
+    ((num_signals > num_before)) || break
 done
 
 case $code in
@@ -102,7 +110,7 @@ case $code in
         exit 0
         ;;
     75)
-        if [[ $stop_asked != limit ]]; then
+        if ((job_is_ended || !limit_is_near)); then
             say "stopped with a checkpoint, as asked; submit it again to go on"
         elif cmp -s "$control/status.json" "$control/status.before.json"; then
             say "no step was made since the start before: ask for more --time, or an earlier --signal=B:USR1@SECONDS"

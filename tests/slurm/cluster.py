@@ -136,7 +136,9 @@ class Cluster:
             wait_until(lambda: self.node_states() == ["idle"] * len(NODES), "both nodes are idle", 30)
             yield self
         finally:
-            for name in list(self._hosts):
+            if not self.has_namespaces and len(self._hosts) > 1:
+                self._end_jobs()
+            for name in reversed(list(self._hosts)):
                 self.cut_power(name)
 
     # Slurm's commands ------------------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ class Cluster:
         )
 
     def wait(self, job_id: str, *states: str, seconds: float = 240) -> Job:
-        """Wait until the job is in one of the states and nothing of it runs any more."""
+        """Wait until the job is in one of the states; without any, until it has ended."""
         wanted = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         wait_until(lambda: self.job(job_id).state in wanted, f"job {job_id} is {' or '.join(wanted)}", seconds)
         return self.job(job_id)
@@ -219,6 +221,11 @@ class Cluster:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def _end_jobs(self) -> None:
+        """Jobs on a host that is not to die must be ended one by one."""
+        self.run("scancel", "--user", getpass.getuser())
+        wait_until(lambda: not self.run("squeue", "--noheader").stdout.strip(), "all jobs are ended", 30)
+
     @property
     def _entrance(self) -> list[str]:
         """Words in front of a command that let it run in the controller's network."""
@@ -239,7 +246,9 @@ class Cluster:
 
     def _start_host(self, name: str, script: str) -> None:
         """A host in namespaces: joined to the others by a bridge that lies in the controller's network."""
-        script = f"mount --bind {self.folder}/hosts /etc/hosts && hostname {name} && read -r _ && exec </dev/null; {script}"
+        script = (
+            f"mount --bind {self.folder}/hosts /etc/hosts && hostname {name} && read -r _ && exec </dev/null; {script}"
+        )
         host = self._start(name, [*_NAMESPACES, "sh", "-c", script], stdin=subprocess.PIPE)
         own = os.readlink("/proc/self/ns/net")
         wait_until(lambda: os.readlink(f"/proc/{host.pid}/ns/net") != own, f"{name} has a network", 10)

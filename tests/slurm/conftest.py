@@ -51,3 +51,18 @@ def write_recipe(recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def write_nvidia_smi(tmp_path: Path) -> Callable[[int], dict[str, str]]:
+    """Variables of a node whose nvidia-smi lists GPUs, as a node does that a job has not got alone."""
+
+    def write(count: int) -> dict[str, str]:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        rows = "".join(f"{index}, GPU-{index}, NVIDIA H100 80GB HBM3, 81559, 4, 9.0\n" for index in range(count))
+        (folder / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<'END'\n{rows}END\n", encoding="utf-8")
+        (folder / "nvidia-smi").chmod(0o755)
+        return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+    return write
