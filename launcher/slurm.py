@@ -99,9 +99,10 @@ class QueueState:
             words.append(f"on {self.nodes}")
         if self.state == "RUNNING":
             words.append(f"for {self.time_left} more")
+        text = " ".join(words)
         if self.num_restarts:
-            words.append(f"queued again {self.num_restarts} time{'s' * (self.num_restarts != 1)}")
-        return " ".join(words)
+            text += f"; queued again {self.num_restarts} time{'s' * (self.num_restarts != 1)}"
+        return text
 
 
 # Rendering -----------------------------------------------------------------------------------------------------

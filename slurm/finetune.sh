@@ -53,7 +53,10 @@ fi
 # sbatch runs a copy of this script from a spool folder: only the place it was submitted from is known.
 cd "$SLURM_SUBMIT_DIR"
 command -v onecurve >/dev/null || PATH=$SLURM_SUBMIT_DIR/.venv/bin:$PATH
-if ! command -v onecurve >/dev/null; then
+# For containers (docs/slurm.md): options of srun, and a command in front of the one that each node runs.
+read -ra srun_options <<<"${ONECURVE_SRUN_OPTIONS-}"
+read -ra container <<<"${ONECURVE_CONTAINER-}"
+if [[ -z ${srun_options[*]}${container[*]} ]] && ! command -v onecurve >/dev/null; then
     say "onecurve is not installed: run make setup, or submit from the project's folder or an active environment"
     exit 2
 fi
@@ -92,7 +95,7 @@ say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT-0} + 1)), on $SLURM_JOB_N
 # No signal reaches them: torch's agent would die of it. The STOP file is what they look for.
 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=600 \
     --open-mode=append --output="slurm-$SLURM_JOB_ID-node%n.out" \
-    onecurve run "$recipe" "${words[@]}" &
+    "${srun_options[@]}" "${container[@]}" onecurve run "$recipe" "${words[@]}" &
 step=$!
 
 # A signal interrupts `wait`; bash remembers how the step ended until it is asked once more.

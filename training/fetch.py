@@ -44,6 +44,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
                 pattern for pattern in _MODEL_FILES if pattern != "*.safetensors"
             ]  # fmt: skip
             folder = _fetch_repository(key, name, recipe, [*weights, *code])
+            if key == "model_name_or_path" and not list(folder.glob("*.safetensors")):
+                raise BadInput(f"{key}: {name!r} has no weights as safetensors; choose a model or revision that has")
             outcome.say(f"{key}: {name} is in {folder} ({_describe_size(folder)})")
     task, config = build_task(recipe), load_config(recipe)
     data = prepare_data(recipe, task, load_tokenizer(recipe, config))

@@ -117,7 +117,9 @@ def test_granted_gpus_are_counted_on_each_node(
     words = [FINETUNE, "--config", write_recipe(), "--dry-run", "--json"]
     gpus = write_nvidia_smi(4)
     several = cluster.submit("--nodes=2", "--gpus-per-node=3", *words, environment=gpus, folder=tmp_path)
-    one = cluster.submit("--gpus-per-node=1", *words, environment=gpus, folder=tmp_path)
+    # What a container needs: options of srun, and words in front of the command.
+    inside = {**gpus, "ONECURVE_SRUN_OPTIONS": "--cpu-bind=none --quiet", "ONECURVE_CONTAINER": "env MALLOC_TOP_PAD_=1"}
+    one = cluster.submit("--gpus-per-node=1", *words, environment=inside, folder=tmp_path)
     hidden = cluster.submit("--gpus-per-node=2", *words[:-2], folder=tmp_path)  # No nvidia-smi there.
     for job_id in (several, one):
         job, log = cluster.wait(job_id), read_log(tmp_path, job_id)

@@ -58,7 +58,7 @@ def ask(cluster: Cluster) -> Ask:
 
 @pytest.fixture
 def sweep_file(tmp_path: Path) -> Path:
-    path = tmp_path / "sweep.yaml"
+    path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump({"grid": {"learning_rate": [1e-4, 1e-3], "seed": [1, 2]}}), encoding="utf-8")
     return path
 
