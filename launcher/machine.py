@@ -225,4 +225,4 @@ def first_host(nodes: str) -> str:
     inside, closing, tail = rest.partition("]")
     if not closing or not inside:
         raise Unsuitable(f"Slurm's host list {nodes!r} can't be read")
-    return head + inside.split(",")[0].split("-")[0] + tail.split(",")[0]
+    return first_host(head + inside.split(",")[0].split("-")[0] + tail)

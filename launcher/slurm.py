@@ -17,12 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.errors import LaunchFailed, Unsuitable, UsageError
+from launcher.sweep import name_run
 
 # `submit` leaves the job's number in the run directory, before the training has written anything there.
 JOB_FILE = "slurm_job_id"
 
+# In front of the run directory, in a job's comment.
+_COMMENT = "onecurve "
+
 _CPUS_PER_GPU = 4
 _SECONDS_TO_ANSWER = 60
+_COMMENT_WIDTH = 4096
 
 # squeue's name of a field, and its width.
 _FIELDS = {"State": 30, "Reason": 80, "RestartCnt": 12, "TimeLeft": 24, "NodeList": 400}
@@ -108,23 +113,31 @@ class QueueState:
 # Rendering -----------------------------------------------------------------------------------------------------
 
 
-def render_training(root: Path, request: Request) -> Submission:
+def render_training(root: Path, request: Request, run: Path) -> Submission:
     """The command that submits one training.
+
+    Args:
+        run: its run directory, which `find_run` reads from the job.
 
     Raises:
         UsageError: a value holds what can't be carried literally.
     """
-    return _render(root / "slurm" / "finetune.sh", request, [*_name_resources(request)], [])
+    return _render(
+        root / "slurm" / "finetune.sh", request, [f"--comment={_COMMENT}{run}", *_name_resources(request)], []
+    )
 
 
-def render_sweep(root: Path, request: Request, sweep: str, num_runs: int, at_once: int | None) -> Submission:
+def render_sweep(root: Path, request: Request, run: Path, sweep: str, num_runs: int, at_once: int | None) -> Submission:
     """The command that submits an array, a task for each run.
+
+    Args:
+        run: the folder of the run directories.
 
     Raises:
         UsageError: as `render_training`.
     """
     limit = f"%{at_once}" if at_once is not None else ""
-    options = [f"--array=0-{num_runs - 1}{limit}", *_name_resources(request)]
+    options = [f"--comment={_COMMENT}{run}", f"--array=0-{num_runs - 1}{limit}", *_name_resources(request)]
     return _render(root / "slurm" / "sweep.sh", request, options, [f"--sweep={sweep}"])
 
 
@@ -254,6 +267,28 @@ def find_job(target: str | Path) -> QueueState | None:
     if result.returncode != 0 or not lines:
         return None
     return parse_queue_line(job_id, lines[0])
+
+
+def find_run(job_id: str) -> Path | None:
+    """The run directory of a job that `submit` has sent; of an array's task its own, of an array their folder.
+
+    Returns:
+        None where `submit` has not sent it, or Slurm knows nothing of it.
+    """
+    number, _, task = job_id.partition("_")
+    if _order(job_id) is None or shutil.which("squeue") is None:
+        return None
+    try:
+        result = _run(
+            ["squeue", "--noheader", "--states=all", f"--jobs={number}", f"--Format=Comment:{_COMMENT_WIDTH}"]
+        )
+    except (LaunchFailed, Unsuitable):
+        return None
+    comment = next(iter(result.stdout.splitlines()), "").rstrip()
+    if not comment.startswith(_COMMENT):
+        return None
+    folder = Path(comment.removeprefix(_COMMENT))
+    return name_run(folder, int(task)) if task else folder
 
 
 def parse_queue_line(job_id: str, line: str) -> QueueState:

@@ -56,15 +56,15 @@ def submit_request(
     check_folder(Path.cwd())
     if request.recipe.startswith("-"):
         request = replace(request, recipe=f"./{request.recipe}")
-    folder = load_recipe(request.recipe, request.overrides).recipe.output_dir
+    folder = Path(load_recipe(request.recipe, request.overrides).recipe.output_dir)
     if sweep is None:
         if at_once is not None:
             raise UsageError("--at-once: only an --array has tasks")
-        settings = [{**request.overrides, "output_dir": folder}]
-        submission = render_training(root, request)
+        settings = [{**request.overrides, "output_dir": str(folder)}]
+        submission = render_training(root, request, folder.absolute())
     else:
         settings = build_runs(request.recipe, sweep, request.overrides)
-        submission = render_sweep(root, request, str(sweep), len(settings), at_once)
+        submission = render_sweep(root, request, folder.absolute(), str(sweep), len(settings), at_once)
     runs = [overrides["output_dir"] for overrides in settings]
     _check_inputs(request.recipe, settings, say)
     say(check_submission(submission))
@@ -77,7 +77,7 @@ def submit_request(
     if is_compared:
         submissions.append(render_comparison(root, request, str(sweep), job_id))
         comparison_id = submit(submissions[1])
-    note_job(Path(folder), job_id)
+    note_job(folder, job_id)
     if sweep is not None:
         for number, run in enumerate(runs):
             note_job(Path(run), f"{job_id}_{number}")

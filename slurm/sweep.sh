@@ -36,7 +36,9 @@ task=()
 if [[ -n ${SLURM_ARRAY_TASK_ID-} ]]; then
     task=(--task "$SLURM_ARRAY_TASK_ID")
 fi
-mapfile -d '' -t words < <("${onecurve%/*}/python" -m launcher.sweep "${task[@]}" "$@")
+python=${onecurve%/*}/python
+[[ -x $python ]] || python=python3
+mapfile -d '' -t words < <("$python" -m launcher.sweep "${task[@]}" "$@")
 wait "$!" # The exit code of what mapfile has read; this shell ends with it if it is not 0.
 
 # In this shell's place: Slurm's signals go to its process.

@@ -46,6 +46,8 @@ def test_no_gpu_is_a_cpu() -> None:
         ("a1,b2", "a1"),
         ("login,gpu[1-2]", "login"),
         ("n[3,5]-ib", "n3-ib"),
+        ("rack[1-2]n[3-4]", "rack1n3"),
+        ("n[1-2],m[1-2]", "n1"),
     ],
 )
 def test_first_host(nodes: str, host: str) -> None:

@@ -25,12 +25,20 @@ from launcher.slurm import (
 )
 
 ROOT = Path("/project")
+RUN = Path("/data/a run")
 PRINTABLE = st.text(min_size=1).filter(str.isprintable)
 
 
 def test_a_plain_job_leaves_the_script_as_it_is() -> None:
-    words = render_training(ROOT, Request("r.yaml")).words
-    assert words == ("sbatch", "--parsable", "--nodes=1", "/project/slurm/finetune.sh", "--config=r.yaml")
+    words = render_training(ROOT, Request("r.yaml"), RUN).words
+    assert words == (
+        "sbatch",
+        "--parsable",
+        "--comment=onecurve /data/a run",
+        "--nodes=1",
+        "/project/slurm/finetune.sh",
+        "--config=r.yaml",
+    )
 
 
 def test_all_that_is_asked_for() -> None:
@@ -45,9 +53,10 @@ def test_all_that_is_asked_for() -> None:
         dependency="afterok:12",
         options=("--account=us",),
     )
-    text = render_training(ROOT, request).to_shell()
+    text = render_training(ROOT, request, RUN).to_shell()
     assert text == (
-        "sbatch --parsable '--job-name=a name' --nodes=2 --gpus-per-node=4 --cpus-per-task=16 --time=12:00:00 "
+        "sbatch --parsable '--job-name=a name' '--comment=onecurve /data/a run' --nodes=2 "
+        "--gpus-per-node=4 --cpus-per-task=16 --time=12:00:00 "
         "--partition=gpu --dependency=afterok:12 --kill-on-invalid-dep=yes --account=us "
         "/project/slurm/finetune.sh --config=r.yaml --seed=7"
     )
@@ -55,7 +64,7 @@ def test_all_that_is_asked_for() -> None:
 
 def test_a_sweep_and_its_comparison() -> None:
     request = Request("r.yaml", {"seed": "7"}, gpus_per_node=1, partition="gpu", dependency="afterok:12")
-    array = render_sweep(ROOT, request, "s.yaml", num_runs=4, at_once=2).to_shell()
+    array = render_sweep(ROOT, request, RUN, "s.yaml", num_runs=4, at_once=2).to_shell()
     assert "--array=0-3%2 --nodes=1 --gpus-per-node=1" in array
     assert array.endswith("/project/slurm/sweep.sh --config=r.yaml --sweep=s.yaml --seed=7")
     comparison = render_comparison(ROOT, request, "s.yaml", "55").to_shell()
@@ -67,7 +76,7 @@ def test_a_sweep_and_its_comparison() -> None:
 
 @given(name=PRINTABLE, path=PRINTABLE, value=PRINTABLE)
 def test_every_word_means_itself(name: str, path: str, value: str) -> None:
-    submission = render_training(ROOT, Request(path, {"output_dir": value}, job_name=name))
+    submission = render_training(ROOT, Request(path, {"output_dir": value}, job_name=name), RUN)
     assert submission.words[2] == f"--job-name={name}"
     assert submission.words[-2:] == (f"--config={path}", f"--output_dir={value}")
     assert tuple(shlex.split(submission.to_shell())) == submission.words, "also where a person pastes it into a shell"
@@ -82,12 +91,12 @@ def test_control_characters_are_refused(text: str) -> None:
         Request("r", time=text),
     ):
         with pytest.raises(UsageError, match="control character"):
-            render_training(ROOT, request)
+            render_training(ROOT, request, RUN)
 
 
 def test_an_option_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="give an option of sbatch"):
-        render_training(ROOT, Request("r", options=("rm.sh",)))
+        render_training(ROOT, Request("r", options=("rm.sh",)), RUN)
 
 
 @pytest.mark.parametrize("folder", ["/data/100%j", "/a\\b", "/a\nb"])

@@ -94,7 +94,7 @@ def test_words_reach_the_shell_whole(recipe_file: Path, tmp_path: Path) -> None:
     odd = "two\nlines $(touch pwned) 'é"
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump({"runs": [{"text_column": odd}]}), encoding="utf-8")
-    words = [sys.executable, "-m", "launcher.sweep", "--task=0", "--config", recipe_file, "--sweep", path]
+    words = [sys.executable, "-m", "launcher.sweep", "--task=0", "--config", str(recipe_file), "--sweep", str(path)]
     output = subprocess.run(words, capture_output=True, check=True, cwd=ROOT).stdout.decode()
     assert output.endswith("\0")
     assert odd in output.split("\0")

@@ -38,9 +38,10 @@ Ask = Callable[[object], "dict[str, Any] | None"]
 _ASK = """
 import json, sys
 from dataclasses import asdict
-from launcher.slurm import find_job
+from launcher.slurm import find_job, find_run
 state = find_job(sys.argv[1])
-print(json.dumps(state and {**asdict(state), "is_over": state.is_over, "described": state.describe()}))
+more = {"is_over": state.is_over, "described": state.describe(), "run": str(find_run(state.job_id))} if state else {}
+print(json.dumps(state and {**asdict(state), **more}))
 """
 
 
@@ -69,6 +70,7 @@ def test_a_sweep_and_its_comparison(
     write_recipe: WriteRecipe,
     recipe: dict[str, Any],
     train: Train,
+    ask: Ask,
     tmp_path: Path,
     sweep_file: Path,
 ) -> None:
@@ -78,10 +80,14 @@ def test_a_sweep_and_its_comparison(
     assert result.returncode == 0, result.stderr
     submitted = json.loads(result.stdout)
     array, comparison = submitted["job_id"], submitted["comparison_id"]
-    wait_until(lambda: (tmp_path / "sweep" / "run_00" / "metrics.jsonl").exists(), "the first begins", 60)
+    wait_until(lambda: (tmp_path / "sweep" / "run_00" / "metrics.jsonl").exists(), "the first begins", 240)
     states = cluster.run("squeue", "--noheader", "--array", f"--jobs={array}", "--format=%T").stdout.split()
     assert states.count("RUNNING") == 2
     assert states.count("PENDING") == 2
+    task = ask(tmp_path / "sweep" / "run_03")
+    assert task is not None
+    assert (task["job_id"], task["state"]) == (f"{array}_3", "PENDING")
+    assert task["run"] == str(tmp_path / "sweep" / "run_03")
     # A task is a job like any other: stopped, it goes on, and the comparison waits for it.
     cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
     assert cluster.wait(comparison).state == "COMPLETED", read_log(tmp_path, comparison)
@@ -117,12 +123,13 @@ def test_submitted_watched_and_cancelled(
     assert waiting is not None
     assert (waiting["job_id"], waiting["state"], waiting["reason"]) == (job_id, "PENDING", "BeginTime")
     cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
-    wait_until(lambda: (run / "metrics.jsonl").exists(), "it trains", 60)
+    wait_until(lambda: (run / "metrics.jsonl").exists(), "it trains", 240)
     running = ask(run)
     assert running is not None
     assert (running["state"], running["num_restarts"], running["is_over"]) == ("RUNNING", 0, False)
     assert running["nodes"] in ("node1", "node2")
     assert f"Slurm job {job_id}: RUNNING on node" in running["described"]
+    assert running["run"] == str(run)
 
     result = onecurve("cancel", run)
     assert result.returncode == 0, result.stderr
