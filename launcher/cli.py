@@ -11,6 +11,7 @@ Only this module prints and exits; the others return data. Nothing heavy is impo
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -428,6 +429,8 @@ def submit(
     debug: DebugOption = False,
 ) -> int:
     """Check everything, then send the training to Slurm; with --array a run for each setting, and their comparison."""
+    # As in a job: what it needs must be here. The hub's client reads this when it is imported.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from launcher.command import find_root, parse_overrides
     from launcher.slurm import Request
     from launcher.submit import submit_request

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,8 +50,6 @@ def submit_request(
         UsageError: a value can't be carried to Slurm.
         Unsuitable: Slurm refuses it, or is not here.
     """
-    # Jobs run with the hub offline, so what they need must be here.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     check_folder(Path.cwd())
     if request.recipe.startswith("-"):
         request = replace(request, recipe=f"./{request.recipe}")

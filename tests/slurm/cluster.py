@@ -201,7 +201,9 @@ class Cluster:
     # Hosts -----------------------------------------------------------------------------------------------------
 
     def start_node(self, name: str) -> None:
-        """Switch a node on."""
+        """Switch a node on, unless it is."""
+        if name in self._hosts:
+            return
         slurmd = f"{_find_program('slurmd')} -D -N {name}"
         if not self.has_namespaces:
             self._start(name, ["sh", "-c", f"exec {slurmd}"])
