@@ -6,34 +6,35 @@ is told sooner.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from training import optimization, strategy
-from training.checkpointing import CheckpointWriter
+from training import memory, optimization, strategy
+from training.checkpointing import CheckpointWriter, check_room
 from training.config import Recipe, ResolvedRecipe
 from training.data import PreparedData, Split, build_loader, prepare_data
 from training.faults import Outcome
 from training.milestones import Milestones, Progress
 from training.model import build_model, check_head, count_parameters, describe_model, load_config, load_tokenizer
 from training.reporting import Reporter, describe_plan
-from training.resumption import Start, restore
+from training.resumption import Start, restore, tidy
 from training.run_directory import RunDirectory
 from training.sampling import EvaluationPlan, Order, TrainingPlan
-from training.states import load_weights
+from training.states import count_state_bytes, load_weights
 from training.stopping import StopFlag
 from training.tasks import TextClassification, build_task
+from training.watchdog import Watchdog
 
 Loader = DataLoader[dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Training:
-    """The parts of one training, prepared and restored."""
+    """The parts of one training, prepared and restored. Only the loader and its plan ever change."""
 
     recipe: Recipe
     run: RunDirectory
@@ -45,13 +46,16 @@ class Training:
     model: torch.nn.Module
     optimizer: Any
     scheduler: Any
+    plan: TrainingPlan
     train_loader: Loader
     evaluation_loader: Loader
+    test_loader: Loader | None
     milestones: Milestones
     progress: Progress
     checkpoints: CheckpointWriter
     reporter: Reporter
     stop_flag: StopFlag
+    watchdog: Watchdog
 
 
 def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: Start | None = None) -> Training:
@@ -75,7 +79,7 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         check_head(config, task)
     notes = [start.message if start else None, describe_model(config, task, tokenizer)]
     model = build_model(recipe, config, task, tokenizer)
-    parameters = count_parameters(model)
+    parameters, state_bytes = count_parameters(model), count_state_bytes(model)
     if start is not None and start.checkpoint is not None:
         load_weights(start.checkpoint, model)
     accelerator = strategy.build_accelerator(recipe, model)
@@ -84,12 +88,15 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     progress = start.progress if start else Progress()
     order = Order(len(data.train), recipe.train_batch_size, recipe.seed, data.train.lengths, recipe.length_window)
     num_steps = optimization.count_steps(recipe, order.steps_per_epoch)
+    sizes = memory.read_limits(run, _describe_memory(recipe, accelerator)) or {
+        "max_examples": recipe.per_device_batch_size,
+        "max_tokens": recipe.per_device_batch_tokens,
+    }
     plan = TrainingPlan(
         order,
         num_steps,
         accelerator.num_processes,
-        recipe.per_device_batch_size,
-        recipe.per_device_batch_tokens,
+        **sizes,
         counts=task.example_counts(data.train.labels),
         start_step=progress.step,
     )
@@ -99,13 +106,27 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         build_loader(data.train, tokenizer, plan, recipe, accelerator),
         build_evaluation_loader(data.validation, tokenizer, recipe, accelerator),
     )
+    test_loader = None
+    if data.test is not None:
+        test_loader = accelerator.prepare(build_evaluation_loader(data.test, tokenizer, recipe, accelerator))
     # The schedule is not prepared: accelerate would step it once per process.
     scheduler = optimization.build_scheduler(optimizer, recipe, num_steps)
-    reporter = Reporter(run, accelerator, num_steps, order.steps_per_epoch, progress)
+    milestones = Milestones(recipe, order.steps_per_epoch, num_steps)
+    reporter = Reporter(run, accelerator, plan, progress)
+    watchdog = Watchdog(
+        run.hangs,
+        accelerator.process_index,
+        accelerator.num_processes,
+        recipe.hang_timeout_seconds,
+        lambda message: outcome.tell("failed", 1, message),
+    )
     if start is not None:
         restore(accelerator, model, optimizer, scheduler, start)
+        strategy.check_same_start(accelerator, progress.step)
         if accelerator.is_main_process:
+            check_room(run, state_bytes, parameters[1] * 4, milestones.most_checkpoints())
             run.create(resolved, strategy.describe_topology(accelerator))
+            tidy(run, start)
         outcome.follow(run.status, progress.step)
         strategy.init_trackers(accelerator, resolved)
         for line in (*notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
@@ -121,14 +142,50 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
+        plan=plan,
         train_loader=train_loader,
         evaluation_loader=evaluation_loader,
-        milestones=Milestones(recipe, order.steps_per_epoch, num_steps),
+        test_loader=test_loader,
+        milestones=milestones,
         progress=progress,
         checkpoints=CheckpointWriter(accelerator, model, optimizer, scheduler, run, recipe.save_total_limit),
         reporter=reporter,
-        stop_flag=StopFlag(run),
+        stop_flag=StopFlag(run, watchdog),
+        watchdog=watchdog,
     )
+
+
+def shrink_micro_batches(training: Training) -> None:
+    """After a device ran out of memory, plan smaller micro-batches from the step that failed on.
+
+    Raises:
+        OutOfMemory: one example does not fit, or other processes wait for this one.
+    """
+    accelerator, recipe, plan, step = training.accelerator, training.recipe, training.plan, training.progress.step
+    max_examples, max_tokens = memory.shrink(plan, step)
+    sizes = {"max_examples": max_examples, "max_tokens": max_tokens}
+    memory.note_limits(training.run, _describe_memory(recipe, accelerator), sizes)
+    size = f"{max_examples} examples" if max_tokens == plan.max_tokens else f"{max_tokens} tokens"
+    if accelerator.num_processes > 1:
+        raise memory.OutOfMemory(
+            f"process {accelerator.process_index} ran out of memory at step {step + 1}; start it again, and it goes on "
+            f"from the last checkpoint with micro-batches of at most {size} (the curve stays the same)"
+        )
+    training.optimizer.zero_grad()
+    training.plan = replace(plan, start_step=step, max_examples=max_examples, max_tokens=max_tokens)
+    loader = build_loader(training.data.train, training.tokenizer, training.plan, recipe, accelerator)
+    training.train_loader = accelerator.prepare(loader)
+    training.reporter.say(f"Out of memory at step {step + 1}: from here on micro-batches have at most {size}.")
+
+
+def _describe_memory(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
+    """What decides whether a micro-batch fits."""
+    return {
+        "per_device_batch_size": recipe.per_device_batch_size,
+        "per_device_batch_tokens": recipe.per_device_batch_tokens,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        **strategy.describe_topology(accelerator),
+    }
 
 
 def build_evaluation_loader(split: Split, tokenizer: Any, recipe: Recipe, accelerator: Accelerator) -> Loader:

@@ -40,7 +40,7 @@ def evaluate(
     model: torch.nn.Module,
     task: TextClassification,
     loader: DataLoader[dict[str, Any]],
-    prefix: str = "eval",
+    prefix: str,
     stop_flag: StopFlag | None = None,
 ) -> Evaluation:
     """Run the model over every planned micro-batch and gather the results on all processes.

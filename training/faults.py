@@ -15,12 +15,14 @@ Anything else is a bug or the machine: its traceback is shown, exit code 1.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,10 +38,25 @@ State = Literal["running", "finished", "preempted", "failed"]
 _SECONDS_FOR_MAIN_TO_SPEAK = 60.0
 
 
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
+# gloo and NCCL raise bare RuntimeErrors when a peer is gone.
+_LOST_CONNECTIONS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket Timeout",
+    "pair closure",
+    "NCCL communicator was aborted",
+    "remote process exited",
+)
+
+
 class Fault(Exception):
     """A stop with a cause that the user can read; `exit_code` is what the process returns."""
 
     exit_code = 1
+    is_of_one_process = False  # Of one that must speak for itself: rank 0 will not find it.
 
 
 class BadInput(Fault):
@@ -69,6 +86,14 @@ class Preempted(Fault):
 def is_main_process() -> bool:
     """Whether this process speaks for all; known from the environment, before any process group exists."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+_LAUNCHER = os.getppid()
+
+
+def launcher_is_gone() -> bool:
+    """Whether the process that started this one has died, so that nobody minds it any more."""
+    return os.getppid() != _LAUNCHER
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -127,18 +152,35 @@ def report_outcome(main: Callable[[Sequence[str], Outcome], None], arguments: Se
         exit_code = error.exit_code if isinstance(error, Fault) else 2
         message = str(error)
         _tell_safely(outcome, "preempted" if isinstance(error, Preempted) else "failed", exit_code, message)
-        if is_main_process():
+        if is_main_process() or (isinstance(error, Fault) and error.is_of_one_process):
             print(f"onecurve: {message}", file=sys.stderr, flush=True)
         else:
             _wait_for_main()
         return exit_code
     except Exception as error:
-        # Every rank shows its own traceback: the first to fail holds the cause, and it need not be rank 0.
-        traceback.print_exc()
-        _tell_safely(outcome, "failed", 1, f"{type(error).__name__}: {error}")
+        explanation = _explain(error)
+        _tell_safely(outcome, "failed", 1, explanation or f"{type(error).__name__}: {error}")
+        if explanation is not None:
+            print(f"onecurve: {explanation}", file=sys.stderr, flush=True)
+        else:
+            # Every rank shows its own traceback: the first to fail holds the cause, and it need not be rank 0.
+            traceback.print_exc()
         return 1
     _tell_safely(outcome, "finished", 0, "")
     return 0
+
+
+def _explain(error: Exception) -> str | None:
+    """What the machine did, if this error is the machine's; None for a bug, whose traceback is wanted."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        name = error.filename or "a file of output_dir"
+        return f"{name}: {error.strerror}. What was saved before is whole: mend the disk and start it again to go on"
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_CONNECTIONS):
+        return (
+            f"process {os.environ.get('RANK', '0')} lost its connection to another process, which died (killed, or out of "
+            "memory) or failed; what it said stands above, if it could. Start it again to go on from the last checkpoint"
+        )
+    return None
 
 
 def _tell_safely(outcome: Outcome, state: State, exit_code: int, message: str) -> None:
@@ -163,4 +205,6 @@ def _wait_for_main() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end)
-    ended.wait(_SECONDS_FOR_MAIN_TO_SPEAK)
+    deadline = time.monotonic() + _SECONDS_FOR_MAIN_TO_SPEAK
+    while not (ended.wait(0.1) or launcher_is_gone() or time.monotonic() > deadline):
+        pass

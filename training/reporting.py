@@ -5,6 +5,7 @@ Rank 0 writes; the other ranks keep the same queue, so that a loss that is not f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -40,6 +41,7 @@ STEPS_LATE = 2
 
 _PLAIN_LINES_PER_RUN = 20
 _MAX_CLASSES_SHOWN = 50
+_MAX_EXAMPLES_SHOWN = 64
 
 
 def quiet_third_parties() -> None:
@@ -72,26 +74,19 @@ class Reporter:
     Args:
         run: where the lines go.
         accelerator: its trackers get every line too.
-        num_steps: steps of the whole training.
-        steps_per_epoch: steps that visit each example once.
+        plan: the steps of the whole training, and the examples of each.
         progress: where this start begins.
     """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        accelerator: Accelerator,
-        num_steps: int,
-        steps_per_epoch: int,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, run: RunDirectory, accelerator: Accelerator, plan: TrainingPlan, progress: Progress) -> None:
         self._is_main = accelerator.is_main_process
         self.console = Console(quiet=not self._is_main)
         self._run = run
-        self._num_steps = num_steps
-        self._steps_per_epoch = steps_per_epoch
+        self._plan = plan
+        self._num_steps = plan.stop_step
         self._progress = progress
         self.stop_is_agreed = False
+        self.save_has_failed = False
         self._accelerator = accelerator
         self._pending: deque[_Step] = deque()
         self._file: IO[str] | None = None
@@ -108,7 +103,7 @@ class Reporter:
             disable=not self._is_main or not self.console.is_terminal,
         )
         self._bar_task = self._bar.add_task(
-            "train", total=num_steps, completed=progress.step, epoch=0.0, loss=math.nan, rate=0.0, speed=0.0
+            "train", total=plan.stop_step, completed=progress.step, epoch=0.0, loss=math.nan, rate=0.0, speed=0.0
         )
 
     def __enter__(self) -> Reporter:
@@ -123,13 +118,15 @@ class Reporter:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # What could not be written has been told by then.
+                self._file.close()
 
     def log_step(self, plan: MicroBatch, sums: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float) -> None:
         """Queue a step's line and write those that are old enough.
 
         Args:
-            sums: [2] the same on all processes: mean loss of the whole global batch, and above 0 if one was asked to stop.
+            sums: [3] the same on all processes: mean loss of the whole global batch, how many processes were asked to
+                stop, and how many know of a checkpoint that could not be written.
             grad_norm: global norm before clipping.
 
         Raises:
@@ -158,10 +155,11 @@ class Reporter:
 
     def _write_step(self, step: _Step) -> None:
         number = step.plan.step + 1
-        loss, num_asked_to_stop = step.sums.tolist()
+        loss, num_asked_to_stop, num_failed_saves = step.sums.tolist()
         self.stop_is_agreed = self.stop_is_agreed or num_asked_to_stop > 0
+        self.save_has_failed = self.save_has_failed or num_failed_saves > 0
         values = {
-            "epoch": round(number / self._steps_per_epoch, 4),
+            "epoch": round(number / self._plan.order.steps_per_epoch, 4),
             "loss": loss,
             "learning_rate": step.learning_rate,
             "grad_norm": float(step.grad_norm),
@@ -175,7 +173,8 @@ class Reporter:
             if not math.isfinite(values[name]):
                 raise Diverged(
                     f"{name} is {values[name]} at step {number}: training diverged. Lower learning_rate, raise "
-                    "num_warmup_steps, or look at this step's examples"
+                    f"num_warmup_steps, or look at this step's examples (from 0, of the training data): "
+                    f"{_list_some(self._plan.order.global_batch(step.plan.step).tolist())}"
                 )
         self.last_loss = values["loss"]
         self._write({"event": "train", "step": number, **values})
@@ -214,6 +213,11 @@ class Reporter:
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
+
+
+def _list_some(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, sorted(numbers)[:_MAX_EXAMPLES_SHOWN]))
+    return shown if len(numbers) <= _MAX_EXAMPLES_SHOWN else f"{shown} and {len(numbers) - _MAX_EXAMPLES_SHOWN} more"
 
 
 def cut_back(metrics: Path, step: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from training.checkpointing import find_checkpoint, find_fault, load_progress
+from training.checkpointing import find_checkpoint, find_fault, keep_aside, load_progress, mend
 from training.config import FREE_KEYS, ResolvedRecipe
 from training.faults import BadInput
 from training.milestones import Progress
@@ -26,12 +26,14 @@ class Start:
         progress: where that checkpoint stood.
         is_finished: the training is done; nothing is left to do.
         message: a line for the user.
+        damaged: checkpoints that were passed over.
     """
 
     checkpoint: Path | None
     progress: Progress
     is_finished: bool = False
     message: str | None = None
+    damaged: tuple[Path, ...] = ()
 
 
 def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
@@ -58,11 +60,22 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
     if named is not None:
         return named
     found, faults = find_checkpoint(run.checkpoints)
-    notes = [f"Passed over, not whole: {fault}." for fault in faults]
+    notes = [f"Not whole, kept aside: {checkpoint}: {fault}." for checkpoint, fault in faults.items()]
     if found is None:
-        return Start(None, Progress(), message="\n".join(notes) or None)
+        return Start(None, Progress(), message="\n".join(notes) or None, damaged=tuple(faults))
     progress = load_progress(found)
-    return Start(found, progress, message="\n".join([*notes, f"Going on from {found} (step {progress.step})."]))
+    notes.append(f"Going on from {found} (step {progress.step}).")
+    return Start(found, progress, message="\n".join(notes), damaged=tuple(faults))
+
+
+def tidy(run: RunDirectory, start: Start) -> None:
+    """Keep damaged checkpoints aside, and end what a killed process left half done.
+
+    For rank 0 alone, once every process knows its start: before, another one might still read them.
+    """
+    for checkpoint in start.damaged:
+        keep_aside(checkpoint)
+    mend(run.checkpoints)
 
 
 def _open_named(checkpoint: Path, resolved: ResolvedRecipe) -> Start:

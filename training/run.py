@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import torch
 
 from training import optimization, strategy
-from training.building import Training, build, build_evaluation_loader
-from training.checkpointing import save_final
+from training.building import Training, build, shrink_micro_batches
 from training.config import load_recipe, parse_arguments
 from training.evaluation import Evaluation, evaluate, save_evaluation
-from training.faults import Outcome, Preempted, report_outcome
+from training.faults import Diverged, Outcome, Preempted, report_outcome
+from training.memory import is_out_of_memory
 from training.reporting import build_model_card, print_evaluation, print_next, quiet_third_parties
 from training.resumption import find_start
 from training.run_directory import RunDirectory
@@ -40,25 +40,39 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
         _KEPT.append(training)
         evaluate_only(training)
         return
-    start = find_start(run, resolved)
-    if start.is_finished:
-        outcome.say(start.message)
-        outcome.step = start.progress.step
-        return
-    training = build(resolved, run, outcome, start)
-    _KEPT.append(training)
-    with training.reporter:
-        try:
-            evaluation = train(training)
-        except StopRequested:
-            stop(training)
-        save(training, evaluation)
-    print_evaluation(training.reporter.console, training.task, evaluation)
-    print_next(training.reporter.console, run, time.perf_counter() - started)
-    training.accelerator.end_training()
+    with run.lock:
+        start = find_start(run, resolved)
+        if start.is_finished:
+            outcome.say(start.message)
+            outcome.step = start.progress.step
+            return
+        training = build(resolved, run, outcome, start)
+        _KEPT.append(training)
+        with training.watchdog, training.reporter, training.checkpoints:
+            try:
+                evaluation = train(training)
+                save(training, evaluation)
+            except StopRequested:
+                stop(training)
+            except Diverged as error:
+                raise Diverged(f"{error}. {training.checkpoints.describe_last()}") from None
+        print_evaluation(training.reporter.console, training.task, evaluation)
+        print_next(training.reporter.console, run, time.perf_counter() - started)
+        training.accelerator.end_training()
 
 
 def train(training: Training) -> Evaluation:
+    """Make every step that is left; a step for which the memory was too small starts again in smaller micro-batches."""
+    while True:
+        try:
+            return make_steps(training)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        shrink_micro_batches(training)  # Out here the error is gone, and with it the tensors that its frames held.
+
+
+def make_steps(training: Training) -> Evaluation:
     """Make every step that is left, one micro-batch of this process at a time; returns the last evaluation."""
     recipe, accelerator, task = training.recipe, training.accelerator, training.task
     model, optimizer, scheduler = training.model, training.optimizer, training.scheduler
@@ -81,10 +95,11 @@ def train(training: Training) -> Evaluation:
         if not plan.is_last:
             continue
 
-        # The step is made. Summed over all processes: the mean loss of the global batch, and whether one was asked to stop.
+        # The step is made. Summed over all processes: the mean loss of the global batch, and what one must tell the others.
         step_loss = torch.stack(losses).sum()
         is_asked = torch.full_like(step_loss, training.stop_flag.is_raised())
-        sums = accelerator.reduce(torch.stack([step_loss, is_asked]))
+        has_failed = torch.full_like(step_loss, training.checkpoints.has_failed())
+        sums = accelerator.reduce(torch.stack([step_loss, is_asked, has_failed]))
         training.reporter.log_step(plan, sums, grad_norm, scheduler.get_last_lr()[0])
         losses.clear()
         progress.step = training.outcome.step = plan.step + 1
@@ -94,11 +109,13 @@ def train(training: Training) -> Evaluation:
         if training.milestones.stops_early(progress):
             training.reporter.say(f"No better {recipe.metric_for_best_model} for a while: stopped early.")
             break
+        if training.reporter.save_has_failed:
+            training.checkpoints.wait()  # Raises, on all processes.
         if training.reporter.stop_is_agreed:
             raise StopRequested
     training.reporter.flush()
     if evaluation is None:  # Resumed after the last step.
-        evaluation = evaluate(accelerator, model, task, training.evaluation_loader)
+        evaluation = evaluate(accelerator, model, task, training.evaluation_loader, "eval", training.stop_flag)
     return evaluation
 
 
@@ -107,13 +124,8 @@ def conclude_step(training: Training) -> Evaluation | None:
     progress, evaluation, is_best = training.progress, None, False
     if training.milestones.evaluates_after(progress.step):
         progress.evaluation_is_due = True
-        evaluation = evaluate(
-            training.accelerator,
-            training.model,
-            training.task,
-            training.evaluation_loader,
-            stop_flag=training.stop_flag,
-        )
+        accelerator, model, task = training.accelerator, training.model, training.task
+        evaluation = evaluate(accelerator, model, task, training.evaluation_loader, "eval", training.stop_flag)
         progress.evaluation_is_due = False
         training.reporter.log_evaluation(progress.step, evaluation.metrics)
         is_best = training.milestones.record(progress, evaluation.metrics)
@@ -121,7 +133,8 @@ def conclude_step(training: Training) -> Evaluation | None:
             training.scheduler.step(evaluation.metrics["eval_loss"])
     if is_best or training.milestones.saves_after(progress.step):
         training.reporter.flush()
-        training.checkpoints.save(progress, is_best)
+        with training.watchdog.patiently():
+            training.checkpoints.save(progress, is_best)
         training.reporter.restart_clock()
     return evaluation
 
@@ -129,7 +142,9 @@ def conclude_step(training: Training) -> Evaluation | None:
 def stop(training: Training) -> None:
     """Write a checkpoint and end with exit code 75: the next start goes on from here."""
     training.reporter.flush()
-    training.checkpoints.save(training.progress)
+    with training.watchdog.patiently():
+        training.checkpoints.save(training.progress)
+        training.checkpoints.wait()
     training.stop_flag.clear()
     raise Preempted(f"stopped after step {training.progress.step} as asked; start it again to go on")
 
@@ -138,12 +153,12 @@ def save(training: Training, evaluation: Evaluation) -> None:
     """Write the final model, and what it says of the validation and the test data."""
     run, task, accelerator = training.run, training.task, training.accelerator
     card = build_model_card(training.recipe, task, evaluation.metrics)
-    save_final(accelerator, training.model, training.tokenizer, card, run.final)
+    with training.watchdog.patiently():
+        training.checkpoints.save_final(training.tokenizer, card, run.final)
     if accelerator.is_main_process:
         save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)
-    if training.data.test is not None:
-        loader = build_evaluation_loader(training.data.test, training.tokenizer, training.recipe, accelerator)
-        test = evaluate(accelerator, training.model, task, accelerator.prepare(loader), prefix="test")
+    if training.test_loader is not None:
+        test = evaluate(accelerator, training.model, task, training.test_loader, "test", training.stop_flag)
         training.reporter.log_evaluation(training.progress.step, test.metrics, event="test")
         if accelerator.is_main_process:
             save_evaluation(test, task, run.test_predictions, run.test_report)
@@ -152,11 +167,8 @@ def save(training: Training, evaluation: Evaluation) -> None:
 def evaluate_only(training: Training) -> None:
     """Evaluate what was trained on the test data, or else on the validation data; trains nothing."""
     run, accelerator = training.run, training.accelerator
-    is_test = training.data.test is not None
-    loader = training.evaluation_loader
-    if training.data.test is not None:
-        loader = build_evaluation_loader(training.data.test, training.tokenizer, training.recipe, accelerator)
-        loader = accelerator.prepare(loader)
+    is_test = training.test_loader is not None
+    loader = training.test_loader or training.evaluation_loader
     evaluation = evaluate(accelerator, training.model, training.task, loader, "test" if is_test else "eval")
     if accelerator.is_main_process:
         names = (run.test_predictions, run.test_report) if is_test else (run.eval_predictions, run.eval_report)

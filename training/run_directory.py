@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from training.config import Recipe, RecipeError, ResolvedRecipe, load_recipe
-from training.faults import BadInput, write_atomically
+from training.faults import BadInput, is_main_process, write_atomically
 
 _PACKAGES = (
     "onecurve",
@@ -27,6 +31,56 @@ _PACKAGES = (
 )
 
 
+# The loader's workers of a killed training hold its lock until they notice, within five seconds.
+_SECONDS_TO_LET_GO = 10.0
+
+
+class DirectoryLock:
+    """Keeps a folder for one process: another is refused until this one lets go or ends, however it ends.
+
+    The folder itself is locked (flock), so that no file is made or left.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Lock the folder for the whole training, if it is there and not locked already; process 0 does it for all.
+
+        Raises:
+            BadInput: another process holds it.
+        """
+        if self._descriptor is not None or not is_main_process() or not self._path.is_dir():
+            return
+        descriptor = os.open(self._path, os.O_RDONLY)
+        deadline = time.monotonic() + _SECONDS_TO_LET_GO
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(descriptor)
+                    raise BadInput(
+                        f"output_dir {str(self._path)!r}: another training is running there; wait for its end, stop it "
+                        f"with `touch {self._path / 'STOP'}`, or choose another output_dir"
+                    ) from None
+                time.sleep(0.1)
+            except OSError:  # This file system has no locks.
+                break
+        self._descriptor = descriptor
+
+    def __enter__(self) -> DirectoryLock:
+        self.take()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """Paths of one training's files under `output_dir`."""
@@ -37,6 +91,11 @@ class RunDirectory:
     def of(cls, recipe: Recipe) -> RunDirectory:
         """The run directory that the recipe names."""
         return cls(Path(recipe.output_dir))
+
+    @cached_property
+    def lock(self) -> DirectoryLock:
+        """Held by process 0 of the training that runs here."""
+        return DirectoryLock(self.path)
 
     @property
     def config(self) -> Path:
@@ -72,6 +131,16 @@ class RunDirectory:
     def final(self) -> Path:
         """The trained model and its tokenizer, as save_pretrained writes them."""
         return self.path / "final"
+
+    @property
+    def hangs(self) -> Path:
+        """Stacks of all processes of a training that hung."""
+        return self.path / "hangs"
+
+    @property
+    def memory(self) -> Path:
+        """Micro-batches that were found to fit, where those that were asked for did not."""
+        return self.path / "memory.json"
 
     @property
     def eval_predictions(self) -> Path:
@@ -127,9 +196,22 @@ class RunDirectory:
         return "not evaluated"
 
     def create(self, resolved: ResolvedRecipe, topology: dict[str, Any]) -> None:
-        """Make the folder and write what is known before the first step."""
+        """Make the folder, lock it, and write what is known before the first step.
+
+        Raises:
+            BadInput: another training was faster.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock.take()
+        environment = describe_environment(topology) | {"num_starts": self._count_starts() + 1}
         write_atomically(self.config, resolved.to_yaml())
-        write_atomically(self.environment, json.dumps(describe_environment(topology), indent=2) + "\n")
+        write_atomically(self.environment, json.dumps(environment, indent=2) + "\n")
+
+    def _count_starts(self) -> int:
+        try:
+            return int(json.loads(self.environment.read_text(encoding="utf-8"))["num_starts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
 
     def differing_keys(self, resolved: ResolvedRecipe, ignored: frozenset[str]) -> list[str]:
         """Keys, `ignored` ones aside, in which the run that is here differs from `resolved`: "key: here -> wanted".
@@ -165,6 +247,7 @@ def describe_environment(topology: dict[str, Any]) -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "topology": topology,
         "git_revision": _git_revision(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
 
 

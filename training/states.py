@@ -1,30 +1,35 @@
 """Weights and AdamW's moments by parameter name, gathered from and given back to every strategy.
 
-One process, DDP and FSDP2 go through PyTorch's own state dicts; DeepSpeed through its accessors of whole tensors and,
-under ZeRO-3, of local parts.
+Tensors are gathered one at a time, so that no process but the one that keeps them ever holds a whole state. One process,
+DDP and FSDP2 hold plain tensors and DTensors; DeepSpeed is asked through its accessors of whole tensors and, under
+ZeRO-3, of local parts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from safetensors.torch import load_file
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from safetensors import safe_open
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from training.faults import BadInput
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Tensors = dict[str, torch.Tensor]
+NamedTensors = Iterator[tuple[str, torch.Tensor]]
+
+
+def count_state_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the weights, buffers and moments of a model that is not prepared yet."""
+    weights: int = sum(value.nbytes for value in model.state_dict().values())
+    trained: int = sum(value.nbytes for value in model.parameters() if value.requires_grad)
+    return weights + len(MOMENTS) * trained
 
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
@@ -33,56 +38,71 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     Raises:
         BadInput: the checkpoint is of another model.
     """
-    try:
-        model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    except RuntimeError as error:
-        raise BadInput(f"{checkpoint} is of another model: {' '.join(str(error).split())[:300]}") from None
+    own = model.state_dict()
+    with safe_open(checkpoint / "model.safetensors", "pt") as file:
+        if names := set(own) ^ set(file.keys()):
+            raise BadInput(f"{checkpoint} is of another model: only one of them has {', '.join(sorted(names)[:5])}")
+        for name, value in own.items():
+            saved = file.get_tensor(name)
+            if saved.shape != value.shape:
+                raise BadInput(
+                    f"{checkpoint} is of another model: {name} has shape {list(saved.shape)} there, "
+                    f"{list(value.shape)} here"
+                )
+            value.copy_(saved)
 
 
-def gather_weights(accelerator: Accelerator, model: torch.nn.Module) -> Tensors:
-    """Whole float32 weights by name, on the host; complete on rank 0, empty or complete on the others."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from deepspeed.utils import safe_get_full_fp32_param
+def whole_weights(accelerator: Accelerator, model: torch.nn.Module) -> NamedTensors:
+    """Each weight and saved buffer, whole; all processes must go through all of them."""
+    for name, value in unwrap(model).state_dict(keep_vars=True).items():
+        whole = value
+        if accelerator.distributed_type == DistributedType.DEEPSPEED and isinstance(value, torch.nn.Parameter):
+            from deepspeed.utils import safe_get_full_fp32_param
 
-        weights = {}
-        for name, parameter in model.module.named_parameters():  # type: ignore[union-attr]
-            whole = safe_get_full_fp32_param(parameter)
-            weights[name] = (parameter.detach() if whole is None else whole).cpu().clone()
-        weights.update({name: buffer.cpu().clone() for name, buffer in _saved_buffers(accelerator, model).items()})
-        return weights
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole_weights: dict[str, Any] = get_model_state_dict(model, options=options)
-    return _own(whole_weights)
+            master = safe_get_full_fp32_param(value)
+            whole = value if master is None else master
+        yield _plain(name), _whole(whole)
 
 
-def _saved_buffers(accelerator: Accelerator, model: torch.nn.Module) -> Tensors:
-    inner = accelerator.unwrap_model(model)
-    parameters = dict(inner.named_parameters())
-    return {name: value for name, value in inner.state_dict().items() if name not in parameters}
-
-
-def gather_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any) -> tuple[Tensors, float]:
-    """AdamW's whole moments as "<name>.exp_avg" and the number of its updates; complete on rank 0."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from deepspeed.utils import safe_get_full_optimizer_state
-
+def whole_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any) -> NamedTensors:
+    """Each of AdamW's moments as "<name>.exp_avg", whole; all processes must go through all of them."""
+    uses_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if uses_deepspeed:
         _link_states(optimizer)
-        moments = {}
-        for name, parameter in model.module.named_parameters():  # type: ignore[union-attr]
-            for key in MOMENTS:
-                whole = safe_get_full_optimizer_state(parameter, key)
-                if whole is not None:
-                    moments[f"{name}.{key}"] = whole.float().cpu().clone()
-        return moments, _read_optimizer_step(_torch_optimizer(optimizer))
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    states: dict[str, Any] = get_optimizer_state_dict(model, _torch_optimizer(optimizer), options=options)
-    moments = {
-        f"{name}.{key}": value[key]
-        for name, value in states.get("state", {}).items()
-        for key in MOMENTS
-        if key in value
-    }
-    return _own(moments), _read_optimizer_step(_torch_optimizer(optimizer))
+    states = _torch_optimizer(optimizer).state
+    for name, parameter in unwrap(model).named_parameters():
+        for key in MOMENTS:
+            if uses_deepspeed:
+                from deepspeed.utils import safe_get_full_optimizer_state
+
+                moment = safe_get_full_optimizer_state(parameter, key)
+            else:
+                moment = states[parameter].get(key) if parameter in states else None
+            if moment is not None:
+                yield f"{_plain(name)}.{key}", _whole(moment)
+
+
+def unwrap(model: torch.nn.Module) -> Any:
+    """The model inside DDP's or DeepSpeed's wrapper; accelerate's own way imports DeepSpeed, which takes seconds."""
+    return getattr(model, "module", model)
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without what torch.compile puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    value = value.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def count_updates(optimizer: Any) -> float:
+    """How often AdamW has stepped; it corrects the moments' bias by it."""
+    for state in _torch_optimizer(optimizer).state.values():
+        if "step" in state:
+            return float(state["step"])
+    return 0.0
 
 
 def _link_states(optimizer: Any) -> None:
@@ -96,11 +116,6 @@ def _link_states(optimizer: Any) -> None:
         engine_optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _own(tensors: Tensors) -> Tensors:
-    """Contiguous copies on the host: safetensors refuses tensors that share memory."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
 def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The AdamW inside accelerate's and DeepSpeed's wrappers."""
     while not isinstance(optimizer, torch.optim.AdamW) and hasattr(optimizer, "optimizer"):
@@ -109,47 +124,48 @@ def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _read_optimizer_step(optimizer: torch.optim.Optimizer) -> float:
-    for state in optimizer.state.values():
-        if "step" in state:
-            return float(state["step"])
-    return 0.0
-
-
 def load_moments(
     accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, checkpoint: Path, step: float
 ) -> None:
     """Put a checkpoint's moments into a prepared optimizer, under any strategy and number of processes.
 
     Args:
-        step: updates that AdamW had made; it corrects the moments' bias by it.
+        step: updates that AdamW had made.
     """
-    moments = load_file(checkpoint / "optimizer.safetensors")
-    if not moments:
-        return
     inner = _torch_optimizer(optimizer)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        _load_moments_deepspeed(model, optimizer, moments, step)
-        return
-    names = sorted({name.rpartition(".")[0] for name in moments})
-    state: Any = {
-        name: {"step": torch.tensor(step), **{key: moments[f"{name}.{key}"] for key in MOMENTS}} for name in names
-    }
-    groups = get_optimizer_state_dict(model, inner, options=StateDictOptions(full_state_dict=True))["param_groups"]
-    set_optimizer_state_dict(
-        model,
-        inner,
-        optim_state_dict={"state": state, "param_groups": groups},
-        options=StateDictOptions(full_state_dict=True),
-    )
+    with safe_open(checkpoint / "optimizer.safetensors", "pt") as file:
+        names = set(file.keys())
+        if not names:
+            return
+        uses_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if uses_deepspeed:
+            _make_states_deepspeed(optimizer, step)
+        for name, parameter in unwrap(model).named_parameters():
+            if f"{_plain(name)}.{MOMENTS[0]}" not in names:
+                continue
+            moments = {key: file.get_tensor(f"{_plain(name)}.{key}").to(parameter.device) for key in MOMENTS}
+            if uses_deepspeed:
+                _set_moments_deepspeed(parameter, moments)
+                continue
+            if isinstance(parameter, DTensor):  # Each process cuts its own part; nothing is sent.
+                mesh, placements = parameter.device_mesh, parameter.placements
+                moments = {
+                    key: distribute_tensor(whole, mesh, placements, src_data_rank=None)
+                    for key, whole in moments.items()
+                }
+            # The fused AdamW counts its steps on the parameter's device.
+            inner.state[parameter] = {
+                "step": torch.tensor(step, dtype=torch.float32, device=parameter.device),
+                **moments,
+            }
 
 
-def _load_moments_deepspeed(model: torch.nn.Module, optimizer: Any, moments: Tensors, step: float) -> None:
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+def _make_states_deepspeed(optimizer: Any, step: float) -> None:
+    """Let AdamW have its state, which it makes at its first step; the engine's setters need it to be there.
 
+    Its keys are the flat float32 partitions, which have another name in each stage.
+    """
     engine_optimizer, inner = optimizer.optimizer, _torch_optimizer(optimizer)
-    # AdamW makes its state at its first step; the engine's setters need it to be there. Its keys are the flat float32
-    # partitions, which have another name in each stage.
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         for flat in getattr(engine_optimizer, name, ()):
             state = {key: torch.zeros_like(flat) for key in MOMENTS}
@@ -158,14 +174,15 @@ def _load_moments_deepspeed(model: torch.nn.Module, optimizer: Any, moments: Ten
                 **state,
             }
     _link_states(optimizer)
-    for name, parameter in model.module.named_parameters():  # type: ignore[union-attr]
-        for key in MOMENTS:
-            if f"{name}.{key}" not in moments:
-                continue
-            whole = moments[f"{name}.{key}"].to(parameter.device)
-            if hasattr(parameter, "ds_tensor"):  # ZeRO-3; its setter of whole tensors fails where the parts are padded.
-                size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
-                padded = torch.nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size()))
-                safe_set_local_optimizer_state(parameter, padded.narrow(0, size * rank, size), key)
-            else:
-                safe_set_full_optimizer_state(parameter, whole, key)
+
+
+def _set_moments_deepspeed(parameter: Any, moments: Tensors) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    for key, whole in moments.items():
+        if hasattr(parameter, "ds_tensor"):  # ZeRO-3; its setter of whole tensors fails where the parts are padded.
+            size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
+            padded = torch.nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size()))
+            safe_set_local_optimizer_state(parameter, padded.narrow(0, size * rank, size), key)
+        else:
+            safe_set_full_optimizer_state(parameter, whole, key)

@@ -12,8 +12,9 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from training.faults import is_main_process
+from training.faults import is_main_process, launcher_is_gone
 from training.run_directory import RunDirectory
+from training.watchdog import Watchdog
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
@@ -23,11 +24,15 @@ class StopRequested(Exception):
 
 
 class StopFlag:
-    """Whether this process was asked to stop. Make one before training, in the main thread."""
+    """Whether this process was asked to stop. Make one before training, in the main thread.
 
-    def __init__(self, run: RunDirectory) -> None:
+    Args:
+        watchdog: who looks at the flag is alive.
+    """
+
+    def __init__(self, run: RunDirectory, watchdog: Watchdog) -> None:
         self.reason: str | None = None
-        self._parent = os.getppid()
+        self._watchdog = watchdog
         self._files = [run.path / "STOP"]
         if "ONECURVE_STOP_FILE" in os.environ:
             self._files.append(Path(os.environ["ONECURVE_STOP_FILE"]))
@@ -38,11 +43,14 @@ class StopFlag:
         if number == signal.SIGINT and self.reason is not None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
+        if number == signal.SIGTERM:
+            self._watchdog.hurry()
         self.reason = signal.Signals(number).name
 
     def is_raised(self) -> bool:
-        """Look once: costs a few microseconds."""
-        if self.reason is None and os.getppid() != self._parent:
+        """Look once, after each step and each batch of an evaluation: costs a few microseconds."""
+        self._watchdog.beat()
+        if self.reason is None and launcher_is_gone():
             self.reason = "the launcher is gone"
         if self.reason is None and is_main_process():
             self.reason = next((str(path) for path in self._files if path.exists()), None)

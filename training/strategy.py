@@ -20,6 +20,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
@@ -32,6 +33,7 @@ from training import rehearsal
 from training.config import Recipe, ResolvedRecipe
 from training.faults import BadInput, WrongTopology
 from training.sampling import MicroBatch, derive_key
+from training.watchdog import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,19 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
     """
     launched = Launched.from_environment()
     has_accelerator = _find_device(launched) != "cpu"
-    timeout = timedelta(seconds=recipe.hang_timeout_seconds)
+    # The watchdog finds a hang before the group does, and has more to say of it.
+    timeout = timedelta(seconds=(PATIENCE + 1) * recipe.hang_timeout_seconds)
     shards = launched.is_distributed and (launched.uses_deepspeed or launched.uses_fsdp)
     if shards and not has_accelerator:
         rehearsal.join_group(launched.uses_deepspeed, timeout)
     accelerator = Accelerator(
         cpu=not has_accelerator and not shards,
         mixed_precision=recipe.mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timeout),
+            # The buffers of transformers are constants; DDP would send them with each forward.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
         # The plan says how many micro-batches a step has and when it ends; the end of the loader says nothing.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
@@ -155,6 +162,18 @@ def _choose_sharded_layers(accelerator: Accelerator, model: torch.nn.Module) -> 
     plugin.transformer_cls_names_to_wrap = sorted(
         (set(getattr(model, "_no_split_modules", None) or []) & names) - holders
     )
+
+
+def check_same_start(accelerator: Accelerator, step: int) -> None:
+    """Refuse to train where the processes found different checkpoints, as on file systems that are not shared.
+
+    Raises:
+        BadInput: on all processes.
+    """
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        found = ", ".join(f"process {process}: {step}" for process, step in enumerate(steps))
+        raise BadInput(f"the processes would go on from different steps ({found}); output_dir must be the same for all")
 
 
 def describe_strategy(accelerator: Accelerator) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,23 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from training import checkpointing
-from training.checkpointing import CheckpointWriter, find_checkpoint, find_fault, load_progress, write_manifest
-from training.faults import Fault
+from training.checkpointing import (
+    CheckpointWriter,
+    check_room,
+    find_checkpoint,
+    find_fault,
+    keep_aside,
+    load_progress,
+    mend,
+    write_manifest,
+)
+from training.faults import BadInput, Fault
 from training.milestones import Progress
 from training.run_directory import RunDirectory
+from training.states import count_state_bytes
 from training.strategy import forget_state
 
 
@@ -107,7 +120,7 @@ def cut_short(path: Path) -> None:
 def test_the_newest_checkpoint_is_found(tmp_path: Path) -> None:
     for step in (5, 100, 20):
         make_checkpoint(tmp_path, step)
-    assert find_checkpoint(tmp_path) == (tmp_path / "step_00000100", [])
+    assert find_checkpoint(tmp_path) == (tmp_path / "step_00000100", {})
 
 
 @pytest.mark.parametrize("damage", [spoil, cut_short, shutil.rmtree])
@@ -116,7 +129,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path: Path, da
     damage(newer)
     found, faults = find_checkpoint(tmp_path)
     assert found == older
-    assert [fault.partition(": ")[0] for fault in faults] == ([str(newer)] if newer.exists() else [])
+    assert list(faults) == ([newer] if newer.exists() else [])
 
 
 def test_where_none_is_whole_each_fault_is_told(tmp_path: Path) -> None:
@@ -124,13 +137,13 @@ def test_where_none_is_whole_each_fault_is_told(tmp_path: Path) -> None:
         spoil(make_checkpoint(tmp_path, step))
     found, faults = find_checkpoint(tmp_path)
     assert found is None
-    assert [Path(fault.partition(": ")[0]).name for fault in faults] == ["step_00000010", "step_00000005"]
-    assert find_checkpoint(tmp_path / "nowhere") == (None, [])
+    assert [path.name for path in faults] == ["step_00000010", "step_00000005"]
+    assert find_checkpoint(tmp_path / "nowhere") == (None, {})
 
 
 def test_a_staging_folder_is_no_checkpoint(tmp_path: Path) -> None:
     shutil.move(make_checkpoint(tmp_path, 10), tmp_path / ".step_00000010.tmp")
-    assert find_checkpoint(tmp_path) == (None, [])
+    assert find_checkpoint(tmp_path) == (None, {})
 
 
 def test_progress_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -155,12 +168,18 @@ def writer(tmp_path: Path) -> Iterator[CheckpointWriter]:
     forget_state()
 
 
+def save(writer: CheckpointWriter, progress: Progress, is_best: bool = False) -> None:
+    """Save, and wait until it is written."""
+    writer.save(progress, is_best)
+    writer.wait()
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
 def test_a_checkpoint_holds_weights_and_moments_by_name(writer: CheckpointWriter) -> None:
-    writer.save(Progress(3))
+    save(writer, Progress(3))
     path = writer.run.checkpoints / "step_00000003"
     assert find_fault(path) is None
     assert names(path) == {"model.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"}
@@ -178,7 +197,7 @@ def test_a_checkpoint_holds_weights_and_moments_by_name(writer: CheckpointWriter
 
 def test_old_checkpoints_go_and_the_best_one_stays(writer: CheckpointWriter) -> None:
     for step in (1, 2, 3, 4, 5):
-        writer.save(Progress(step, best_step=2 if step >= 2 else None), is_best=step == 2)
+        save(writer, Progress(step, best_step=2 if step >= 2 else None), is_best=step == 2)
     assert names(writer.run.checkpoints) == {"step_00000002", "step_00000004", "step_00000005"}
     assert writer.run.best.resolve().name == "step_00000002"
     assert not Path(writer.run.best.readlink()).is_absolute(), "the run directory may be moved"
@@ -186,7 +205,7 @@ def test_old_checkpoints_go_and_the_best_one_stays(writer: CheckpointWriter) -> 
 
 def test_without_a_best_one_the_newest_stay(writer: CheckpointWriter) -> None:
     for step in (1, 2, 3, 4):
-        writer.save(Progress(step))
+        save(writer, Progress(step))
     assert names(writer.run.checkpoints) == {"step_00000003", "step_00000004"}
     assert not writer.run.best.exists()
 
@@ -195,14 +214,14 @@ def test_without_a_best_one_the_newest_stay(writer: CheckpointWriter) -> None:
 def test_a_write_that_fails_leaves_the_last_checkpoint(
     writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
-    writer.save(Progress(1))
+    save(writer, Progress(1))
 
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpointing, function, fail)
     with pytest.raises(Fault, match=r"step_00000002' could not be written: .*No space left on device"):
-        writer.save(Progress(2))
+        save(writer, Progress(2))
     assert names(writer.run.checkpoints) == {"step_00000001"}
     assert find_fault(writer.run.checkpoints / "step_00000001") is None
 
@@ -210,6 +229,138 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(
 def test_what_a_killed_write_left_is_in_nobodys_way(writer: CheckpointWriter) -> None:
     (writer.run.checkpoints / ".step_00000001.tmp").mkdir(parents=True)
     (writer.run.checkpoints / ".step_00000001.tmp" / "model.safetensors").write_bytes(b"half")
-    writer.save(Progress(1))
+    save(writer, Progress(1))
     assert names(writer.run.checkpoints) == {"step_00000001"}
     assert find_fault(writer.run.checkpoints / "step_00000001") is None
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write = threading.Event()
+    write = save_file
+
+    def hold(*arguments: Any) -> None:
+        assert may_write.wait(10)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpointing, "save_file", hold)
+    before = {name: parameter.detach().clone() for name, parameter in writer.model.named_parameters()}
+    writer.save(Progress(1))
+    with torch.no_grad():
+        for parameter in writer.model.parameters():
+            parameter.add_(1.0)
+    assert not (writer.run.checkpoints / "step_00000001").exists()
+    may_write.set()
+    writer.wait()
+    saved = load_file(writer.run.checkpoints / "step_00000001" / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in before.items()), "as they were when it was saved"
+
+
+def test_a_copy_uses_the_same_memory_again(writer: CheckpointWriter) -> None:
+    save(writer, Progress(1))
+    places = {name: tensor.data_ptr() for name, tensor in {**writer._weights, **writer._moments}.items()}
+    save(writer, Progress(2))
+    assert {name: tensor.data_ptr() for name, tensor in {**writer._weights, **writer._moments}.items()} == places
+
+
+def test_a_failed_write_is_known_before_the_next_one(writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointing, "save_file", fail)
+        writer.save(Progress(1))
+        writer._join()
+    assert writer.has_failed()
+    with pytest.raises(Fault, match="step_00000001' could not be written"):
+        writer.save(Progress(2))
+
+
+def test_what_the_disk_gives_back_is_compared_with_what_was_saved(
+    writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = save_file
+
+    def spoil_one(tensors: Any, path: Path) -> None:
+        write({name: tensor + (name == "0.bias") for name, tensor in tensors.items()}, path)
+
+    monkeypatch.setattr(checkpointing, "save_file", spoil_one)
+    with pytest.raises(Fault, match=r"0\.bias is not what was written when read back"):
+        save(writer, Progress(1))
+    assert names(writer.run.checkpoints) == set()
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_write_leaves_the_last_checkpoint(
+    writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        writer.run = RunDirectory(small / "run")
+        save(writer, Progress(1))
+        with (small / "filler").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small).free)
+        # As if another program had filled the disk after the look at its free space.
+        monkeypatch.setattr(checkpointing, "check_free_space", lambda target, num_bytes: None)
+        with pytest.raises(Fault, match=r"(?i)step_00000002' could not be written: .*no space left on device"):
+            save(writer, Progress(2))
+        assert names(writer.run.checkpoints) == {"step_00000001"}
+        assert find_fault(writer.run.checkpoints / "step_00000001") is None
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+# Room ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_larger_than_the_host_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"gathers 9\.31e\+05 GiB in the host memory of process 0, .* are available"):
+        check_room(RunDirectory(tmp_path), 10**15, 10**14, 1)
+
+
+def test_checkpoints_larger_than_the_disk_are_refused(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(BadInput, match=r"3 checkpoints of 1 GiB and the final model need .* are free there"):
+        check_room(RunDirectory(tmp_path / "new" / "run"), 2**30, free, 3)
+    check_room(RunDirectory(tmp_path / "new" / "run"), 2**10, 2**10, 3)
+
+
+def test_checkpoints_that_are_there_already_need_no_more_room(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    make_checkpoint(run.checkpoints)
+    free = shutil.disk_usage(tmp_path).free
+    size = sum(path.stat().st_size for path in run.checkpoints.glob("*/*"))
+    check_room(run, 1, free - (1 << 20) + size, 1)
+
+
+def test_the_bytes_of_a_state_are_those_of_its_files(writer: CheckpointWriter) -> None:
+    save(writer, Progress(1))
+    files = (writer.run.checkpoints / "step_00000001").glob("*.safetensors")
+    assert count_state_bytes(writer.model) == sum(
+        tensor.nbytes for path in files for tensor in load_file(path).values()
+    )
+
+
+# Order ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_kept_aside(tmp_path: Path) -> None:
+    for _ in range(2):
+        keep_aside(make_checkpoint(tmp_path, 7))
+    assert names(tmp_path) == {"damaged_step_00000007_1", "damaged_step_00000007_2"}
+    assert find_checkpoint(tmp_path) == (None, {})
+
+
+def test_a_kill_between_two_renames_loses_no_checkpoint(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 6)
+    make_checkpoint(tmp_path, 7).rename(tmp_path / ".step_00000007.replaced")
+    make_checkpoint(tmp_path, 8).rename(tmp_path / ".step_00000007.tmp")
+    assert find_checkpoint(tmp_path) == (tmp_path / ".step_00000007.replaced", {})
+    mend(tmp_path)
+    assert names(tmp_path) == {"step_00000006", "step_00000007"}
+    make_checkpoint(tmp_path / "other", 7).rename(tmp_path / ".step_00000007.replaced")
+    mend(tmp_path)
+    assert names(tmp_path) == {"step_00000006", "step_00000007", "other"}

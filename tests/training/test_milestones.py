@@ -90,3 +90,19 @@ def test_without_patience_training_goes_on() -> None:
 def test_progress_is_plain_numbers() -> None:
     progress = Progress(7, {"last_epoch": 7, "_last_lr": [1e-3, 1e-3]}, 6.0, 0.123456789012345, 4, 1)
     assert Progress(**json.loads(json.dumps(progress.to_dict()))) == progress
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        ({}, 1),  # That of a stop.
+        ({"checkpointing_steps": 5}, 5),
+        ({"checkpointing_steps": "epoch"}, 2),
+        ({"checkpointing_steps": 5, "save_total_limit": 2}, 3),
+        ({"checkpointing_steps": 20, "save_total_limit": 4}, 2),
+        ({"checkpointing_steps": 5, "save_total_limit": 1, "metric_for_best_model": "accuracy"}, 3),
+        ({"metric_for_best_model": "accuracy", "eval_steps": 5}, 5),
+    ],
+)
+def test_the_most_checkpoints_that_lie_there_at_once_are_known(settings: dict[str, Any], most: int) -> None:
+    assert build(**settings).most_checkpoints() == most

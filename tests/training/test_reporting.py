@@ -37,20 +37,22 @@ class Tracked:
         self.logged.append((step, values))
 
 
+# Ten examples of 1 to 10 tokens in batches of four, in micro-batches of two.
+PLAN = TrainingPlan(Order(10, 4, 42, LENGTHS), NUM_STEPS, num_processes=1, max_examples=2)
+
+
 def plan_step(step: int) -> MicroBatch:
-    """Ten examples of 1 to 10 tokens in batches of four, in micro-batches of two."""
-    order = Order(10, 4, 42, LENGTHS)
-    return TrainingPlan(order, NUM_STEPS, num_processes=1, max_examples=2).micro_batches(step)[-1]
+    return PLAN.micro_batches(step)[-1]
 
 
 def build(folder: Path, tracked: Tracked, start_step: int = 0) -> Reporter:
     run = RunDirectory(folder / "run")
-    return Reporter(run, cast("Accelerator", tracked), NUM_STEPS, 3, Progress(start_step))
+    return Reporter(run, cast("Accelerator", tracked), PLAN, Progress(start_step))
 
 
 def report(reporter: Reporter, step: int, loss: float = 0.5, grad_norm: float = 2.0) -> None:
     """A step whose loss is `loss`, on processes of which none is asked to stop."""
-    reporter.log_step(plan_step(step), torch.tensor([loss, 0.0]), torch.tensor(grad_norm), 1e-3)
+    reporter.log_step(plan_step(step), torch.tensor([loss, 0.0, 0.0]), torch.tensor(grad_norm), 1e-3)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from training import run_directory
 from training.config import Recipe, ResolvedRecipe, load_recipe
 from training.faults import BadInput
 from training.run_directory import RunDirectory, describe_environment
@@ -25,7 +26,7 @@ def test_every_path_lies_in_the_output_dir(tmp_path: Path) -> None:
     names = [name for name, value in vars(RunDirectory).items() if isinstance(value, property)]
     paths = [getattr(run, name) for name in names]
     assert {path.parent for path in paths} == {tmp_path / "run"}
-    assert len(set(paths)) == len(paths) == 11
+    assert len(set(paths)) == len(paths) == 13
     assert not (tmp_path / "run").exists(), "asking for a path makes nothing"
 
 
@@ -127,3 +128,39 @@ def test_the_recipe_in_a_run_directory_names_every_key(tmp_path: Path) -> None:
     RunDirectory.of(resolved.recipe).create(resolved, {})
     written = (tmp_path / "config.yaml").read_text()
     assert all(f"\n{key}: " in written for key in Recipe.model_fields)
+
+
+# The lock ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_kept_for_one_training_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_directory, "_SECONDS_TO_LET_GO", 0.2)
+    with RunDirectory(tmp_path).lock, pytest.raises(BadInput, match="another training is running there"):
+        RunDirectory(tmp_path).lock.take()
+    with RunDirectory(tmp_path).lock:
+        assert list(tmp_path.iterdir()) == [], "it leaves no file"
+
+
+def test_only_process_0_takes_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunDirectory(tmp_path).lock:
+        monkeypatch.setenv("RANK", "1")
+        RunDirectory(tmp_path).lock.take()
+
+
+def test_of_two_that_begin_at_once_the_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_directory, "_SECONDS_TO_LET_GO", 0.2)
+    resolved = resolve(tmp_path / "run")
+    first, second = RunDirectory.of(resolved.recipe), RunDirectory.of(resolved.recipe)
+    with first.lock, second.lock:  # Neither finds a folder yet.
+        first.create(resolved, {})
+        with pytest.raises(BadInput, match="another training is running there"):
+            second.create(resolved, {})
+
+
+def test_each_start_is_counted(tmp_path: Path) -> None:
+    resolved = resolve(tmp_path)
+    for number in (1, 2, 3):
+        run = RunDirectory.of(resolved.recipe)
+        with run.lock:
+            run.create(resolved, {})
+        assert json.loads((tmp_path / "environment.json").read_text())["num_starts"] == number

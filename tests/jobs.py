@@ -1,0 +1,124 @@
+"""Trainings as real processes in the background, to be stopped, killed and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.conftest import ROOT, Run, to_flags
+
+
+class Job:
+    """One `accelerate launch` and all its processes."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        topology: str = "cpu",
+        num_processes: int = 1,
+        script: str = "training/run.py",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = Path(str(settings["output_dir"]))
+        self._script = script
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{topology}.yaml"]
+        options = ["--num_processes", str(num_processes), "--mixed_precision", "no"]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._output = self.path.with_name(f"{self.path.name}.output")
+        with self._output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *launcher, *options, script, *to_flags(settings)],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._num_processes = num_processes
+
+    @property
+    def output(self) -> str:
+        """What all its processes have printed so far."""
+        return self._output.read_text(encoding="utf-8")
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes that train, in the order of their ranks."""
+        found = {}
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if self._script in process.cmdline() and process.ppid() == self.process.pid:
+                    found[int(process.environ().get("RANK", "0"))] = process
+            except psutil.Error:
+                continue
+        return [found[rank] for rank in sorted(found)]
+
+    def members(self) -> list[psutil.Process]:
+        """Every process of this job that is alive, orphans too: their command lines name the run directory."""
+        alive = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if str(self.path) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(process)
+        return alive
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 120, what: str = "") -> float:
+        """Wait for a condition while the job runs; returns the seconds that it took."""
+        started = time.monotonic()
+        while not condition():
+            assert time.monotonic() - started < seconds, f"{what or 'it'} did not come about\n{self.output}"
+            assert self.process.poll() is None, f"ended before {what or 'it'} came about\n{self.output}"
+            time.sleep(0.005)
+        return time.monotonic() - started
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until a step's line is written; lines are flushed at evaluations and checkpoints."""
+        metrics = self.path / "metrics.jsonl"
+        self.wait_until(
+            lambda: metrics.exists() and f'"event": "train", "step": {step},' in metrics.read_text(encoding="utf-8"),
+            what=f"step {step}",
+        )
+
+    def wait_for_end(self, seconds: float = 120) -> float:
+        """Wait until none of its processes is left; returns the seconds that it took."""
+        started = time.monotonic()
+        while self.process.poll() is None or self.members():
+            assert time.monotonic() - started < seconds, f"processes are left: {self.members()}\n{self.output}"
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+    def kill(self) -> None:
+        """kill -9 of the launcher and of all ranks."""
+        for process in self.members():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+
+    def finish(self, seconds: float = 300) -> Run:
+        """Wait for the end, and look at what is left behind."""
+        self.process.wait(seconds)
+        return Run(self.process.returncode, self.output, self.output, self.path)
+
+
+def without_time(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a curve, but for what depends on the machine's speed."""
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((path / "status.json").read_text(encoding="utf-8"))
+    return content
+
+
+def saving(path: Path) -> Iterator[Path]:
+    """The folders that are being written at this moment."""
+    return (path / "checkpoints").glob(".step_*.tmp")

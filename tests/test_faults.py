@@ -1,0 +1,373 @@
+"""Whatever is killed, hung, full or damaged: the run ends with one message, and the next start loses nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, Run, to_flags
+from tests.jobs import Job, read_status, without_time
+from training.checkpointing import find_fault
+from training.tasks import TextClassification
+
+Settings = dict[str, Any]
+Train = Callable[[Mapping[str, Any]], Run]
+
+# Dropout is on: what comes after a restart must draw the same random numbers.
+LONG = {"max_train_steps": 120, "dropout": 0.1, "checkpointing_steps": 10, "eval_steps": 50, "save_total_limit": 2}
+
+
+@pytest.fixture
+def jobs() -> Iterator[list[Job]]:
+    """Jobs of a test, of which none outlives it."""
+    started: list[Job] = []
+    yield started
+    for job in started:
+        job.kill()
+
+
+def list_checkpoints(path: Path) -> list[str]:
+    return sorted(folder.name for folder in (path / "checkpoints").glob("step_*"))
+
+
+# Death ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["rank 0", "rank 1", "launcher", "group"])
+def test_a_kill_ends_the_others_and_loses_nothing(
+    recipe: Settings, tmp_path: Path, jobs: list[Job], victim: str
+) -> None:
+    settings = {**recipe, **LONG}
+    whole = Job({**settings, "output_dir": str(tmp_path / "whole")}, "multi_cpu", 2).finish()
+    assert whole.exit_code == 0, whole.stderr
+    job = Job(settings, "multi_cpu", 2)
+    jobs.append(job)
+    job.wait_for_step(20)
+    if victim == "group":
+        job.kill()
+    elif victim == "launcher":
+        job.process.kill()
+    else:
+        job.ranks()[int(victim[-1])].kill()
+    assert job.wait_for_end() < 30
+    if victim == "launcher":
+        assert read_status(job.path)["exit_code"] == 75, "ranks whose launcher is gone save and stop"
+    if victim == "rank 1":
+        assert "process 0 lost its connection to another process, which died" in job.output
+        assert 'Traceback (most recent call last):\n  File "training' not in job.output
+    again = Job(settings, "multi_cpu", 2).finish()
+    assert again.exit_code == 0, again.stderr
+    assert without_time(again.lines) == without_time(whole.lines)
+    final = Path("final", "model.safetensors")
+    assert (again.path / final).read_bytes() == (whole.path / final).read_bytes()
+
+
+def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: list[Job]) -> None:
+    settings = {**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 500}
+    job = Job(settings)
+    jobs.append(job)
+    job.wait_until(lambda: (job.path / "config.yaml").exists(), what="the first training")
+    second = subprocess.run(
+        [sys.executable, "training/run.py", *to_flags(settings)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert second.returncode == 2
+    assert "another training is running there" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert job.process.poll() is None, "the first one goes on"
+    (job.path / "STOP").touch()  # As the message says.
+    assert job.wait_for_end() < 60
+    assert read_status(job.path)["exit_code"] == 75
+
+
+# Silence -------------------------------------------------------------------------------------------------------------
+
+HANGING = """
+import os, sys, threading
+from training import run
+from training.faults import report_outcome
+from training.tasks import TextClassification
+
+loss_sum = TextClassification.loss_sum
+
+def hang(self, model, batch):
+    hang.calls += 1
+    if hang.calls == 12 and os.environ.get("RANK", "0") == "{rank}":
+        threading.Event().wait()
+    return loss_sum(self, model, batch)
+
+hang.calls = 0
+TextClassification.loss_sum = hang
+code = report_outcome(run.main, sys.argv[1:])
+os._exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_silent_process_is_named_and_every_stack_is_kept(
+    recipe: Settings, tmp_path: Path, jobs: list[Job], rank: int
+) -> None:
+    script = tmp_path / "hanging.py"
+    script.write_text(HANGING.replace("{rank}", str(rank)))
+    job = Job({**recipe, **LONG, "hang_timeout_seconds": 2}, "multi_cpu", 2, script=str(script))
+    jobs.append(job)
+    assert job.wait_for_end() < 60
+    assert "no progress for" in job.output
+    assert re.search(rf"process {rank} is silent at training/run.py:\d+ \(make_steps\)", job.output)
+    stacks = [(job.path / "hangs" / f"process_{number:05d}.txt").read_text() for number in (0, 1)]
+    assert "in hang" in stacks[rank]
+    assert "in hang" not in stacks[1 - rank]
+    assert read_status(job.path)["exit_code"] == 1
+    assert list_checkpoints(job.path) == ["step_00000010"] or not list_checkpoints(job.path)
+
+
+@pytest.mark.slow
+def test_a_frozen_process_is_named_though_it_can_not_answer(recipe: Settings, jobs: list[Job]) -> None:
+    job = Job({**recipe, **LONG, "max_train_steps": 100_000, "hang_timeout_seconds": 2}, "multi_cpu", 2)
+    jobs.append(job)
+    job.wait_for_step(10)
+    job.ranks()[1].send_signal(signal.SIGSTOP)
+    job.wait_until(lambda: "process 1 did not answer at all" in job.output, seconds=30)
+    assert job.wait_for_end() < 60
+    assert (job.path / "hangs" / "process_00000.txt").exists()
+
+
+# The disk ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_checkpoints_for_which_there_is_no_room_are_refused_before_the_first_step(
+    recipe: Settings, train: Train, small_disk: Path
+) -> None:
+    refused = train({**recipe, **LONG, "save_total_limit": 5, "output_dir": str(small_disk / "run")})
+    assert refused.exit_code == 2
+    assert "6 checkpoints of 0.0" in refused.stderr
+    assert "lower save_total_limit" in refused.stderr
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on_once_there_is_room(
+    recipe: Settings, train: Train, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**recipe, **LONG, "save_total_limit": 1, "max_train_steps": 40}
+    whole = train(settings)
+    filler = small_disk / "filler"
+    loss_sum = TextClassification.loss_sum
+    run = small_disk / "run"
+
+    def fill(task: TextClassification, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        if (run / "checkpoints" / "step_00000010").exists() and not filler.exists():
+            with filler.open("wb") as file:
+                free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+                os.posix_fallocate(file.fileno(), 0, free - (1 << 20))
+        return loss_sum(task, model, batch)
+
+    monkeypatch.setattr(TextClassification, "loss_sum", fill)
+    full = train({**settings, "output_dir": str(run)})
+    assert full.exit_code == 1
+    assert re.search(r"step_00000020' could not be written: it takes .* GiB are free on its disk", full.stderr)
+    assert "Traceback" not in full.stderr
+    assert list_checkpoints(run) == ["step_00000010"]
+    assert find_fault(run / "checkpoints" / "step_00000010") is None
+    monkeypatch.setattr(TextClassification, "loss_sum", loss_sum)
+    filler.unlink()
+    again = train({**settings, "output_dir": str(run)})
+    assert again.exit_code == 0, again.stderr
+    assert without_time(again.lines) == without_time(whole.lines)
+
+
+def test_an_output_dir_that_turns_read_only_ends_the_run_with_a_message(
+    recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**recipe, **LONG, "max_train_steps": 40}
+    checkpoints = Path(recipe["output_dir"]) / "checkpoints"
+    loss_sum = TextClassification.loss_sum
+
+    def set_immutable(flag: str) -> bool:
+        return subprocess.run(["chattr", flag, str(checkpoints)], capture_output=True, check=False).returncode == 0
+
+    def freeze(task: TextClassification, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        if (checkpoints / "step_00000010").exists() and not set_immutable("+i"):
+            pytest.skip("this file system, or this user, can make no folder immutable")
+        return loss_sum(task, model, batch)
+
+    monkeypatch.setattr(TextClassification, "loss_sum", freeze)
+    try:
+        frozen = train(settings)
+    finally:
+        set_immutable("-i")
+    assert frozen.exit_code == 1
+    assert "step_00000020' could not be written: " in frozen.stderr
+    assert "Traceback" not in frozen.stderr
+    monkeypatch.setattr(TextClassification, "loss_sum", loss_sum)
+    again = train(settings)
+    assert again.exit_code == 0, again.stderr
+    assert "(step 10)" in again.stdout
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_divergence_names_step_examples_and_the_last_good_checkpoint(
+    recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss_sum = TextClassification.loss_sum
+    calls = 0
+
+    def poison(task: TextClassification, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return loss_sum(task, model, batch) * (float("nan") if calls == 2 * 15 else 1.0)  # Two micro-batches a step.
+
+    monkeypatch.setattr(TextClassification, "loss_sum", poison)
+    run = train({**recipe, **LONG})
+    assert run.exit_code == 3
+    assert "loss is nan at step 15: training diverged" in run.stderr
+    found = re.search(r"of the training data\): ([\d, ]+)\. The last good checkpoint is (\S+)", run.stderr)
+    assert found is not None
+    assert len(found[1].split(",")) == 16
+    assert Path(found[2]).name == "step_00000010"
+    assert find_fault(Path(found[2])) is None
+    assert read_status(run.path)["exit_code"] == 3
+    assert [line["step"] for line in run.steps] == list(range(1, 15)), "what was good is kept"
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+def exhaust(
+    monkeypatch: pytest.MonkeyPatch, max_examples: int = 1000, max_tokens: int = 100_000, from_step: int = 0
+) -> list[int]:
+    """A device whose memory holds so much at once; returns the sizes of all micro-batches that were tried."""
+    loss_sum = TextClassification.loss_sum
+    sizes: list[int] = []
+
+    def allocate(task: TextClassification, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        sizes.append(len(batch["input_ids"]))
+        loss = loss_sum(task, model, batch)
+        is_too_large = sizes[-1] > max_examples or batch["input_ids"].numel() > max_tokens
+        if is_too_large and len(sizes) > 2 * from_step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return loss
+
+    monkeypatch.setattr(TextClassification, "loss_sum", allocate)
+    return sizes
+
+
+@pytest.mark.parametrize("from_step", [0, 5])
+def test_without_memory_micro_batches_shrink_and_the_curve_stays(
+    recipe: Settings, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_step: int
+) -> None:
+    settings = {**recipe, "eval_steps": 4}
+    whole = train({**settings, "output_dir": str(tmp_path / "whole")})
+    with monkeypatch.context() as patch:
+        sizes = exhaust(patch, max_examples=3, from_step=from_step)
+        run = train(settings)
+    assert run.exit_code == 0, run.stderr
+    assert f"Out of memory at step {from_step + 1}: from here on micro-batches have at most 4 examples" in run.stdout
+    assert f"Out of memory at step {from_step + 1}: from here on micro-batches have at most 2 examples" in run.stdout
+    assert sizes[2 * from_step] == 8
+    assert max(sizes[2 * from_step + 2 :]) == 2
+    assert [line["step"] for line in run.steps] == list(range(1, 9))
+    assert run.losses == pytest.approx(whole.losses, rel=1e-5)
+    with monkeypatch.context() as patch:
+        sizes = exhaust(patch, max_examples=3)
+        again = train({**settings, "output_dir": str(tmp_path / "whole")})
+        assert again.exit_code == 0
+        assert not sizes, "it is finished"
+
+
+def test_what_fits_is_known_to_the_next_start(recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        exhaust(patch, max_examples=2)
+        (Path(recipe["output_dir"])).mkdir()
+        (Path(recipe["output_dir"]) / "STOP").touch()
+        assert train(recipe).exit_code == 75
+    with monkeypatch.context() as patch:
+        sizes = exhaust(patch, max_examples=2)
+        assert train(recipe).exit_code == 0
+        assert max(sizes) == 2
+    larger = {**recipe, "per_device_batch_size": 16, "output_dir": recipe["output_dir"] + "2"}
+    sizes = exhaust(monkeypatch, max_examples=16)
+    assert train(larger).exit_code == 0
+    assert max(sizes) == 16, "who asks for another size gets it"
+
+
+def test_tokens_shrink_where_tokens_are_counted(
+    recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = exhaust(monkeypatch, max_tokens=300)
+    run = train({**recipe, "per_device_batch_size": 64, "per_device_batch_tokens": 1024})
+    assert run.exit_code == 0, run.stderr
+    found = re.findall(r"Out of memory at step \d+: from here on micro-batches have at most (\d+) tokens", run.stdout)
+    assert 64 <= int(found[-1]) <= 300
+    assert max(sizes) > 4, "short examples still go together"
+
+
+def test_an_example_that_never_fits_is_named(recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    exhaust(monkeypatch, max_examples=0)
+    run = train(recipe)
+    assert run.exit_code == 1
+    assert re.search(r"example \d+ of \d+ tokens \(from 0, of the training data\) does not fit", run.stderr)
+    assert "Lower max_length" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+EXHAUSTED = """
+import os, sys
+import torch
+from training import run
+from training.faults import report_outcome
+from training.tasks import TextClassification
+
+loss_sum = TextClassification.loss_sum
+
+def allocate(self, model, batch):
+    if len(batch["input_ids"]) > 4 and os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return loss_sum(self, model, batch)
+
+TextClassification.loss_sum = allocate
+code = report_outcome(run.main, sys.argv[1:])
+os._exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_of_several_processes_the_one_without_memory_says_so_and_the_next_start_fits(
+    recipe: Settings, tmp_path: Path, jobs: list[Job]
+) -> None:
+    script = tmp_path / "exhausted.py"
+    script.write_text(EXHAUSTED)
+    job = Job(recipe, "multi_cpu", 2, script=str(script))
+    jobs.append(job)
+    assert job.wait_for_end() < 60
+    assert "process 1 ran out of memory at step 1; start it again" in job.output
+    assert Job(recipe, "multi_cpu", 2, script=str(script)).finish().exit_code == 0

@@ -1,0 +1,99 @@
+"""A process that makes no progress is ended; the message says who was silent. Whole hangs: tests/test_faults.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from training.watchdog import PATIENCE, Watchdog, describe_hang
+
+
+def waiting(place: str = "training/run.py:9 (make_steps)") -> dict[str, Any]:
+    return {"is_waiting": True, "place": place}
+
+
+def silent(place: str = "training/data.py:7 (load)") -> dict[str, Any]:
+    return {"is_waiting": False, "place": place}
+
+
+@pytest.mark.parametrize(
+    ("reports", "num_processes", "who"),
+    [
+        ({0: waiting(), 1: silent()}, 2, "process 1 is silent at training/data.py:7 (load)"),
+        ({0: silent("a.py:1 (f)"), 1: waiting(), 2: silent()}, 3, "process 0 is silent at a.py:1 (f); process 2 is"),
+        ({0: waiting(), 2: waiting()}, 4, "processes 1, 3 did not answer at all"),
+        ({0: waiting(), 1: waiting()}, 2, "which process holds up the others can't be told"),
+        ({0: silent(), 1: silent()}, 2, "which process holds up the others can't be told"),
+        ({0: silent()}, 1, "process 0 is silent at training/data.py:7 (load)"),
+        ({0: waiting()}, 1, "process 0 is silent at training/run.py:9 (make_steps)"),
+    ],
+)
+def test_the_silent_process_is_named(reports: dict[int, dict[str, Any]], num_processes: int, who: str) -> None:
+    message = describe_hang(reports, num_processes, 3.2, Path("run/hangs"))
+    assert message.startswith("no progress for 3 seconds (hang_timeout_seconds): ")
+    assert who in message
+    assert "stacks of all processes are in run/hangs" in message
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from training.watchdog import Watchdog
+
+def work(watchdog):
+    {work}
+
+with Watchdog(Path(sys.argv[1]), 0, 1, 0.3, lambda message: print("told:", message, flush=True)) as watchdog:
+    watchdog.beat()
+    work(watchdog)
+print("done")
+"""
+
+
+def hang(folder: Path, work: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", HANGING.replace("{work}", work), str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_process_that_hangs_is_ended_with_its_stacks(tmp_path: Path) -> None:
+    result = hang(tmp_path / "hangs", "time.sleep(60)")
+    assert result.returncode == 1
+    assert "onecurve: no progress for 0 seconds" in result.stderr
+    assert "told: no progress" in result.stdout
+    assert "in work" in (tmp_path / "hangs" / "process_00000.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "[(time.sleep(0.1), watchdog.beat()) for _ in range(8)]",
+        "with watchdog.patiently(): time.sleep(0.8)",
+    ],
+)
+def test_who_works_or_was_given_time_is_left_alone(tmp_path: Path, work: str) -> None:
+    result = hang(tmp_path / "hangs", work)
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+    assert not (tmp_path / "hangs").exists()
+
+
+def test_after_a_signal_patience_is_short_but_longer_than_a_step(tmp_path: Path) -> None:
+    watchdog = Watchdog(tmp_path, 0, 1, 1800, print)
+    assert watchdog._limit_seconds() == 1800 * PATIENCE, "the first step may compile"
+    watchdog.beat()
+    assert watchdog._limit_seconds() == 1800
+    watchdog._longest_seconds = 40.0
+    watchdog.hurry()
+    assert watchdog._limit_seconds() == 80
+    with watchdog.patiently():
+        assert watchdog._limit_seconds() == 80 * PATIENCE

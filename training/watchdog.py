@@ -1,0 +1,201 @@
+"""A training that makes no progress is ended, with the stacks of all processes and the name of the silent one.
+
+Every process looks for a stop after each step and each batch of an evaluation, and thereby shows that it is alive. Where
+one did not for `hang_timeout_seconds`, the others wait for it as well, so all of them run into the limit. A thread of
+each then writes its stacks to `hangs/` in the run directory, and the first process says who was silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+# Writing a checkpoint, compiling and the first step may take that many times longer than a step.
+PATIENCE = 10.0
+
+# After SIGTERM a process may wait for another one that is dead already.
+_SECONDS_AFTER_SIGTERM = 20.0
+
+# How long the first process waits for the others' stacks.
+_SECONDS_OF_ROLL_CALL = 10.0
+
+_COLLECTIVES = (os.path.join("torch", "distributed", ""), os.path.join("torch", "nn", "parallel", "distributed.py"))
+
+_ROOT = Path(__file__).parent.parent
+
+
+class Watchdog:
+    """Ends this process when `beat` is not called for too long. Used as a context, in the main thread.
+
+    Args:
+        folder: where the stacks of all processes go.
+        process: this process's number.
+        num_processes: how many there are.
+        timeout_seconds: the longest that a step or a batch of an evaluation may take.
+        tell: called with the one message, by the process that speaks.
+    """
+
+    def __init__(
+        self, folder: Path, process: int, num_processes: int, timeout_seconds: float, tell: Callable[[str], None]
+    ) -> None:
+        self._folder = folder
+        self._process = process
+        self._num_processes = num_processes
+        self._timeout_seconds = timeout_seconds
+        self._tell = tell
+        self._patience = PATIENCE  # Until the first beat.
+        self._last_beat = time.monotonic()
+        self._longest_seconds = 0.0
+        self._num_beats = 0
+        self._is_hurried = False
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self) -> None:
+        """Say that this process is alive."""
+        now = time.monotonic()
+        if self._num_beats:
+            self._longest_seconds = max(self._longest_seconds, now - self._last_beat)
+        else:
+            self._patience = 1.0
+        self._num_beats += 1
+        self._last_beat = now
+
+    def hurry(self) -> None:
+        """From now on wait only seconds: somebody ends this training, perhaps because another process died."""
+        self._is_hurried = True
+        self._last_beat = time.monotonic()
+
+    @contextlib.contextmanager
+    def patiently(self) -> Iterator[None]:
+        """Allow what stands inside to take longer than a step."""
+        before, self._patience = self._patience, PATIENCE
+        try:
+            yield
+        finally:
+            self._patience, self._last_beat = before, time.monotonic()
+
+    def __enter__(self) -> Watchdog:
+        self._own_file.unlink(missing_ok=True)
+        self._last_beat = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    @property
+    def _own_file(self) -> Path:
+        return self._folder / f"process_{self._process:05d}.txt"
+
+    def _limit_seconds(self) -> float:
+        limit = self._timeout_seconds
+        if self._is_hurried:
+            limit = min(limit, max(_SECONDS_AFTER_SIGTERM, 2 * self._longest_seconds))
+        return limit * self._patience
+
+    def _watch(self) -> None:
+        try:
+            while not self._is_over.wait(min(1.0, self._timeout_seconds / 10)):
+                if time.monotonic() - self._last_beat > self._limit_seconds():
+                    self._end_process()
+                # Should native code keep this thread from running as well, the interpreter's own watchdog is left.
+                faulthandler.dump_traceback_later(self._limit_seconds() + 2 * _SECONDS_OF_ROLL_CALL, exit=True)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _end_process(self) -> None:
+        seconds = time.monotonic() - self._last_beat
+        frames = list(_frames_of_main_thread())
+        self._folder.mkdir(parents=True, exist_ok=True)
+        staging = self._own_file.with_suffix(".tmp")
+        with staging.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({"is_waiting": _is_waiting(frames), "place": _describe_place(frames)}) + "\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        staging.rename(self._own_file)
+        reports = self._call_roll()
+        if self._process == min(reports):
+            message = describe_hang(reports, self._num_processes, seconds, self._folder)
+            print(f"onecurve: {message}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                self._tell(message)
+        else:  # The one that speaks ends first, and the launcher then ends this one.
+            self._is_over.wait(_SECONDS_OF_ROLL_CALL)
+        os._exit(1)
+
+    def _call_roll(self) -> dict[int, dict[str, Any]]:
+        """What each process wrote; those that wrote nothing are missing."""
+        deadline = time.monotonic() + _SECONDS_OF_ROLL_CALL
+        reports: dict[int, dict[str, Any]] = {}
+        while len(reports) < self._num_processes and time.monotonic() < deadline:
+            for path in self._folder.glob("process_*.txt"):
+                reports[int(path.stem.partition("_")[2])] = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
+            time.sleep(0.05)
+        # An earlier training here may have had more processes.
+        return {process: report for process, report in reports.items() if process < self._num_processes}
+
+
+def describe_hang(reports: dict[int, dict[str, Any]], num_processes: int, seconds: float, folder: Path) -> str:
+    """The one message: who was silent, where, and where the stacks are.
+
+    Args:
+        reports: what each process wrote of itself: `is_waiting` for the others, and its `place` in the code.
+    """
+    missing = [process for process in range(num_processes) if process not in reports]
+    silent = [process for process, report in reports.items() if not report["is_waiting"]]
+    if missing:
+        who = f"{_name(missing)} did not answer at all"
+    elif num_processes == 1 or (silent and len(silent) < num_processes):
+        who = "; ".join(
+            f"process {process} is silent at {reports[process]['place']}" for process in sorted(silent or [0])
+        )
+    else:
+        who = "which process holds up the others can't be told"
+    return (
+        f"no progress for {seconds:.0f} seconds (hang_timeout_seconds): {who}. The stacks of all processes are in "
+        f"{folder}. Start it again to go on from the last checkpoint; if steps take that long, raise hang_timeout_seconds"
+    )
+
+
+def _name(processes: list[int]) -> str:
+    return f"process{'es' if len(processes) > 1 else ''} {', '.join(map(str, processes))}"
+
+
+def _frames_of_main_thread() -> Iterator[FrameType]:
+    """From the innermost outwards."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_waiting(frames: list[FrameType]) -> bool:
+    """Whether this process waits for the others: in a collective, in a backward that reduces, or for the device.
+
+    Args:
+        frames: from the innermost outwards.
+    """
+    innermost = frames[0].f_code
+    return any(part in innermost.co_filename for part in _COLLECTIVES) or innermost.co_name in (
+        "_engine_run_backward",
+        "_write_step",
+    )
+
+
+def _describe_place(frames: list[FrameType]) -> str:
+    for frame in frames:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(_ROOT / "training"):
+            return f"{path.relative_to(_ROOT)}:{frame.f_lineno} ({frame.f_code.co_name})"
+    return "an unknown place"
