@@ -214,14 +214,21 @@ class Cluster:
     def cut_power(self, name: str) -> None:
         """Kill a host; in namespaces nothing that ran on it survives."""
         process = self._hosts.pop(name)
-        if not self.has_namespaces:
-            process.terminate()  # slurmd tells its steps.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
-        # Its whole group; with --kill-child the namespace's first process dies with unshare, and all others with that.
-        with contextlib.suppress(ProcessLookupError):
+        if self.has_namespaces:
+            # The system ends all that is left in a namespace before its first process is gone, and unshare waits for that.
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            first = children.read_text(encoding="utf-8").split() if children.exists() else []
+            for child in first:
+                os.kill(int(child), signal.SIGKILL)
+            if not first:
+                process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            process.wait()
 
     def _end_jobs(self) -> None:
         """Jobs on a host that is not to die must be ended one by one."""
