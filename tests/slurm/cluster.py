@@ -205,11 +205,11 @@ class Cluster:
         if name in self._hosts:
             return
         slurmd = f"{_find_program('slurmd')} -D -N {name}"
-        if not self.has_namespaces:
-            self._start(name, ["sh", "-c", f"exec {slurmd}"])
-            return
-        # The first process of the namespace outlives slurmd's children, and reaps them.
-        self._start_host(name, f"{slurmd} & wait")
+        if self.has_namespaces:
+            # The first process of the namespace outlives slurmd's children, and reaps them.
+            self._start_host(name, f"{slurmd} & wait")
+        else:
+            self._start(name, slurmd.split())
 
     def cut_power(self, name: str) -> None:
         """Kill a host; in namespaces nothing that ran on it survives."""
@@ -223,7 +223,7 @@ class Cluster:
             if not first:
                 process.kill()
         else:
-            os.killpg(process.pid, signal.SIGTERM)
+            process.terminate()
         try:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:
@@ -246,12 +246,15 @@ class Cluster:
             f"--socket={self.folder}/munge.sock --pid-file={self.folder}/munged.pid "
             f"--log-file={self.folder}/munged.log --seed-file={self.folder}/munged.seed"
         )
-        waits = f"until [ -S {self.folder}/munge.sock ]; do sleep 0.02; done"
-        script = f"{munged} & {waits}; {_find_program('slurmctld')} -D -c & wait"
-        if not self.has_namespaces:
-            self._start(_CONTROLLER, ["sh", "-c", script])
-            return
-        self._start_host(_CONTROLLER, script)
+        slurmctld = f"{_find_program('slurmctld')} -D -c"
+        socket_file = self.folder / "munge.sock"
+        if self.has_namespaces:
+            waits = f"until [ -S {socket_file} ]; do sleep 0.02; done"
+            self._start_host(_CONTROLLER, f"{munged} & {waits}; {slurmctld} & wait")
+        else:
+            self._start("munged", munged.split())
+            wait_until(socket_file.exists, "munged listens", 10)
+            self._start(_CONTROLLER, slurmctld.split())
 
     def _start_host(self, name: str, script: str) -> None:
         """A host in namespaces: joined to the others by a bridge that lies in the controller's network."""
