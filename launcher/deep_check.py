@@ -68,13 +68,5 @@ def check_deeply(recipe: str, overrides: Mapping[str, str], root: Path) -> tuple
     return result.stdout.splitlines(), [Finding("error", message)]
 
 
-def fetch_inputs(recipe: str, overrides: Mapping[str, str], root: Path) -> int:
-    """Run training/fetch.py, which brings what the recipe names into the caches; returns its exit code."""
-    words = ["--config", recipe, *(word for key, value in overrides.items() for word in (f"--{key}", value))]
-    # Who says fetch means the network, whatever the jobs are told.
-    variables = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "PYTHONPATH": _python_path(root)}
-    return subprocess.run([sys.executable, "-m", "training.fetch", *words], env=variables, check=False).returncode
-
-
 def _python_path(root: Path) -> str:
     return os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))

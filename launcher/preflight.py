@@ -437,14 +437,6 @@ def _check_processes(recipe: Recipe, topology: Topology, machine: Machine) -> li
                 "some have nothing to do in each step; use fewer processes"
             )
         )
-    num_granted = machine.slurm.num_gpus if machine.slurm is not None else 0
-    if num_granted and machine.kind == "cpu":
-        findings.append(
-            _error(
-                f"Slurm granted {num_granted} GPU{'s' * (num_granted != 1)} on this node, but nvidia-smi shows none: ask for "
-                "none, or for another node (sbatch --exclude NODE) and tell the cluster's staff"
-            )
-        )
     here = topology.num_processes // topology.num_machines
     if topology.uses_cpu and here > machine.num_cores:
         findings.append(_warning(f"{here} processes share {machine.num_cores} cores and will wait for each other"))

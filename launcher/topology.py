@@ -114,7 +114,8 @@ def build_topology(
 
     Raises:
         UnknownTopology: no such YAML.
-        Unsuitable: more processes asked for than one process by nature can be, or than there are GPUs.
+        Unsuitable: more processes asked for than one process by nature can be, or than there are GPUs; or Slurm's nodes
+            don't fit it.
     """
     path = resolve_config(root, name)
     content = read_yaml(path)
@@ -127,6 +128,8 @@ def build_topology(
             "every node: srun --ntasks-per-node=1 onecurve run ..."
         )
     uses_cpu = bool(content.get("use_cpu", False))
+    if not uses_cpu:
+        _refuse_hidden_gpus(machine)
     if slurm is not None and slurm.num_nodes > 1 and strategy == "one process":
         raise Unsuitable(
             f"{path.name} is one process, and this job has {slurm.num_nodes} nodes, each of which would train the same "
@@ -168,6 +171,16 @@ def build_topology(
     )
 
 
+def _refuse_hidden_gpus(machine: Machine) -> None:
+    """Training on the CPU of a job that holds GPUs would waste them without a word."""
+    num_granted = machine.slurm.num_gpus if machine.slurm is not None else 0
+    if num_granted and machine.kind == "cpu":
+        raise Unsuitable(
+            f"Slurm granted {num_granted} GPU{'s' * (num_granted != 1)} on this node, but nvidia-smi shows none: ask for "
+            "another node (sbatch --exclude NODE) and tell the cluster's staff; or ask for none"
+        )
+
+
 def choose_topology(
     root: Path, machine: Machine, shape: ModelShape | None, work: Work, num_processes: int | None = None
 ) -> Topology:
@@ -179,7 +192,9 @@ def choose_topology(
 
     Raises:
         UnknownTopology: the YAML that suits is not among the project's.
+        Unsuitable: as `build_topology`.
     """
+    _refuse_hidden_gpus(machine)
     found = f"found     {machine.describe()}"
     num_machines = machine.slurm.num_nodes if machine.slurm is not None else 1
     num_devices = num_processes or max(1, len(machine.devices)) * num_machines
