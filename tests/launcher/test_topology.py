@@ -120,12 +120,10 @@ def test_one_process_on_several_nodes_is_refused(root: Path, name: str) -> None:
 
 def test_granted_gpus_that_are_not_seen_are_told(root: Path) -> None:
     node = machine(0, slurm=SlurmStep("1", 1, 0, "n1", is_batch_shell=False, num_gpus=2))
-    for choose in (
-        lambda: choose_topology(root, node, None, Work(8, 128)),
-        lambda: build_topology(root, node, "fsdp", None),
-    ):
-        with pytest.raises(Unsuitable, match="granted 2 GPUs on this node, but nvidia-smi shows none"):
-            choose()
+    with pytest.raises(Unsuitable, match="granted 2 GPUs on this node, but nvidia-smi shows none"):
+        choose_topology(root, node, None, Work(8, 128))
+    with pytest.raises(Unsuitable, match="granted 2 GPUs on this node, but nvidia-smi shows none"):
+        build_topology(root, node, "fsdp", None)
     assert build_topology(root, node, "multi_cpu", None).uses_cpu, "who names a CPU topology means it"
 
 
