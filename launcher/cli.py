@@ -3,7 +3,7 @@
     onecurve run RECIPE [--key value ...]     choose a topology, check, start and mind the training
     onecurve check [RECIPE]                   every problem before a device is held; without a recipe, of the machine
     onecurve plan RECIPE --devices 8xH100-80GB
-    onecurve watch RUN, compare RUN RUN, resume RUN, predict RUN --input FILE --output FILE
+    onecurve watch RUN, report RUN, compare RUN RUN, resume RUN, predict RUN --input FILE --output FILE
 
 Only this module prints and exits; the others return data. Nothing heavy is imported before a subcommand needs it.
 """
@@ -39,6 +39,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # Its help is plain text, and answers twice as fast.
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# The width of "found", "chosen" and the like before what they tell.
+_FACT_INDENT = 10
 
 # Words that a subcommand does not know are the recipe's keys.
 _TAKES_RECIPE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -115,10 +118,11 @@ def run(
     max_restarts: RestartsOption = 0,
     debug: DebugOption = False,
 ) -> int:
-    """Choose a topology for this machine, check the recipe, start the training and mind it.
+    """Train a recipe on the topology that suits this machine.
 
-    --key value overrides a recipe's key. The training's exit code comes back: 0 finished, 2 bad input, 3 diverged,
-    75 stopped with a checkpoint, 1 anything else. Ctrl-C, SIGTERM and SIGUSR1 ask for a checkpoint and a stop.
+    Chooses, checks, starts the training and minds it; --key value overrides a recipe's key. The training's exit code
+    comes back: 0 finished, 2 bad input, 3 diverged, 75 stopped with a checkpoint, 1 anything else. Ctrl-C, SIGTERM and
+    SIGUSR1 ask for a checkpoint and a stop.
     """
     from launcher.command import parse_overrides
 
@@ -137,7 +141,10 @@ def resume(
     max_restarts: RestartsOption = 0,
     debug: DebugOption = False,
 ) -> int:
-    """Go on with a run from its last checkpoint, on whatever this machine has."""
+    """Go on with a run from its last checkpoint.
+
+    On whatever this machine has: another number of processes or another strategy makes the same steps.
+    """
     from launcher.history import check_run
 
     overrides = {"output_dir": str(run), "resume": "auto"}
@@ -172,7 +179,7 @@ def _train(
         print(json.dumps(_describe_launch(command, topology, findings), indent=2))
         return PreflightFailed.exit_code if any(finding.severity == "error" for finding in findings) else 0
     for line in topology.reasons:
-        _tell(line)
+        _tell(_wrap(line, _FACT_INDENT))
     _tell(command.to_shell())
     for finding in findings:
         if finding.severity == "warning":
@@ -195,6 +202,16 @@ def _train(
     if as_json:
         print(json.dumps({"exit_code": ending.exit_code, "run": resolved.recipe.output_dir, "message": ending.message}))
     return ending.exit_code
+
+
+def _wrap(line: str, indent: int) -> str:
+    """The line in as many as the terminal needs, those after the first set in; a file gets one line."""
+    if not sys.stderr.isatty():
+        return line
+    import shutil
+    import textwrap
+
+    return textwrap.fill(line, shutil.get_terminal_size().columns - 1, subsequent_indent=" " * indent)
 
 
 def _tell(line: str) -> None:
@@ -258,9 +275,10 @@ def check(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Find every problem before a device is held: recipe, files, model, memory, disk, YAML, ports, packages.
+    """Find every problem before a device is held.
 
-    Without a recipe it is a doctor of the machine. Exit code 0 if nothing stands in the way, else 2.
+    Looks at recipe, files, model, hub, memory, disk, YAML, processes, ports and packages; without a recipe it is a
+    doctor of the machine. Exit code 0 if nothing stands in the way, else 2.
     """
     from launcher.command import find_root, parse_overrides
     from launcher.deep_check import check_deeply
@@ -295,12 +313,14 @@ def check(
 
 
 def _print_findings(facts: Sequence[str], findings: Sequence[Finding]) -> None:
+    from launcher.plan_table import print_hanging
+
     console = _console()
     for fact in facts:
-        console.print(fact, markup=False, highlight=False, soft_wrap=True)
+        print_hanging(console, fact[:_FACT_INDENT], fact[_FACT_INDENT:])
     for finding in findings:
-        console.print(finding.severity, style="red" if finding.severity == "error" else "yellow", end="  ")
-        console.print(finding.message, markup=False, highlight=False, soft_wrap=True)
+        style = "red" if finding.severity == "error" else "yellow"
+        print_hanging(console, f"{finding.severity:<{_FACT_INDENT}}", finding.message, style)
     if not findings:
         console.print("nothing stands in the way", style="green")
 
@@ -400,7 +420,10 @@ def plan(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Show the arithmetic of a training: batches, steps, memory under each strategy, time, communication, files."""
+    """Show batches, steps, memory, time and files of a training.
+
+    Arithmetic only, for any devices: the model's config.json is enough.
+    """
     from launcher.command import parse_overrides
     from launcher.machine import GIB, detect_machine
     from launcher.plan import build_plan, describe_devices, estimate_data, parse_devices
@@ -436,7 +459,7 @@ def compare(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Put runs side by side: the settings that differ, the final and the best metrics, and what each has cost."""
+    """Put runs side by side: settings that differ, metrics, cost."""
     from launcher.compare import build_comparison, print_comparison
     from launcher.history import load_history
 
@@ -458,7 +481,10 @@ def watch(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Follow a run live: curve, rate, time left, last evaluation. Reads the run directory only, so a mounted one does."""
+    """Follow a run live: curve, rate, time left, memory.
+
+    Reads the run directory only, so one that another machine writes does as well.
+    """
     from launcher.watch import build_view, follow, render
 
     if as_json:
@@ -467,6 +493,19 @@ def watch(
         _console().print(render(build_view(run)))
     else:
         follow(_console(), run, every)
+    return 0
+
+
+@app.command()
+def report(run: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> int:
+    """Write a page of a run: RUN/report.html.
+
+    Curves, evaluations, settings with what set them, environment and restarts, in one file without scripts.
+    """
+    from launcher.report import write_report
+
+    path = write_report(run)
+    print(json.dumps({"report": str(path)}) if as_json else path)
     return 0
 
 
@@ -486,9 +525,9 @@ def predict(
     dry_run: DryRunOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Label a file with a run's final model: same rows, same order, a prediction and its probabilities added.
+    """Label a file with a run's final model.
 
-    Works through a file of any size, in batches by length, on one process or many.
+    Same rows, same order, a prediction and its probabilities added; a file of any size, on one process or many.
     """
     from launcher.command import build_command, find_root
     from launcher.data_files import FORMATS

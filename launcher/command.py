@@ -96,8 +96,7 @@ def build_environment(topology: Topology) -> dict[str, str]:
 
 def count_threads(topology: Topology, machine: Machine) -> int:
     """Threads of each process: this machine's cores shared out on a CPU; beside GPUs likewise, at most 8."""
-    here = max(1, topology.num_processes // topology.num_machines)
-    share = max(1, machine.num_cores // here)
+    share = max(1, machine.num_cores // topology.num_local_processes)
     return share if topology.uses_cpu else min(share, 8)
 
 

@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import NotARun
 
+_MAIN_METRICS = ("loss", "accuracy", "f1_macro", "matthews_correlation", "mse", "mae", "pearson")
+
 
 @dataclass(frozen=True)
 class History:
-    """A run directory's files, parsed. A training that is still going on may be in any of them half-way."""
+    """A run directory's files, parsed. A training that is still going on may be in any of them half-way.
+
+    Attributes:
+        sources: what set each setting: flag, recipe or default.
+        steps: a line of metrics.jsonl for each step, in order.
+        evaluations: likewise, of the validation data.
+        test: the metrics of the test data; empty where there is none.
+    """
 
     path: Path
     settings: dict[str, Any]
+    sources: dict[str, str]
     environment: dict[str, Any]
     status: dict[str, Any]
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    test: dict[str, Any]
+
+    @property
+    def state(self) -> str:
+        """running, finished, preempted, failed or unknown."""
+        return str(self.status.get("state", "unknown"))
+
+    @property
+    def topology(self) -> dict[str, Any]:
+        """Processes, strategy and device of the last start."""
+        content = self.environment.get("topology")
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def num_restarts(self) -> int | None:
+        """Starts after the first; None where the training did not count them."""
+        count = self.environment.get("num_starts")
+        return count - 1 if isinstance(count, int) else None
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The most that a process of the run has held; None where the training did not write it."""
+        return max((line["peak_memory_bytes"] for line in self.steps if "peak_memory_bytes" in line), default=None)
 
 
 def check_run(path: Path) -> Path:
@@ -45,20 +81,22 @@ def load_history(path: Path) -> History:
 
     check_run(path)
     try:
-        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        text = (path / "config.yaml").read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise NotARun(f"{path / 'config.yaml'} can't be read: {error}") from None
-    steps: dict[int, dict[str, Any]] = {}
-    evaluations: dict[int, dict[str, Any]] = {}
+    lines: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}, "test": {}}
     for line in read_metrics(path / "metrics.jsonl"):
-        (steps if line["event"] == "train" else evaluations)[line["step"]] = line
+        lines[line["event"]][line["step"]] = line
     return History(
         path,
         settings if isinstance(settings, dict) else {},
+        dict(re.findall(r"^(\w+): .*  # (\w+)$", text, re.MULTILINE)),
         _read_json(path / "environment.json"),
         _read_json(path / "status.json"),
-        list(steps.values()),
-        list(evaluations.values()),
+        list(lines["train"].values()),
+        list(lines["eval"].values()),
+        next(reversed(lines["test"].values()), {}),
     )
 
 
@@ -74,7 +112,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             line = json.loads(row)
         except ValueError:
             continue
-        if isinstance(line, dict) and line.get("event") in ("train", "eval") and isinstance(line.get("step"), int):
+        if (
+            isinstance(line, dict)
+            and line.get("event") in ("train", "eval", "test")
+            and isinstance(line.get("step"), int)
+        ):
             lines.append(line)
     return lines
 
@@ -85,3 +127,54 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def count_seconds(steps: Sequence[dict[str, Any]]) -> float:
+    """Seconds of all steps; evaluations, saves and starts are not in it."""
+    return float(sum(line["tokens"] / line["tokens_per_second"] for line in steps if line.get("tokens_per_second")))
+
+
+def count_device_hours(history: History) -> float:
+    """Hours of all steps times the processes of the last start; a run that was moved has cost more or less before."""
+    return count_seconds(history.steps) / 3600 * int(history.topology.get("num_processes") or 1)
+
+
+def count_steps(history: History) -> int | None:
+    """Steps of the whole training: the recipe's, or its epochs times what an epoch has turned out to be."""
+    if history.settings.get("max_train_steps"):
+        return int(history.settings["max_train_steps"])
+    epochs = float(history.settings.get("num_train_epochs") or 0)
+    if not history.steps or not history.steps[-1].get("epoch") or not epochs:
+        return None
+    # Epochs are rounded to 4 digits, so the longest one tells the steps of an epoch best.
+    line = history.steps[-1]
+    return math.ceil(round(float(epochs * line["step"] / line["epoch"]), 2))
+
+
+def is_better_low(metric: str) -> bool:
+    """Whether a metric gets better by falling."""
+    return metric.endswith(("loss", "mse", "mae", "rmse"))
+
+
+def find_best(history: History, metric: str) -> tuple[int, float] | None:
+    """Step and value of the best evaluation by one metric."""
+    found = [(line["step"], line[metric]) for line in history.evaluations if is_metric(metric, line.get(metric))]
+    if not found:
+        return None
+    return (min if is_better_low(metric) else max)(found, key=lambda pair: pair[1])
+
+
+def list_metrics(histories: Sequence[History]) -> list[str]:
+    """Names of all metrics of the evaluations, in their order."""
+    lines = [line for history in histories for line in history.evaluations]
+    return list(dict.fromkeys(name for line in lines for name, value in line.items() if is_metric(name, value)))
+
+
+def pick_main_metrics(names: Sequence[str]) -> list[str]:
+    """Of an evaluation's many metrics those that people look at first; the first three where none of them is known."""
+    return [name for name in names if name.partition("_")[2] in _MAIN_METRICS] or list(names[:3])
+
+
+def is_metric(name: str, value: object) -> bool:
+    """Whether an entry of an evaluation's line is a metric."""
+    return name.startswith("eval_") and isinstance(value, (int, float))

@@ -17,18 +17,25 @@ from launcher.errors import Unsuitable
 MIB = 1024**2
 GIB = 1024**3
 
-_NVIDIA_FIELDS = "index,uuid,name,memory.total,memory.used,compute_cap"
+_NVIDIA_FIELDS = "index,uuid,name,memory.total,memory.used,compute_cap,driver_version"
 
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator."""
+    """One accelerator.
+
+    Attributes:
+        used_bytes: held by anybody at this moment.
+        compute_capability: of an NVIDIA GPU; 0 where it is not known.
+        driver_version: the driver's branch, such as 580; 0 where it is not known.
+    """
 
     index: int
     name: str
     memory_bytes: int
     used_bytes: int = 0
     compute_capability: float = 0.0
+    driver_version: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,11 +122,16 @@ def parse_nvidia_devices(text: str, visible: str | None) -> tuple[Device, ...]:
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         if len(row) != len(_NVIDIA_FIELDS.split(",")):
             continue
-        index, uuid, name, total, used, capability = (field.strip() for field in row)
+        index, uuid, name, total, used, capability, driver = (field.strip() for field in row)
         if not index.isdigit() or not total.isdigit():
             continue  # "[N/A]": a device that is lost or split by MIG can't be planned with.
         device = Device(
-            int(index), name, int(total) * MIB, int(used) * MIB if used.isdigit() else 0, _to_float(capability)
+            int(index),
+            name,
+            int(total) * MIB,
+            int(used) * MIB if used.isdigit() else 0,
+            _to_float(capability),
+            int(_to_float(driver.split(".")[0])),
         )
         by_name[index] = by_name[uuid] = device
     if visible is None:

@@ -6,10 +6,13 @@ weights as this project trains them: 4 + 4 + 8 bytes a parameter):
     strategy     weights        gradients   AdamW's moments   buffers
     one process  4N             4N          8N                -
     DDP          4N             4N          8N                4N: the reducer's buckets
-    ZeRO-1       4N             4N          8N/P              4N/P: the engine's own copy of its part
-    ZeRO-2       4N             4N/P        8N/P              4N/P + one reduce bucket
-    ZeRO-3       4N/P           4N/P        8N/P              4N/P + two gathered layers
+    ZeRO-1       4N             4N          8N/P              4N/P: the engine's own copy of its part; the bucket
+    ZeRO-2       4N             4N/P        8N/P              4N/P; the bucket
+    ZeRO-3       4N/P           4N/P        8N/P              4N/P; the bucket; gathered weights
     FSDP2        4N/P           4N/P        8N/P              two gathered layers and one layer's gradients
+
+DeepSpeed's bucket is made whole, 500 million numbers, however small the model; gradients move through it, so that ZeRO-1's
+own ones only appear where several micro-batches add up. ZeRO-3 keeps gathered weights up to its max_live_parameters.
 
 and the activations that the backward pass needs (`count_activations`). With bf16 DeepSpeed holds 2-byte weights and
 gradients and a 4-byte master copy; DDP and FSDP keep float32 and hold 2-byte copies of the weights while they are used.
@@ -36,8 +39,9 @@ GPU_OVERHEAD_BYTES = int(1.2 * GIB)
 CPU_OVERHEAD_BYTES = int(0.6 * GIB)
 # Share of a device that may be planned with; the rest is lost to the allocator's fragmentation.
 USABLE_SHARE = 0.92
-# DeepSpeed's default reduce_bucket_size, in numbers.
+# DeepSpeed's defaults, in numbers: reduce_bucket_size and stage3_max_live_parameters.
 _ZERO_BUCKET = 500_000_000
+_ZERO_LIVE_PARAMETERS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ def plan_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes
     """Bytes on one device at the fullest moment of a training step, the first steps (no moments yet) left aside.
 
     Gradients grow as activations are freed, so with one micro-batch a step the peak holds the larger of the two; with
-    several, the gradients of the first ones wait beside the activations of the next.
+    several, the gradients of the first ones wait beside the activations of the next. ZeRO-2 and 3 hold room for their part
+    of the gradients all the time.
     """
     number = shape.num_parameters
     part = -(-number // num_processes)
@@ -136,14 +141,12 @@ def plan_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes
         buffers = gathered + shape.layer_parameters * 4 + 4 * shape.embedding_parameters
     else:
         size = 2 if mixed else 4
-        weights, gradients = size * number, size * number
-        optimizer, buffers = 8 * part, 4 * part
-        if base in ("ZeRO-2", "ZeRO-3"):
-            gradients = size * part
-            buffers += size * min(_ZERO_BUCKET, number)
+        accumulates = base == "ZeRO-1" and work.num_micro_batches > 1
+        weights, gradients = size * number, size * (number if accumulates else part)
+        optimizer, buffers = 8 * part, 4 * part + size * _ZERO_BUCKET
         if base == "ZeRO-3":
             weights = size * part
-            buffers += gathered
+            buffers += size * min(number, max(layers, _ZERO_LIVE_PARAMETERS))
     if strategy.endswith("offload"):
         # The optimizer and its master copy leave the device; ZeRO-3 and FSDP take their weights and gradients along.
         moved = optimizer + (4 * part if base.startswith("ZeRO") else 0)
@@ -154,10 +157,21 @@ def plan_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes
         host = moved
     activations, temporaries = count_activations(shape, work)
     during = activations + temporaries
-    moving = gradients + during if work.num_micro_batches > 1 or base == "DDP" else max(gradients, during)
+    waits = work.num_micro_batches > 1 or base in ("ZeRO-2", "ZeRO-3")
+    moving = gradients + during if waits else max(gradients, during)
     return MemoryPlan(
         strategy, weights, gradients, optimizer, buffers, during, weights + optimizer + buffers + moving, host
     )
+
+
+def count_checkpoint_bytes(shape: ModelShape) -> int:
+    """Bytes of a checkpoint: weights and two moments in float32."""
+    return 12 * shape.num_parameters
+
+
+def count_final_bytes(shape: ModelShape) -> int:
+    """Bytes of final/: the weights in float32."""
+    return 4 * shape.num_parameters
 
 
 def fits(plan: MemoryPlan, device_bytes: int, overhead_bytes: int = GPU_OVERHEAD_BYTES) -> bool:

@@ -23,6 +23,8 @@ from launcher.memory import (
     MemoryPlan,
     Strategy,
     Work,
+    count_checkpoint_bytes,
+    count_final_bytes,
     fits,
     largest_batch,
     plan_memory,
@@ -356,9 +358,8 @@ def build_plan(
         flops=flops,
         mfu=mfu,
         seconds=seconds,
-        # Weights and two moments in float32; final/ holds the weights.
-        checkpoint_bytes=12 * shape.num_parameters,
-        final_bytes=4 * shape.num_parameters,
+        checkpoint_bytes=count_checkpoint_bytes(shape),
+        final_bytes=count_final_bytes(shape),
         strategies=tuple(strategies),
         recommended=_recommend(strategies),
     )

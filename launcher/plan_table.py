@@ -25,10 +25,11 @@ def print_plan(console: Console, plan: Plan, recipe: Recipe) -> None:
     from rich.table import Table
 
     for name, value in describe_plan(plan, recipe):
-        console.print(f"{name:<15}{value}", markup=False, highlight=False, soft_wrap=True)
+        print_hanging(console, f"{name:<15}", value)
+    console.print()
     table = Table(
         title=f"GiB on each of {plan.num_processes} devices that have {plan.devices.memory_bytes / GIB:.0f}",
-        caption="batch: the largest per_device_batch_size that fits.  sent: by each device in a step",
+        caption="batch: largest per_device_batch_size that fits.  sent: by each device a step",
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -51,6 +52,21 @@ def print_plan(console: Console, plan: Plan, recipe: Recipe) -> None:
     host = next((row.memory.host for row in plan.strategies if row.memory.strategy == plan.recommended), 0)
     advice = plan.recommended or "nothing fits: more devices, gradient_checkpointing: true, or a smaller max_length"
     console.print(f"recommended    {advice}" + (f" ({host / GIB:.0f} GiB of the host's a process)" if host else ""))
+
+
+def print_hanging(console: Console, head: str, text: str, style: str = "") -> None:
+    """Print a line that wraps behind its head; in a file it stays one line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not console.is_terminal:
+        console.print(head + text, markup=False, highlight=False, soft_wrap=True)
+        return
+    grid = Table.grid()
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(head, style), Text(text))
+    console.print(grid)
 
 
 def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
@@ -123,7 +139,9 @@ def format_flops(number: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """3 d 04 h, 2 h 05 min, 4 min 10 s, 12 s."""
+    """3 d 04 h, 2 h 05 min, 4 min 10 s, 12 s, 0.25 s."""
+    if 0 < seconds < 1:
+        return f"{seconds:.2f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -83,9 +82,9 @@ def find_config(model: str) -> Path | None:
         return path
     if path.is_dir():
         return path / "config.json" if (path / "config.json").is_file() else None
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    found = cache.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json")
+    from huggingface_hub import constants
+
+    found = Path(constants.HF_HUB_CACHE).glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 

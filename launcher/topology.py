@@ -44,6 +44,11 @@ class Topology:
     reasons: tuple[str, ...] = ()
 
     @property
+    def num_local_processes(self) -> int:
+        """Processes on each machine."""
+        return max(1, self.num_processes // self.num_machines)
+
+    @property
     def is_distributed(self) -> bool:
         """Whether accelerate starts it through torch's elastic agent, which needs a port."""
         return self.strategy != "one process"

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
-import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.compare import count_seconds
-from launcher.history import History, load_history
+from launcher.history import count_seconds, count_steps, is_metric, load_history, pick_main_metrics
+from launcher.machine import GIB
 from launcher.plan_table import format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _RATE_STEPS = 20
+# An evaluation or a save may take minutes; a training that is silent for longer has likely been killed.
+_STALE_SECONDS = 600.0
+_STALE_STEPS = 50
 _BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+# Tells the state of a run's job in the queue's words.
+Queue = Callable[[Path], str | None]
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,12 @@ class View:
         state: running, finished, preempted, failed or unknown.
         num_steps: of the whole training; None where the run directory does not tell.
         seconds_left: at the present rate; None where it can't be told.
+        seconds_silent: since the last line was written, while the state is running.
+        is_stale: so long that the training is likely gone without having said so.
+        peak_memory_bytes: the most that a process has held; None where the training did not write it.
+        num_restarts: starts after the first; None where they were not counted.
+        queue_state: of the run's job, in the queue's words.
         losses: of every step so far.
-        seconds_silent: since the last line was written.
     """
 
     run: str
@@ -48,14 +57,21 @@ class View:
     padding: float | None
     seconds_left: float | None
     seconds_silent: float | None
+    is_stale: bool
+    peak_memory_bytes: int | None
+    num_restarts: int | None
     last_evaluation: dict[str, Any]
     best_loss: float | None
-    slurm_state: str | None
+    queue_state: str | None
     losses: list[float] = field(repr=False, default_factory=list)
 
 
-def build_view(run: Path, now: float | None = None) -> View:
+def build_view(run: Path, queue: Queue | None = None, now: float | None = None) -> View:
     """Read the run directory once.
+
+    Args:
+        queue: tells the state of the run's job, None where it has none.
+        now: seconds since 1970; the clock's, if not given.
 
     Raises:
         NotARun: no training has written there.
@@ -65,17 +81,18 @@ def build_view(run: Path, now: float | None = None) -> View:
     recent = history.steps[-_RATE_STEPS:]
     seconds = count_seconds(recent)
     num_steps = count_steps(history)
-    per_step = seconds / len(recent) if recent else None
-    is_running = history.status.get("state") == "running"
+    is_running = history.state == "running"
     step = last.get("step", 0)
-    left = None
-    if is_running and num_steps is not None and per_step is not None:
-        left = max(0, num_steps - step) * per_step
-    metrics = run / "metrics.jsonl"
-    silent = (time.time() if now is None else now) - metrics.stat().st_mtime if metrics.exists() else None
+    left = silent = None
+    if is_running and num_steps is not None and recent:
+        left = max(0, num_steps - step) * seconds / len(recent)
+    if is_running:
+        files = [run / name for name in ("metrics.jsonl", "status.json", "environment.json")]
+        written = max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
+        silent = max(0.0, (time.time() if now is None else now) - written)
     return View(
         run=str(run),
-        state=history.status.get("state", "unknown"),
+        state=history.state,
         message=history.status.get("message", ""),
         step=step,
         num_steps=num_steps,
@@ -86,42 +103,15 @@ def build_view(run: Path, now: float | None = None) -> View:
         tokens_per_second=sum(line["tokens"] for line in recent) / seconds if seconds else None,
         padding=last.get("padding"),
         seconds_left=left,
-        seconds_silent=silent if is_running else None,
+        seconds_silent=silent,
+        is_stale=silent is not None and silent > max(_STALE_SECONDS, _STALE_STEPS * seconds / max(1, len(recent))),
+        peak_memory_bytes=history.peak_memory_bytes,
+        num_restarts=history.num_restarts,
         last_evaluation=history.evaluations[-1] if history.evaluations else {},
         best_loss=min((line["eval_loss"] for line in history.evaluations if "eval_loss" in line), default=None),
-        slurm_state=ask_slurm(history.environment.get("topology", {}).get("slurm_job_id")),
+        queue_state=queue(run) if queue is not None else None,
         losses=[line["loss"] for line in history.steps],
     )
-
-
-def count_steps(history: History) -> int | None:
-    """Steps of the whole training: the recipe's, or its epochs times what an epoch has turned out to be."""
-    if history.settings.get("max_train_steps"):
-        return int(history.settings["max_train_steps"])
-    epochs = float(history.settings.get("num_train_epochs") or 0)
-    if not history.steps or not history.steps[-1].get("epoch") or not epochs:
-        return None
-    # Epochs are rounded to 4 digits, so the longest one tells the steps of an epoch best.
-    line = history.steps[-1]
-    steps = epochs * line["step"] / line["epoch"]
-    return math.ceil(round(float(steps), 2))
-
-
-def ask_slurm(job_id: str | None) -> str | None:
-    """A job's state in squeue's words; None without Slurm or when the job has left the queue."""
-    if not job_id or shutil.which("squeue") is None:
-        return None
-    try:
-        result = subprocess.run(
-            ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip().splitlines()[0] if result.stdout.strip() else None
 
 
 def draw_curve(values: Sequence[float], width: int, height: int = 8) -> list[str]:
@@ -150,43 +140,67 @@ def render(view: View, width: int = 72) -> RenderableType:
     from rich.panel import Panel
     from rich.text import Text
 
-    total = f" of {view.num_steps:,}" if view.num_steps else ""
-    lines = [f"step {view.step:,}{total}   epoch {view.epoch:.2f}"]
-    if view.seconds_left is not None:
-        lines[0] += f"   {format_seconds(view.seconds_left)} left"
-    if view.loss is not None:
-        lines.append(
-            f"loss {view.loss:.4f}   lr {view.learning_rate or 0:.2e}   gradient norm {view.grad_norm or 0:.3f}   "
-            f"{view.tokens_per_second or 0:,.0f} tokens/s   padding {view.padding or 0:.1%}"
-        )
-    if view.last_evaluation:
-        shown = [(name, value) for name, value in view.last_evaluation.items() if name.startswith("eval_")][:4]
-        lines.append(
-            f"evaluation after step {view.last_evaluation['step']}: "
-            + "  ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in shown)
-        )
-    if view.slurm_state is not None:
-        lines.append(f"Slurm says {view.slurm_state}")
-    if view.seconds_silent is not None and view.seconds_silent > 60:
-        lines.append(f"nothing written for {format_seconds(view.seconds_silent)}: it evaluates, saves, or is gone")
+    lines = [*_describe_progress(view), *_describe_surroundings(view)]
     if view.message:
         lines.append(view.message)
     curve = draw_curve(view.losses, width)
     text = Text("\n".join([*lines, "", *curve]) if curve else "\n".join(lines))
-    colors = {"running": "green", "finished": "blue", "preempted": "yellow", "failed": "red"}
-    return Panel(text, title=f"{view.state}  {view.run}", border_style=colors.get(view.state, "white"), expand=False)
+    colors = {"running": "green", "finished": "blue", "preempted": "yellow", "failed": "red", "stale": "yellow"}
+    state = "stale" if view.is_stale else view.state
+    room = max(20, width - len(state))
+    title = Text(f"{state}  {view.run if len(view.run) <= room else '…' + view.run[-room:]}")
+    return Panel(text, title=title, border_style=colors.get(state, "white"), expand=False)
 
 
-def follow(console: Console, run: Path, every_seconds: float) -> None:
+def _describe_progress(view: View) -> list[str]:
+    first = f"step {view.step:,}" + (f" of {view.num_steps:,}" if view.num_steps else "") + f"   epoch {view.epoch:.2f}"
+    if view.seconds_left is not None and not view.is_stale:
+        first += f"   {format_seconds(view.seconds_left)} left"
+    lines = [first]
+    if view.loss is not None:
+        lines.append(
+            f"loss {view.loss:.4f}   lr {view.learning_rate or 0:.2e}   gradient norm {view.grad_norm or 0:.3f}"
+        )
+        lines.append(f"{view.tokens_per_second or 0:,.0f} tokens/s   padding {view.padding or 0:.1%}")
+        if view.peak_memory_bytes is not None:
+            lines[-1] += f"   peak memory {view.peak_memory_bytes / GIB:.2f} GiB"
+    if view.last_evaluation:
+        names = [name for name, value in view.last_evaluation.items() if is_metric(name, value)]
+        lines.append(
+            f"evaluation after step {view.last_evaluation['step']}: "
+            + "  ".join(
+                f"{name.removeprefix('eval_')} {view.last_evaluation[name]:.4f}"
+                for name in pick_main_metrics(names)[:3]
+            )
+        )
+    return lines
+
+
+def _describe_surroundings(view: View) -> list[str]:
+    lines = []
+    if view.num_restarts:
+        lines.append(f"started again {'once' if view.num_restarts == 1 else f'{view.num_restarts} times'}")
+    if view.queue_state is not None:
+        lines.append(f"in the queue: {view.queue_state}")
+    if view.is_stale:
+        lines.append(
+            f"nothing written for {format_seconds(view.seconds_silent or 0)}: likely killed; onecurve resume goes on"
+        )
+    elif view.seconds_silent is not None and view.seconds_silent > 60:
+        lines.append(f"nothing written for {format_seconds(view.seconds_silent)}: it evaluates, saves, or is gone")
+    return lines
+
+
+def follow(console: Console, run: Path, every_seconds: float, queue: Queue | None = None) -> None:
     """Draw again and again until the run has ended or the user has seen enough."""
     from rich.live import Live
 
-    view = build_view(run)
+    view = build_view(run, queue)
     try:
         with Live(render(view, _width(console)), console=console, refresh_per_second=4) as live:
             while view.state in ("running", "unknown"):
                 time.sleep(every_seconds)
-                view = build_view(run)
+                view = build_view(run, queue)
                 live.update(render(view, _width(console)))
     except KeyboardInterrupt:
         return

@@ -13,7 +13,27 @@ from typing import Any
 import pytest
 import yaml
 
+from launcher.machine import GIB, Device, Machine
+from launcher.preflight import check_recipe
+from launcher.topology import build_topology
+from training.config import Recipe
+
 ROOT = Path(__file__).parents[2]
+
+
+def machine(num_gpus: int = 0, gib: float = 16, used: float = 0, capability: float = 9.0, driver: int = 580) -> Machine:
+    """A machine with equal GPUs, or one without any."""
+    devices = tuple(
+        Device(index, "GPU", int(gib * GIB), int(used * GIB), capability, driver) for index in range(num_gpus)
+    )
+    return Machine("cuda" if devices else "cpu", devices, 8, int(gib * GIB), int(gib * GIB))
+
+
+def messages(recipe: dict[str, Any], on: Machine, topology: str = "cpu", num_processes: int | None = None) -> list[str]:
+    """What `check` says of a recipe, each with its severity."""
+    findings = check_recipe(Recipe(**recipe), build_topology(ROOT, on, topology, num_processes), on)
+    return [f"{finding.severity}: {finding.message}" for finding in findings]
+
 
 Onecurve = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -43,7 +63,7 @@ def fake_gpus(tmp_path: Path) -> Callable[..., dict[str, str]]:
     def build(count: int, name: str = "NVIDIA H100 80GB HBM3", mib: int = 81559, used: int = 4) -> dict[str, str]:
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
-        rows = "\n".join(f"{index}, GPU-{index}aaa, {name}, {mib}, {used}, 9.0" for index in range(count))
+        rows = "\n".join(f"{index}, GPU-{index}aaa, {name}, {mib}, {used}, 9.0, 580.65.06" for index in range(count))
         script = folder / "nvidia-smi"
         script.write_text(f"#!/bin/sh\ncat <<'END'\n{rows}\nEND\n", encoding="utf-8")
         script.chmod(0o755)
@@ -64,19 +84,23 @@ def recipe_file(recipe: dict[str, Any], tmp_path: Path) -> Path:
 def write_run(tmp_path: Path) -> Callable[..., Path]:
     """A run directory as a training leaves it: write_run("a", num_steps=20, learning_rate=1e-3)."""
 
-    def write(name: str, num_steps: int = 20, state: str = "finished", **settings: Any) -> Path:
+    def write(
+        name: str, num_steps: int = 20, state: str = "finished", num_starts: int | None = None, **settings: Any
+    ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         config = {"num_train_epochs": 2.0, "max_train_steps": None, "seed": 1, "output_dir": name, **settings}
         (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         topology = {"strategy": "DDP", "num_processes": 2, "device": "cpu"}
-        (folder / "environment.json").write_text(json.dumps({"topology": topology}), encoding="utf-8")
+        environment = {"topology": topology} | ({"num_starts": num_starts} if num_starts is not None else {})
+        (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
         status = {"state": state, "exit_code": 0, "step": num_steps, "message": ""}
         (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
         lines: list[dict[str, Any]] = [
             {
                 "event": "train", "step": step, "epoch": step / 20, "loss": 2.0 / step, "learning_rate": 1e-3,
                 "grad_norm": 1.0, "examples": 8, "tokens": 100, "tokens_per_second": 50.0, "padding": 0.1,
+                "peak_memory_bytes": 2**30 + step,
             }
             for step in range(1, num_steps + 1)
         ]  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.preflight import check_yaml
+from launcher.preflight.accelerate_yaml import check_yaml
 from launcher.topology import find_configs
 from tests.launcher.conftest import ROOT
 from tests.launcher.generate_accelerate_keys import TARGET, render

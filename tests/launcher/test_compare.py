@@ -34,3 +34,12 @@ def test_a_run_without_an_evaluation(write_run: Callable[..., Path]) -> None:
     comparison = build_comparison([load_history(run), load_history(write_run("b"))])
     assert comparison["final"]["eval_loss"] == [None, 0.5]
     assert comparison["steps"] == [0, 20]
+
+
+def test_cost_is_what_the_runs_have_told(write_run: Callable[..., Path]) -> None:
+    comparison = build_comparison([load_history(write_run("a", num_starts=2)), load_history(write_run("b"))])
+    assert comparison["cost"]["restarts"] == [1, None]
+    assert comparison["cost"]["peak_memory_bytes"] == [2**30 + 20] * 2
+    text = io.StringIO()
+    print_comparison(Console(file=text, width=80), comparison)
+    assert "1.00 GiB" in text.getvalue()

@@ -9,7 +9,7 @@ import pytest
 from launcher.errors import Unsuitable
 from launcher.machine import count_cores, detect_machine, find_slurm_step, first_host, parse_nvidia_devices
 
-TWO = "0, GPU-aa, NVIDIA A100-SXM4-80GB, 81920, 0, 8.0\n1, GPU-bb, NVIDIA A100-SXM4-80GB, 81920, 900, 8.0\n"
+TWO = "0, GPU-aa, NVIDIA A100-SXM4-80GB, 81920, 0, 8.0, 550.54.15\n1, GPU-bb, NVIDIA A100-SXM4-80GB, 81920, 900, 8.0, 550.54.15\n"
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_visible_devices_are_cudas(visible: str | None, expected: list[int]) -> 
 
 
 def test_a_lost_device_is_left_out() -> None:
-    assert len(parse_nvidia_devices(TWO + "2, GPU-cc, NVIDIA A100, [N/A], [N/A], 8.0\ngarbage\n", None)) == 2
+    assert len(parse_nvidia_devices(TWO + "2, GPU-cc, NVIDIA A100, [N/A], [N/A], 8.0, 550\ngarbage\n", None)) == 2
 
 
 def test_gpus_come_from_nvidia_smi(fake_gpus: Callable[..., dict[str, str]]) -> None:

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher.data_files import UnreadableData, read_head
-from launcher.machine import GIB, Device, Machine
-from launcher.preflight import check_machine, check_recipe, find_truncation
-from launcher.topology import build_topology
-from tests.launcher.conftest import ROOT, Onecurve
-from training.config import Recipe
-
-
-def machine(num_gpus: int = 0, gib: float = 16, used: float = 0, capability: float = 9.0) -> Machine:
-    devices = tuple(Device(index, "GPU", int(gib * GIB), int(used * GIB), capability) for index in range(num_gpus))
-    return Machine("cuda" if devices else "cpu", devices, 8, int(gib * GIB), int(gib * GIB))
-
-
-def messages(recipe: dict[str, Any], on: Machine, topology: str = "cpu", num_processes: int | None = None) -> list[str]:
-    findings = check_recipe(Recipe(**recipe), build_topology(ROOT, on, topology, num_processes), on)
-    return [f"{finding.severity}: {finding.message}" for finding in findings]
+from launcher.preflight import check_machine
+from launcher.preflight.model import find_truncation
+from tests.launcher.conftest import ROOT, machine, messages
 
 
 def test_a_good_recipe_has_no_findings(recipe: dict[str, Any]) -> None:
@@ -90,26 +77,6 @@ def test_a_model_that_is_not_whole(recipe: dict[str, Any], tiny_model: Path, tmp
     )
 
 
-def test_memory_disk_and_devices(recipe: dict[str, Any], demo: Path) -> None:
-    large = {
-        **recipe, "model_name_or_path": str(demo / "model"), "per_device_batch_size": 512, "train_batch_size": 512,
-        "max_length": 512, "mixed_precision": "bf16",
-    }  # fmt: skip
-    told = messages(large, machine(2, gib=8, used=4, capability=7.5), "multi_gpu")
-    assert any("no bf16" in line for line in told)
-    assert sum("taken by somebody else" in line for line in told) == 2
-    assert any("lower per_device_batch_size to " in line for line in told)
-
-
-def test_missing_packages_are_named(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    told = messages({**recipe, "report_to": "wandb"}, machine(), "deepspeed_zero2")
-    assert any("needs DeepSpeed: pip install 'onecurve[deepspeed]'" in line for line in told)
-    assert any("wandb is not installed" in line for line in told)
-
-
 def test_the_machine_is_in_order() -> None:
     errors = [finding for finding in check_machine(ROOT, machine()) if finding.severity == "error"]
     assert errors == []
@@ -121,13 +88,3 @@ def test_check_reads_only_the_head(tmp_path: Path) -> None:
     assert len(read_head(path, 200).rows) == 200
     with pytest.raises(UnreadableData, match="line 301"):
         read_head(path, 301)
-
-
-def test_run_refuses_what_check_finds(
-    recipe_file: Path, onecurve: Onecurve, fake_gpus: Callable[..., dict[str, str]]
-) -> None:
-    result = onecurve("check", recipe_file, "--json", environment=fake_gpus(2))
-    assert result.returncode == 0, result.stdout
-    report = json.loads(result.stdout)
-    assert report["facts"][1] == "chosen    multi_gpu (DDP)"
-    assert report["findings"] == []

@@ -1,0 +1,64 @@
+"""Every problem that can be found before a device is held: all of them at once, errors first, each with its fix.
+
+A module for each thing that is looked at; `check_recipe` and `check_machine` put them together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.machine import Machine
+from launcher.preflight.accelerate_yaml import check_yaml
+from launcher.preflight.data import check_data
+from launcher.preflight.devices import check_devices, check_launch, check_memory, check_port, check_processes
+from launcher.preflight.findings import Finding
+from launcher.preflight.hub import check_hub, check_reachability
+from launcher.preflight.model import check_model
+from launcher.preflight.output import check_cache, check_disk, check_output
+from launcher.preflight.packages import check_packages, check_torch, check_versions
+from launcher.topology import Topology, find_configs
+
+if TYPE_CHECKING:
+    from training.config import Recipe
+
+__all__ = ["Finding", "check_inputs", "check_machine", "check_recipe"]
+
+
+def check_recipe(recipe: Recipe, topology: Topology, machine: Machine) -> list[Finding]:
+    """Problems of a recipe on a topology on this machine, errors first."""
+    shape, findings = check_model(recipe)
+    findings += check_yaml(topology.path)
+    findings += check_data(recipe)
+    findings += check_hub(recipe)
+    findings += check_output(recipe)
+    findings += check_versions()
+    findings += check_packages(recipe, topology, machine)
+    findings += check_processes(recipe, topology, machine)
+    findings += check_launch(topology, machine)
+    if not topology.uses_cpu:
+        findings += check_torch(machine)
+        findings += check_devices(machine, topology.num_local_processes)
+    if shape is not None:
+        findings += check_memory(recipe, topology, machine, shape)
+        findings += check_disk(recipe, shape)
+    return sorted(findings, key=lambda finding: finding.severity)
+
+
+def check_inputs(recipe: Recipe) -> list[Finding]:
+    """Problems that no other machine would cure: the model, the data, the run directory. Errors first."""
+    findings = [*check_model(recipe)[1], *check_data(recipe), *check_hub(recipe), *check_output(recipe)]
+    return sorted(findings, key=lambda finding: finding.severity)
+
+
+def check_machine(root: Path, machine: Machine) -> list[Finding]:
+    """Problems of this machine and this installation, whatever the recipe."""
+    findings = check_versions()
+    findings += check_torch(machine)
+    for path in find_configs(root).values():
+        findings += check_yaml(path)
+    findings += check_devices(machine, len(machine.devices))
+    findings += check_port()
+    findings += check_cache()
+    findings += check_reachability()
+    return sorted(findings, key=lambda finding: finding.severity)

@@ -1,0 +1,71 @@
+"""The accelerate YAML, key by key: what accelerate would ignore without a word, or do otherwise than it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.accelerate_keys import SECTIONS, TOP_LEVEL
+from launcher.errors import LauncherError
+from launcher.preflight.findings import Finding, error
+from launcher.topology import read_yaml
+
+# Prefixes that accelerate accepts in front of a section's keys, or adds where they are missing.
+_PREFIXES = {"fsdp_config": "fsdp_", "fp8_config": "fp8_", "dynamo_config": "dynamo_"}
+
+
+def check_yaml(path: Path) -> list[Finding]:
+    """Keys that accelerate would ignore without a word, and settings that would not do what they say."""
+    try:
+        content = read_yaml(path)
+    except LauncherError as problem:
+        return [error(str(problem))]
+    findings = [error(f"{path}: {_unknown(key, TOP_LEVEL)}") for key in content if key not in TOP_LEVEL]
+    for section, valid in SECTIONS.items():
+        nested = content.get(section)
+        if nested is None:
+            continue
+        if not isinstance(nested, dict):
+            findings.append(error(f"{path}: {section} must be a mapping of keys to values"))
+            continue
+        prefix = _PREFIXES.get(section, "")
+        findings += [
+            error(f"{path}: {section}: {_unknown(key, valid)}")
+            for key in nested
+            if str(key) not in valid and f"{prefix}{key}" not in valid
+        ]
+    kind = str(content.get("distributed_type", "NO")).upper()
+    findings += _check_meaning(path, kind, content)
+    return findings
+
+
+def _check_meaning(path: Path, kind: str, content: dict[str, Any]) -> Iterable[Finding]:
+    if kind == "MULTI_CPU":
+        yield error(
+            f"{path}: MULTI_CPU starts one process without a word; use MULTI_GPU with use_cpu: true (multi_cpu.yaml)"
+        )
+    for section, needed in (("fsdp_config", "FSDP"), ("deepspeed_config", "DEEPSPEED")):
+        if content.get(section) and kind != needed:
+            yield error(f"{path}: {section} is ignored with distributed_type {kind}; set distributed_type: {needed}")
+    fsdp = content.get("fsdp_config")
+    if isinstance(fsdp, dict) and str(fsdp.get("fsdp_version", 1)) != "2":
+        yield error(f"{path}: fsdp_config: without fsdp_version: 2 accelerate takes FSDP1; set fsdp_version: 2")
+    deepspeed = content.get("deepspeed_config")
+    if isinstance(deepspeed, dict):
+        for key in ("gradient_accumulation_steps", "gradient_clipping"):
+            if key in deepspeed:
+                yield error(
+                    f"{path}: deepspeed_config: {key} belongs to the recipe (train_batch_size, max_grad_norm); remove"
+                )
+    if str(content.get("mixed_precision", "no")).lower() not in ("no", "false"):
+        yield error(f"{path}: mixed_precision is mathematics and belongs to the recipe; set it to 'no' here")
+
+
+def _unknown(key: object, valid: Sequence[str]) -> str:
+    from training.config import find_nearest
+
+    nearest = find_nearest(str(key), list(valid))
+    return f"{key}: unknown key, accelerate would ignore it" + (
+        f"; did you mean {nearest}?" if nearest else "; remove it"
+    )

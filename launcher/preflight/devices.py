@@ -1,0 +1,147 @@
+"""Devices and processes: enough of them, free, well shared out, and able to find each other."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from launcher.command import DEFAULT_PORT, choose_port, is_port_free
+from launcher.machine import GIB, Machine
+from launcher.memory import CPU_OVERHEAD_BYTES, GPU_OVERHEAD_BYTES, USABLE_SHARE, fits, largest_batch, plan_memory
+from launcher.plan import build_work
+from launcher.preflight.findings import Finding, error, warning
+from launcher.shape import ModelShape
+from launcher.topology import Topology, read_yaml
+
+if TYPE_CHECKING:
+    from training.config import Recipe
+
+# A launch sets these for its processes; a new launch must not inherit another one's.
+_LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+# They overrule what a training sets itself.
+_OVERRULING_VARIABLES = ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_MIXED_PRECISION")
+
+
+def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: ModelShape) -> list[Finding]:
+    """Whether a step fits a device, by the arithmetic of launcher/memory.py."""
+    work = build_work(recipe, shape, machine.kind, recipe.max_length, topology.num_processes)
+    plan = plan_memory(shape, topology.strategy, work, topology.num_processes)
+    here = topology.num_local_processes
+    if machine.kind == "cuda" and not topology.uses_cpu:
+        device, overhead = min(device.memory_bytes for device in machine.devices), GPU_OVERHEAD_BYTES
+    else:
+        device, overhead = machine.memory_bytes // here, CPU_OVERHEAD_BYTES
+    if fits(plan, device, overhead):
+        return []
+    best = largest_batch(shape, topology.strategy, work, topology.num_processes, device, overhead)
+    advice = (
+        f"lower per_device_batch_size to {best} (nothing else changes), or"
+        if best
+        else "not even one example fits: take a sharded --topology (fsdp, deepspeed_zero3), more devices, or"
+    )
+    need = (plan.peak + overhead) / GIB
+    room = device * USABLE_SHARE / GIB
+    return [
+        warning(
+            f"memory: {topology.strategy} with {work.num_examples} examples of {work.length} tokens needs about {need:.1f} GiB "
+            f"of {room:.1f} usable on each device; {advice} set gradient_checkpointing: true"
+        )
+    ]
+
+
+def check_processes(recipe: Recipe, topology: Topology, machine: Machine) -> list[Finding]:
+    """Whether the number of processes fits the recipe, the cores and the nodes, and the precision fits the devices."""
+    findings = []
+    if topology.num_processes > recipe.train_batch_size:
+        findings.append(
+            warning(
+                f"train_batch_size {recipe.train_batch_size} is less than {topology.num_processes} processes: "
+                "some have nothing to do in each step; use fewer processes"
+            )
+        )
+    if topology.num_processes % topology.num_machines:
+        findings.append(
+            error(
+                f"world size: {topology.num_processes} processes can't be shared out evenly to {topology.num_machines} "
+                f"nodes; use a multiple of {topology.num_machines}"
+            )
+        )
+    here = topology.num_local_processes
+    if here > machine.num_cores:
+        findings.append(warning(f"{here} processes share {machine.num_cores} cores and will wait for each other"))
+    if recipe.mixed_precision == "fp16" and (topology.uses_cpu or machine.kind == "cpu"):
+        findings.append(error("mixed_precision: fp16 needs a GPU; use bf16 or no"))
+    if recipe.mixed_precision == "bf16" and machine.kind == "cuda" and not topology.uses_cpu:
+        oldest = min(device.compute_capability for device in machine.devices)
+        if 0 < oldest < 8:
+            findings.append(
+                error(f"mixed_precision: compute capability {oldest} has no bf16 (8.0 and newer have); use fp16 or no")
+            )
+    return findings
+
+
+def check_launch(topology: Topology, machine: Machine) -> list[Finding]:
+    """Whether the processes that start are those that were meant, and where they meet."""
+    findings = check_affinity(machine) + check_variables()
+    inherited = [name for name in _LAUNCH_VARIABLES if name in os.environ]
+    if inherited and os.environ.get("WORLD_SIZE") != "1" and not topology.is_distributed:
+        shown = ", ".join(f"${name} is {os.environ[name]}" for name in inherited)
+        findings.append(
+            error(
+                f"world size: {shown}, left by another launch; one process would wait for others that never come: "
+                f"unset {' '.join(inherited)}"
+            )
+        )
+    num_meant = read_yaml(topology.path).get("num_machines", 1)
+    if topology.num_machines == 1 and isinstance(num_meant, int) and num_meant > 1:
+        findings.append(
+            warning(
+                f"world size: {topology.path.name} is meant for {num_meant} machines, this is a launch on one; in a Slurm "
+                "job start it on every node: srun --ntasks-per-node=1 onecurve run ..."
+            )
+        )
+    if topology.num_machines > 1 and topology.machine_rank == 0:
+        port = choose_port(machine, topology)
+        if not is_port_free(port):
+            findings.append(error(f"port {port}, on which this job's nodes meet, is taken on the first node; resubmit"))
+    return findings
+
+
+def check_devices(machine: Machine, num_used: int) -> list[Finding]:
+    """Whether somebody else holds memory of the first `num_used` GPUs."""
+    return [
+        warning(
+            f"GPU {device.index}: {device.used_bytes / GIB:.1f} of {device.memory_bytes / GIB:.0f} GiB are taken by "
+            "somebody else (nvidia-smi shows who)"
+        )
+        for device in machine.devices[:num_used]
+        if device.used_bytes >= device.memory_bytes * 0.1
+    ]
+
+
+def check_port() -> list[Finding]:
+    """Whether the port that a plain `accelerate launch` takes is free."""
+    if is_port_free(DEFAULT_PORT):
+        return []
+    return [warning(f"port {DEFAULT_PORT} is taken; onecurve run takes another, a plain launch must be told one")]
+
+
+def check_affinity(machine: Machine) -> list[Finding]:
+    """Whether this process is tied to a small part of the cores."""
+    num_cores = os.cpu_count() or 1
+    if machine.num_cores * 4 > num_cores:
+        return []
+    return [
+        warning(
+            f"this process may use {machine.num_cores} of {num_cores} cores: look at its CPU affinity or its limits"
+        )
+    ]
+
+
+def check_variables() -> list[Finding]:
+    """Variables that change what is trained behind the recipe's back."""
+    return [
+        warning(f"${name} is set and overrules what a training sets itself: unset {name}")
+        for name in _OVERRULING_VARIABLES
+        if name in os.environ
+    ]

@@ -1,0 +1,92 @@
+"""The model's folder: there, whole, with a tokenizer, and long enough for the recipe's texts."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import LauncherError
+from launcher.preflight.findings import Finding, error
+from launcher.preflight.hub import looks_like_path
+from launcher.shape import ModelShape, find_config, load_shape
+
+if TYPE_CHECKING:
+    from training.config import Recipe
+
+
+def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
+    """The model's shape, where its config.json is on this machine, and what is wrong with its folder."""
+    name, findings = recipe.model_name_or_path, []
+    folder = Path(name)
+    if not folder.exists() and looks_like_path(name):
+        return None, [error(f"model_name_or_path: {name!r} does not exist; give a model folder or a hub name")]
+    if folder.is_file():
+        return None, [error(f"model_name_or_path: {name!r} is a file; give the folder that holds config.json")]
+    if folder.is_dir():
+        findings += _check_model_folder(folder, recipe)
+    elif find_config(name) is None:
+        return None, []  # A name on the hub: hub.py looks for it.
+    try:
+        shape = load_shape(name, num_labels=2)
+    except LauncherError as problem:
+        return None, findings or [error(str(problem))]
+    if shape.num_positions and recipe.max_length > shape.num_positions:
+        findings.append(
+            error(f"max_length: {recipe.max_length} is more than the model's {shape.num_positions} positions; lower it")
+        )
+    return shape, findings
+
+
+def _check_model_folder(folder: Path, recipe: Recipe) -> list[Finding]:
+    if not (folder / "config.json").is_file():
+        return [error(f"model_name_or_path: {str(folder)!r} has no config.json, so it is no model")]
+    findings = []
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = [path.name for pattern in ("*.bin", "*.pt") for path in folder.glob(pattern)]
+        findings.append(
+            error(
+                f"model_name_or_path: {str(folder)!r} has "
+                + (
+                    "only pickled weights, which can run code when loaded; convert them once with save_pretrained"
+                    if pickled
+                    else "a config.json but no weights (*.safetensors); fetch them"
+                )
+            )
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            findings.append(error(f"{index} can't be read; fetch the model again"))
+            continue
+        missing = sorted(named - {path.name for path in weights})
+        if missing:
+            findings.append(
+                error(f"{folder}: {len(missing)} weight files are missing, {missing[0]} first; fetch again")
+            )
+    findings += [error(problem) for problem in map(find_truncation, weights) if problem is not None]
+    tokenizer = Path(recipe.tokenizer_name) if recipe.tokenizer_name else folder
+    names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+    if tokenizer.is_dir() and not any((tokenizer / name).is_file() for name in names):
+        findings.append(error(f"{str(tokenizer)!r} has no tokenizer files; give tokenizer_name"))
+    return findings
+
+
+def find_truncation(path: Path) -> str | None:
+    """What is wrong with a safetensors file's size, judged by its header; None if it is whole."""
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > path.stat().st_size:
+                return f"{path} is no safetensors file or is cut off; fetch it again"
+            header = json.loads(file.read(size))
+        expected = 8 + size + max(
+            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, struct.error, TypeError):
+        return f"{path} is no safetensors file or is cut off; fetch it again"
+    actual = path.stat().st_size
+    return None if actual == expected else f"{path} has {actual:,} bytes instead of {expected:,}; fetch it again"

@@ -1,0 +1,93 @@
+"""Where the results and prepared data go: writable, with room, and not another recipe's run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.machine import GIB
+from launcher.memory import count_checkpoint_bytes, count_final_bytes
+from launcher.preflight.findings import Finding, error, warning
+from launcher.shape import ModelShape
+
+if TYPE_CHECKING:
+    from training.config import Recipe
+
+
+def check_output(recipe: Recipe) -> list[Finding]:
+    """Whether the run directory can be written, and whether the run that it may hold is this recipe's."""
+    path = Path(recipe.output_dir)
+    findings = _check_writable("output_dir", path)
+    if recipe.resume not in ("auto", "never") and not (Path(recipe.resume) / "manifest.json").is_file():
+        findings.append(
+            error(f"resume: {recipe.resume!r} is no checkpoint; it is auto, never or a checkpoint's folder")
+        )
+    if (path / "config.yaml").is_file() and not findings:
+        findings += _compare_with_run(recipe, path)
+    return findings
+
+
+def _compare_with_run(recipe: Recipe, path: Path) -> list[Finding]:
+    from training.config import FREE_KEYS, RecipeError, load_recipe
+
+    if recipe.resume == "never":
+        return [error(f"output_dir {str(path)!r} holds a run already, and resume is never; choose another output_dir")]
+    try:
+        here = load_recipe(str(path / "config.yaml")).recipe
+    except RecipeError as problem:
+        return [error(f"output_dir {str(path)!r} holds a run whose config.yaml is not valid: {problem}")]
+    differing = [
+        f"{key} ({getattr(here, key)!r} there, {getattr(recipe, key)!r} here)"
+        for key in type(here).model_fields
+        if key not in FREE_KEYS and getattr(here, key) != getattr(recipe, key)
+    ]
+    if differing and recipe.resume == "auto":
+        return [
+            error(
+                f"output_dir {str(path)!r} holds a run of another recipe: {'; '.join(differing)}. Choose another output_dir"
+            )
+        ]
+    return []
+
+
+def check_cache() -> list[Finding]:
+    """Whether prepared data can be kept."""
+    cache = Path(os.environ.get("ONECURVE_CACHE", Path.home() / ".cache" / "onecurve"))
+    return _check_writable("$ONECURVE_CACHE, the cache of prepared data,", cache)
+
+
+def _check_writable(name: str, path: Path) -> list[Finding]:
+    nearest = _nearest_existing(path)
+    if not nearest.is_dir():
+        return [error(f"{name} {str(path)!r}: {str(nearest)!r} is a file; choose another folder")]
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return [error(f"{name} {str(path)!r}: {str(nearest)!r} is not writable; choose another folder")]
+    return []
+
+
+def _nearest_existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
+    """Whether checkpoints and final/ have room; a new checkpoint is written before an old one goes."""
+    folder = _nearest_existing(Path(recipe.output_dir))
+    free = shutil.disk_usage(folder).free
+    kept = (recipe.save_total_limit or 1) + 1 + (recipe.metric_for_best_model is not None)
+    needed = count_checkpoint_bytes(shape) * kept + count_final_bytes(shape)
+    if free < needed:
+        return [
+            error(
+                f"output_dir: {kept} checkpoints and final/ take {needed / GIB:.1f} GiB, {folder} has {free / GIB:.1f} free; "
+                "lower save_total_limit or choose another output_dir"
+            )
+        ]
+    if recipe.checkpointing_steps is not None and recipe.save_total_limit is None and free < 20 * needed:
+        return [warning("save_total_limit is not set: every checkpoint is kept, "
+                         f"{count_checkpoint_bytes(shape) / GIB:.2f} GiB each, {free / GIB:.0f} GiB are free")]  # fmt: skip
+    return []

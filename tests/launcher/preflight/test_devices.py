@@ -1,0 +1,85 @@
+"""World size, ports, affinity, variables of another launch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.machine import SlurmStep
+from launcher.preflight import devices
+from launcher.preflight.devices import check_affinity, check_launch, check_port, check_processes
+from launcher.topology import build_topology
+from tests.launcher.conftest import ROOT, machine, messages
+from training.config import Recipe
+
+
+def _listen(port: int) -> socket.socket:
+    taken = socket.socket()
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    taken.bind(("127.0.0.1", port))
+    taken.listen()
+    return taken
+
+
+def test_memory_disk_and_devices(recipe: dict[str, Any], demo: Path) -> None:
+    large = {
+        **recipe, "model_name_or_path": str(demo / "model"), "per_device_batch_size": 512, "train_batch_size": 512,
+        "max_length": 512, "mixed_precision": "bf16",
+    }  # fmt: skip
+    told = messages(large, machine(2, gib=8, used=4, capability=7.5), "multi_gpu")
+    assert any("no bf16" in line for line in told)
+    assert sum("taken by somebody else" in line for line in told) == 2
+    assert any("lower per_device_batch_size to " in line for line in told)
+
+
+def test_one_process_does_not_inherit_a_world(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("MASTER_ADDR", "elsewhere")
+    told = messages(recipe, machine())
+    assert len(told) == 1
+    assert "$WORLD_SIZE is 4, $MASTER_ADDR is elsewhere, left by another launch" in told[0]
+    assert messages(recipe, machine(), "multi_cpu") == [], "accelerate sets them for several processes"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert messages(recipe, machine()) == [], "a world of one is what was meant"
+
+
+def test_nodes_share_the_processes_evenly(recipe: dict[str, Any]) -> None:
+    step = SlurmStep("12345", 2, 0, "localhost", is_batch_shell=False)
+    node = dataclasses.replace(machine(4), slurm=step)
+    topology = build_topology(ROOT, node, "multi_node", 7)
+    told = [finding.message for finding in check_processes(Recipe(**recipe), topology, node)]
+    assert any("7 processes can't be shared out evenly to 2 nodes" in line for line in told)
+    with _listen(22345):
+        assert any("port 22345" in finding.message for finding in check_launch(topology, node))
+
+
+def test_a_yaml_for_several_machines_on_one(recipe: dict[str, Any]) -> None:
+    assert any("is meant for 2 machines" in line for line in messages(recipe, machine(), "multi_node", 2))
+
+
+def test_more_processes_than_cores(recipe: dict[str, Any]) -> None:
+    assert any("9 processes share 8 cores" in line for line in messages(recipe, machine(), "multi_cpu", 9))
+
+
+def test_a_taken_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _listen(0) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(devices, "DEFAULT_PORT", port)
+        assert f"port {port} is taken" in check_port()[0].message
+    assert check_port() == []
+
+
+def test_a_process_tied_to_few_cores_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_affinity(machine()) == []
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert "may use 8 of 64 cores" in check_affinity(machine())[0].message
+
+
+def test_variables_that_overrule_a_recipe_are_told(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert any("unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in line for line in messages(recipe, machine()))

@@ -1,0 +1,132 @@
+"""Every subcommand in a real terminal of 80 columns."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from tests.launcher.conftest import ROOT
+
+Terminal = Callable[..., Any]
+
+_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# A command to be copied is one line, however wide.
+_COPYABLE = re.compile(r"accelerate launch|^(/|onecurve: )")
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """Start the command line in a terminal: terminal("check"); what is still running at the end is ended."""
+    children = []
+
+    def start(*words: object) -> Any:
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "launcher", *map(str, words)],
+            cwd=str(ROOT),
+            env={**os.environ, "TERM": "xterm-256color"},
+            dimensions=(40, 80),
+            encoding="utf-8",
+            timeout=60,
+        )
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        child.close(force=True)
+
+
+def _finish(child: Any) -> tuple[int, str]:
+    """Exit code and what was on the screen."""
+    shown = child.read()
+    child.wait()
+    return child.exitstatus, _CODES.sub("", shown).replace("\r", "\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "expected"),
+    [
+        (["run", "RECIPE", "--dry-run"], 0, "because"),
+        (["check", "RECIPE"], 0, "nothing stands in the way"),
+        (["check", "RECIPE", "--train_file", "nowhere.jsonl"], 2, "error     train_file: 'nowhere.jsonl' does not exist"),
+        (["plan", "RECIPE", "--devices", "8xH100-80GB"], 0, "recommended"),
+        (["compare", "ONE", "TWO"], 0, "learning_rate"),
+        (["watch", "ONE"], 0, "finished"),
+        (["report", "ONE"], 0, "report.html"),
+        (["resume", "ONE", "--dry-run"], 2, "onecurve: "),
+        (["predict", "ONE", "--input", "a.csv", "--output", "b.csv"], 2, "has no final/"),
+        (["--help"], 0, "Commands:"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_screen_of_each_command(
+    words: list[str],
+    exit_code: int,
+    expected: str,
+    terminal: Terminal,
+    recipe_file: Path,
+    write_run: Callable[..., Path],
+) -> None:
+    runs = {"ONE": write_run("one"), "TWO": write_run("two", learning_rate=3.0), "RECIPE": recipe_file}
+    code, shown = _finish(terminal(*(runs.get(word, word) for word in words)))
+    assert expected in shown
+    assert code == exit_code
+    assert "Traceback" not in shown
+    wide = [line for line in shown.splitlines() if len(line) > 80 and not _COPYABLE.search(line)]
+    assert not wide, wide
+
+
+def test_the_doctor(terminal: Terminal) -> None:
+    _, shown = _finish(terminal("check"))
+    assert shown.startswith("machine   ")
+
+
+def test_watch_follows_until_the_end(terminal: Terminal, write_run: Callable[..., Path]) -> None:
+    run = write_run("one", state="running")
+    child = terminal("watch", run, "--every", "0.2")
+    child.expect("running")
+    (run / "status.json").write_text(json.dumps({"state": "finished", "exit_code": 0}), encoding="utf-8")
+    child.expect("finished")
+    assert _finish(child)[0] == 0
+
+
+def test_watch_ends_quietly_when_one_has_seen_enough(terminal: Terminal, write_run: Callable[..., Path]) -> None:
+    child = terminal("watch", write_run("one", state="running"))
+    child.expect("running")
+    child.sendintr()
+    code, shown = _finish(child)
+    assert code == 0
+    assert "Traceback" not in shown
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_the_training(
+    terminal: Terminal, recipe_file: Path, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    child = terminal("run", recipe_file, "--max_train_steps", "600", "--eval_steps", "600")
+    child.timeout = 300
+    child.expect(r"tokens/s")
+    child.sendintr()
+    child.expect("asked the training to write a checkpoint and stop")
+    assert _finish(child)[0] == 75
+    steps = (Path(recipe["output_dir"]) / "metrics.jsonl").read_text(encoding="utf-8").count("\n")
+    assert 0 < steps < 600
+    child = terminal("resume", recipe["output_dir"])
+    child.timeout = 300
+    child.expect("Going on from")
+    assert _finish(child)[0] == 0
+    child = terminal(
+        "predict", recipe["output_dir"], "--input", recipe["validation_file"], "--output", tmp_path / "labelled.jsonl"
+    )
+    child.timeout = 300
+    assert _finish(child)[0] == 0
+    assert (tmp_path / "labelled.jsonl").read_text(encoding="utf-8").count("\n") == 61

@@ -1,0 +1,47 @@
+"""Prepare all that a training needs before its first step, and say what was found; nothing is trained.
+
+    python -m training.check --config RECIPE.yaml [--key value ...]
+
+It ends on exactly what a start would end on: a wrong label in any row, a tokenizer or weights that do not load. The
+prepared data stays in the cache. `onecurve check --deep` runs this.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from training.config import load_recipe, parse_arguments
+from training.data import prepare_data
+from training.faults import Outcome, report_outcome
+from training.model import build_model, count_parameters, load_config, load_tokenizer
+from training.reporting import quiet_third_parties
+from training.tasks import build_task
+
+_NUM_TOKENS_SHOWN = 12
+_NUM_LABELS_SHOWN = 12
+
+
+def main(arguments: Sequence[str], outcome: Outcome) -> None:
+    """Load tokenizer, data and model as a training does; print a line for each."""
+    quiet_third_parties()
+    recipe = load_recipe(*parse_arguments(arguments)).recipe
+    task, config = build_task(recipe), load_config(recipe)
+    tokenizer = load_tokenizer(recipe, config)
+    data = prepare_data(recipe, task, tokenizer)
+    trained, total = count_parameters(build_model(recipe, config, task, tokenizer))
+    for split in (data.train, data.validation, data.test):
+        if split is not None:
+            lengths = split.lengths
+            print(
+                f"data      {len(split)} rows of {split.origin}: {lengths.mean():.0f} tokens on average, "
+                f"{lengths.max()} at most"
+            )
+    first = data.train.tokens[0]["input_ids"][:_NUM_TOKENS_SHOWN].tolist()
+    print(f"sample    {' '.join(tokenizer.convert_ids_to_tokens(first))} ...")
+    names = list(task.label_names)
+    more = " ..." if len(names) > _NUM_LABELS_SHOWN else ""
+    print(f"labels    {', '.join(names[:_NUM_LABELS_SHOWN])}{more} ({task.num_labels} outputs)")
+    print(f"model     {total:,} parameters, {trained:,} trained")
+
+
+if __name__ == "__main__":
+    sys.exit(report_outcome(main, sys.argv[1:]))
