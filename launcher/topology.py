@@ -159,10 +159,6 @@ def build_topology(
         raise Unsuitable(
             f"--num_processes {chosen}: only {len(machine.devices) * num_machines} GPUs are here; each process needs its own"
         )
-    if chosen % num_machines:
-        raise Unsuitable(
-            f"{chosen} processes can't be shared out evenly over {num_machines} nodes; change --num_processes"
-        )
     return Topology(
         name=path.stem,
         path=path,
