@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, Run
 from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.conftest import skip
 
 pytestmark = pytest.mark.slow
 
@@ -209,7 +210,7 @@ def test_power_cut(
     lost: str,
 ) -> None:
     if not cluster.has_namespaces:
-        pytest.skip("a node that shares this host has no power of its own to lose")
+        skip("namespaces can't be made, and a node that shares this host has no power of its own to lose")
     settings = {**LONG, "checkpointing_steps": 50, "dropout": 0.0}
     path, run = write_recipe("cut", **settings), tmp_path / "cut"
     job_id = cluster.submit(ONE_THREAD, f"--nodes={num_nodes}", FINETUNE, "--config", path, folder=tmp_path)
