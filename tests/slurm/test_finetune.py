@@ -317,7 +317,7 @@ def submit_ending(cluster: Cluster, tmp_path: Path) -> Callable[..., str]:
         folder.mkdir(exist_ok=True)
         (folder / "onecurve").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
         (folder / "onecurve").chmod(0o755)
-        path = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+        path = {"PATH": f"{folder}{os.pathsep}{cluster.environment['PATH']}"}
         return cluster.submit(*options, FINETUNE, "--config", "x.yaml", environment=path, folder=tmp_path)
 
     return submit
