@@ -3,13 +3,14 @@
 # make test-all the slower tests as well: Slurm, faults, the matrix (under 60 minutes)
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 20 minutes)
+# make soak     a hundred random kills, and a curve that shows none of them (about 20 minutes)
 # make references  the tutorial's three ways and Trainer's fault, measured (about 8 minutes)
 
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-all check lint invariance references
+.PHONY: help setup demo test test-all check lint invariance soak references
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -42,6 +43,9 @@ test-all: build/demo/complete
 
 invariance: build/demo/complete
 	.venv/bin/python -m benchmarks.invariance
+
+soak: build/demo/complete
+	.venv/bin/python -m tests.soak
 
 references: build/demo/complete
 	.venv/bin/python -m benchmarks.references

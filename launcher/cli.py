@@ -373,7 +373,9 @@ def submit(
     elif dry_run:
         print("\n".join(submitted.commands))
     else:
-        print(f"{submitted.job_id}  onecurve watch {submitted.job_id}, onecurve cancel {submitted.job_id}")
+        print(
+            f"{submitted.job_id}  once it runs: onecurve watch {submitted.runs[0]}, onecurve cancel {submitted.job_id}"
+        )
     return 0
 
 

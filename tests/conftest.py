@@ -91,12 +91,10 @@ def demo() -> Path:
     return DEMO
 
 
-@pytest.fixture(scope="session")
-def tiny_model(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT with the real tokenizer and two layers of random weights."""
+def build_tiny_model(folder: Path) -> Path:
+    """Write a BERT with the real tokenizer and two layers of random weights."""
     from transformers import BertConfig, BertModel
 
-    folder = tmp_path_factory.mktemp("model") / "tiny"
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=30522,
@@ -108,22 +106,32 @@ def tiny_model(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     BertModel(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        shutil.copy(demo / "model" / name, folder / name)
+        shutil.copy(DEMO / "model" / name, folder / name)
     return folder
 
 
-@pytest.fixture(scope="session")
-def news(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train.jsonl (203 articles) and validation.jsonl (61), of all five classes and very different lengths."""
-    folder = tmp_path_factory.mktemp("news")
+def build_news(folder: Path) -> Path:
+    """Write train.jsonl (203 articles) and validation.jsonl (61), of all five classes and very different lengths."""
     for split, count in (("train", 203), ("validation", 61)):
-        rows = (demo / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = (DEMO / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         chosen = [json.loads(row) for row in rows[:: len(rows) // count][:count]]
         for number, row in enumerate(chosen):  # From one word to all of them.
             words = row["text"].split()
             row["text"] = " ".join(words[: 3 + number * 7 % 60])
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, chosen)) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT with the real tokenizer and two layers of random weights."""
+    return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def news(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few and short articles, as `build_news` writes them."""
+    return build_news(tmp_path_factory.mktemp("news"))
 
 
 @pytest.fixture

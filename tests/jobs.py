@@ -122,3 +122,9 @@ def read_status(path: Path) -> dict[str, Any]:
 def saving(path: Path) -> Iterator[Path]:
     """The folders that are being written at this moment."""
     return (path / "checkpoints").glob(".step_*.tmp")
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a run's curve so far."""
+    metrics = path / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0

@@ -119,10 +119,12 @@ class Cluster:
     Attributes:
         folder: of configuration, state and logs; its path must be short, for a socket lies in it.
         has_namespaces: each node is a host of its own, with its own ports; else both share this one.
+        variables: added to the environment of every command and job.
     """
 
     folder: Path
     has_namespaces: bool
+    variables: Mapping[str, str] = field(default_factory=dict)
     _hosts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -147,7 +149,7 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         """Variables for a command that talks to this cluster; nothing of a surrounding job is left in them."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
-        return {**kept, "SLURM_CONF": str(self.folder / "slurm.conf")}
+        return {**kept, **self.variables, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def run(
         self, *words: object, environment: Mapping[str, str] | None = None, folder: Path | None = None

@@ -22,7 +22,7 @@ def skip(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """Two nodes; jobs find this environment's programs, and one thread a process."""
     obstacle = find_obstacle()
@@ -33,11 +33,11 @@ def cluster() -> Iterator[Cluster]:
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    with tempfile.TemporaryDirectory(prefix="onecurve-slurm-") as folder, pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        with Cluster(Path(folder) / "cluster", can_make_namespaces()).running() as cluster:
-            yield cluster
+    with (
+        tempfile.TemporaryDirectory(prefix="onecurve-slurm-") as folder,
+        Cluster(Path(folder) / "cluster", can_make_namespaces(), variables).running() as cluster,
+    ):
+        yield cluster
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def write_recipe(recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def write_nvidia_smi(tmp_path: Path) -> Callable[[int], dict[str, str]]:
+def write_nvidia_smi(cluster: Cluster, tmp_path: Path) -> Callable[[int], dict[str, str]]:
     """Variables of a node whose nvidia-smi lists GPUs, as a node does that a job has not got alone."""
 
     def write(count: int) -> dict[str, str]:
@@ -63,6 +63,6 @@ def write_nvidia_smi(tmp_path: Path) -> Callable[[int], dict[str, str]]:
         rows = "".join(f"{index}, GPU-{index}, NVIDIA H100 80GB HBM3, 81559, 4, 9.0\n" for index in range(count))
         (folder / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<'END'\n{rows}END\n", encoding="utf-8")
         (folder / "nvidia-smi").chmod(0o755)
-        return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+        return {"PATH": f"{folder}{os.pathsep}{cluster.environment['PATH']}"}
 
     return write

@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, Run
 from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.conftest import skip
 
 pytestmark = pytest.mark.slow
 
@@ -209,7 +210,7 @@ def test_power_cut(
     lost: str,
 ) -> None:
     if not cluster.has_namespaces:
-        pytest.skip("a node that shares this host has no power of its own to lose")
+        skip("namespaces can't be made, and a node that shares this host has no power of its own to lose")
     settings = {**LONG, "checkpointing_steps": 50, "dropout": 0.0}
     path, run = write_recipe("cut", **settings), tmp_path / "cut"
     job_id = cluster.submit(ONE_THREAD, f"--nodes={num_nodes}", FINETUNE, "--config", path, folder=tmp_path)
@@ -316,7 +317,7 @@ def submit_ending(cluster: Cluster, tmp_path: Path) -> Callable[..., str]:
         folder.mkdir(exist_ok=True)
         (folder / "onecurve").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
         (folder / "onecurve").chmod(0o755)
-        path = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+        path = {"PATH": f"{folder}{os.pathsep}{cluster.environment['PATH']}"}
         return cluster.submit(*options, FINETUNE, "--config", "x.yaml", environment=path, folder=tmp_path)
 
     return submit
