@@ -2,18 +2,22 @@
 
     python -m benchmarks.start            writes benchmarks/start.md
 
-Each round starts every command once, so that what else the machine does falls on all of them alike.
+Each round starts every command once, so that what else the machine does falls on all of them alike. Processor seconds do
+not count it at all.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -37,38 +41,56 @@ def list_commands() -> dict[str, list[str]]:
     return commands
 
 
-def measure(commands: dict[str, list[str]], num_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each start, from the call to the exit; the first round only warms the disk's cache.
+@dataclass(frozen=True)
+class Start:
+    """One start of one command, from the call to the exit.
+
+    Attributes:
+        seconds: by the clock.
+        processor_seconds: user and system time of the process and its children.
+    """
+
+    seconds: float
+    processor_seconds: float
+
+
+def measure(commands: dict[str, list[str]], num_rounds: int) -> dict[str, list[Start]]:
+    """Every start of each command; the first round only warms the disk's cache.
 
     Raises:
         RuntimeError: a command failed.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    starts: dict[str, list[Start]] = {name: [] for name in commands}
     for number in range(num_rounds + 1):
         for name, words in commands.items():
-            started = time.perf_counter()
+            before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             result = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+            seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
             if result.returncode != 0:
                 raise RuntimeError(f"{name} ended with exit code {result.returncode}: {result.stderr[-500:]}")
             if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+                used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                starts[name].append(Start(seconds, used))
+    return starts
 
 
-def render(seconds: dict[str, list[float]]) -> str:
+def render(starts: dict[str, list[Start]]) -> str:
     """The page."""
-    theirs = statistics.median(seconds[THEIRS])
-    rows = [
-        f"| `{name}` | {statistics.median(times):.3f} | {min(times):.3f} | {theirs / statistics.median(times):.1f} |"
-        for name, times in seconds.items()
-    ]
-    num_rounds = len(seconds[THEIRS])
+    theirs = statistics.median(start.seconds for start in starts[THEIRS])
+    rows = []
+    for name, found in starts.items():
+        seconds = [start.seconds for start in found]
+        median, used = statistics.median(seconds), statistics.median(start.processor_seconds for start in found)
+        rows.append(f"| `{name}` | {median:.3f} | {min(seconds):.3f} | {used:.3f} | {theirs / median:.1f} |")
+    where = f"Python {platform.python_version()}, {platform.system()}"
+    load = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     return (
         "# Time to answer\n\n"
-        f"Written by `python -m benchmarks.start`: {num_rounds} rounds, each command once a round, Python "
-        f"{platform.python_version()}, {platform.system()}.\n\n"
-        "| command | median, seconds | fastest, seconds | times as fast as `accelerate launch --help` |\n"
-        "|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        f"Written by `python -m benchmarks.start`: {len(starts[THEIRS])} rounds, each command once a round, {where};\n{load}. "
+        "Seconds; the last column is the median of `accelerate launch --help` over the command's.\n\n"
+        "| command | median | fastest | processor time | times as fast |\n|---|---|---|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
     )
 
 

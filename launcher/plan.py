@@ -53,7 +53,7 @@ _KNOWN_DEVICES: dict[str, tuple[float, float, float]] = {
 # Share of peak that a well-fed fine-tuning reaches; PaLM (Chowdhery et al. 2022) reports 46 %, Llama 3 38 to 43 %.
 DEFAULT_MFU = 0.4
 
-_ROWS_SAMPLED = 2_000
+_ROWS_SAMPLED = 500
 _CHARACTERS_PER_TOKEN = 4.2
 _SPECIAL_TOKENS = 2
 

@@ -98,7 +98,7 @@ def render_report(history: History) -> str:
         evaluations=_tabulate_evaluations(history),
         classes=_tabulate_classes(history.path),
         test=[(name, _show(value)) for name, value in history.test.items() if name.startswith("test_")],
-        settings=[(key, _show(value), history.sources.get(key, "")) for key, value in history.settings.items()],
+        settings=[(key, _write(value), history.sources.get(key, "")) for key, value in history.settings.items()],
         environment=list(_flatten(history.environment)),
     )
 
@@ -268,7 +268,7 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, s
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key} ")
         else:
-            yield f"{prefix}{key}".replace("_", " "), _show(value)
+            yield f"{prefix}{key}".replace("_", " "), _write(value)
 
 
 def _label(tick: float, size: float) -> str:
@@ -282,10 +282,14 @@ def _label(tick: float, size: float) -> str:
 
 
 def _show(value: object) -> str:
-    if value is None:
-        return "-"
+    """A result, rounded."""
     if isinstance(value, float):
         return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_show, value))
-    return str(value)
+    return _write(value)
+
+
+def _write(value: object) -> str:
+    """A setting, as it is."""
+    if value is None:
+        return "-"
+    return ", ".join(map(_write, value)) if isinstance(value, list) else str(value)

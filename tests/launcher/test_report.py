@@ -77,7 +77,6 @@ def test_the_page_tells_the_run(write_run: Callable[..., Path], onecurve: Onecur
         "restarts 1",
         "seed 7 flag",
         "topology strategy DDP",
-        "FSDP2",
     ):
         assert told in text, told
     assert page.tags.count("svg") == 5  # Loss, learning rate, gradient norm, rate, accuracy.
