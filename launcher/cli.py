@@ -11,6 +11,7 @@ Only this module prints and exits; the others return data. Nothing heavy is impo
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -328,6 +329,75 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+# Slurm -------------------------------------------------------------------------------------------------------
+
+
+@app.command(context_settings=_TAKES_RECIPE_KEYS)
+def submit(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="machines")] = 1,
+    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", "--gpus_per_node", min=0, help="GPUs on each")] = 0,
+    cpus_per_node: Annotated[
+        int | None, typer.Option("--cpus-per-node", "--cpus_per_node", min=1, help="cores on each; 4 a GPU, or 4")
+    ] = None,
+    time: Annotated[str | None, typer.Option("--time", help="limit of each start, such as 12:00:00")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="a queue that sinfo lists")] = None,
+    job_name: Annotated[str | None, typer.Option("--job-name", "--job_name", help="else onecurve")] = None,
+    array: Annotated[Path | None, typer.Option("--array", metavar="SWEEP", help="a sweep file: one run a task")] = None,
+    at_once: Annotated[int | None, typer.Option("--at-once", "--at_once", min=1, help="most tasks at a time")] = None,
+    dependency: Annotated[str | None, typer.Option("--dependency", help="such as afterok:123")] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="any other, such as --sbatch=--account=NAME")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check and print the commands, submit nothing")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Check everything, then send the training to Slurm; with --array a run for each setting, and their comparison."""
+    # As in a job: what it needs must be here. The hub's client reads this when it is imported.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from launcher.command import find_root, parse_overrides
+    from launcher.slurm import Request
+    from launcher.submit import submit_request
+
+    request = Request(
+        str(recipe), parse_overrides(context.args), nodes, gpus_per_node, cpus_per_node, time, partition, job_name,
+        dependency, tuple(sbatch or ()),
+    )  # fmt: skip
+    submitted = submit_request(find_root(), request, array, at_once, dry_run, _tell)
+    if as_json:
+        print(json.dumps(asdict(submitted), indent=2))
+    elif dry_run:
+        print("\n".join(submitted.commands))
+    else:
+        print(
+            f"{submitted.job_id}  once it runs: onecurve watch {submitted.runs[0]}, onecurve cancel {submitted.job_id}"
+        )
+    return 0
+
+
+@app.command()
+def cancel(
+    job: Annotated[str, typer.Argument(metavar="JOB|RUN", help="a job's number, or its run directory")],
+    debug: DebugOption = False,
+) -> int:
+    """End a Slurm job and do not queue it again. Its training writes a checkpoint if Slurm gives it the time."""
+    from launcher.slurm import cancel as cancel_job
+
+    _tell(f"job {cancel_job(job)} is ended; submit it again to go on from its last checkpoint")
+    return 0
+
+
+@app.command(context_settings=_TAKES_RECIPE_KEYS)
+def fetch(context: typer.Context, recipe: RecipeArgument, debug: DebugOption = False) -> int:
+    """Bring a recipe's model, tokenizer and data into the caches, for jobs on machines without a network."""
+    from launcher.command import find_root, parse_overrides
+    from launcher.fetch import fetch_inputs
+
+    return fetch_inputs(str(recipe), parse_overrides(context.args), find_root())
 
 
 # plan --------------------------------------------------------------------------------------------------------

@@ -101,14 +101,17 @@ def count_threads(topology: Topology, machine: Machine) -> int:
 
 
 def choose_port(machine: Machine, topology: Topology) -> int:
-    """A port for the processes to meet on: free on one machine; in a Slurm job derived from its number.
+    """A port for the processes to meet on: in a Slurm job derived from its number, else the usual one or any that is free.
 
     Two jobs that share a node must not meet on one port, and all nodes of a job must agree on it without talking.
     """
-    if machine.slurm is not None and topology.num_machines > 1:
-        return 20_000 + int(machine.slurm.job_id) % 10_000
-    if is_port_free(DEFAULT_PORT):
-        return DEFAULT_PORT
+    port = DEFAULT_PORT
+    if machine.slurm is not None:
+        port = 20_000 + int(machine.slurm.job_id) % 10_000
+        if topology.num_machines > 1:
+            return port
+    if is_port_free(port):
+        return port
     with socket.socket() as any_port:
         any_port.bind(("127.0.0.1", 0))
         return int(any_port.getsockname()[1])

@@ -40,13 +40,18 @@ class Device:
 
 @dataclass(frozen=True)
 class SlurmStep:
-    """This node's place in a Slurm job."""
+    """This node's place in a Slurm job.
+
+    Attributes:
+        num_gpus: granted on this node.
+    """
 
     job_id: str
     num_nodes: int
     node_rank: int
     head_address: str
     is_batch_shell: bool
+    num_gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def detect_machine(environment: Mapping[str, str] | None = None) -> Machine:
     if not devices and platform.system() == "Darwin" and platform.machine() == "arm64":
         # Apple's GPU shares the host's memory; Metal grants about three quarters of it (recommendedMaxWorkingSetSize).
         kind, devices = "mps", (Device(0, "Apple GPU", total * 3 // 4),)
-    return Machine(kind, devices, count_cores(), total, available, find_slurm_step(environment))
+    return Machine(kind, devices, count_cores(environment), total, available, find_slurm_step(environment))
 
 
 def find_nvidia_devices(environment: Mapping[str, str]) -> tuple[Device, ...]:
@@ -147,8 +152,17 @@ def _to_float(text: str) -> float:
         return 0.0
 
 
-def count_cores() -> int:
-    """Physical cores that this process may use: its affinity, hyperthreads counted once, within a container's quota."""
+def count_cores(environment: Mapping[str, str]) -> int:
+    """Physical cores that this process may use: its affinity, hyperthreads counted once, within a container's quota.
+
+    Not every Slurm binds a job to the cores that it was granted, so their number is a bound of its own.
+    """
+    granted = environment.get("SLURM_CPUS_ON_NODE", "")
+    cores = _count_usable_cores()
+    return max(1, min(cores, int(granted))) if granted.isdigit() else cores
+
+
+def _count_usable_cores() -> int:
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     usable = os.sched_getaffinity(0)
@@ -189,11 +203,17 @@ def find_slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
     """This node's place in a Slurm job, or None outside one.
 
     Raises:
-        Unsuitable: the first host of the job can't be named.
+        Unsuitable: the first host of the job can't be named, or a node has several tasks.
     """
     if "SLURM_JOB_ID" not in environment:
         return None
     num_nodes = int(environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_JOB_NUM_NODES") or 1)
+    num_tasks = int(environment.get("SLURM_STEP_NUM_TASKS") or num_nodes)
+    if num_tasks > num_nodes:
+        raise Unsuitable(
+            f"srun has started {num_tasks} tasks on {num_nodes} node{'s' * (num_nodes != 1)}, each of which would train; "
+            "one task a node starts the processes of its node: srun --ntasks-per-node=1 onecurve run ..."
+        )
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or "localhost"
     return SlurmStep(
         job_id=environment["SLURM_JOB_ID"],
@@ -201,6 +221,7 @@ def find_slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
         node_rank=int(environment.get("SLURM_NODEID", "0")),
         head_address=first_host(nodes) if num_nodes > 1 else "localhost",
         is_batch_shell="SLURM_STEP_ID" not in environment or environment.get("SLURM_STEP_ID") == "4294967291",
+        num_gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
     )
 
 
@@ -216,4 +237,4 @@ def first_host(nodes: str) -> str:
     inside, closing, tail = rest.partition("]")
     if not closing or not inside:
         raise Unsuitable(f"Slurm's host list {nodes!r} can't be read")
-    return head + inside.split(",")[0].split("-")[0] + tail.split(",")[0]
+    return first_host(head + inside.split(",")[0].split("-")[0] + tail)

@@ -38,6 +38,9 @@ FINAL_EXIT_CODES = frozenset({0, 2, 3, 75})
 # Shells, `timeout` and schedulers signal a process and its group: the same request arrives twice.
 _SECONDS_OF_ONE_REQUEST = 0.5
 
+# From the end of the processes on another machine to the last word of the first.
+_SECONDS_FOR_FIRST_MACHINE = 10.0
+
 _AGENT_LOG = re.compile(r"[WEI]\d{4} [\d:.]+ +\d+ torch/distributed/")
 
 
@@ -60,24 +63,32 @@ def supervise(command: Command, run_directory: Path | None, shows_everything: bo
     """Run one launch to its end.
 
     Args:
-        run_directory: where to look for the status on machines other than the first, which alone is told it directly.
+        run_directory: where to look for the status on machines other than the first, which alone is told it directly,
+            unless $ONECURVE_STATUS_FILE names a file that all machines see. $ONECURVE_STOP_FILE is obeyed likewise.
         shows_everything: let the launching tools' own tracebacks through.
     """
     folder = Path(tempfile.mkdtemp(prefix="onecurve-"))
     try:
-        stop = _Stop(folder / "STOP")
+        is_first = read_machine_rank(command) == 0
+        stop = _Stop(Path(os.environ.get("ONECURVE_STOP_FILE", folder / "STOP")))
+        status_file = Path(os.environ.get("ONECURVE_STATUS_FILE", folder / "status.json"))
+        if not is_first and "ONECURVE_STATUS_FILE" not in os.environ and run_directory is not None:
+            status_file = run_directory / "status.json"
         variables = {
             **os.environ,
             **command.environment,
-            "ONECURVE_STATUS_FILE": str(folder / "status.json"),
+            "ONECURVE_STATUS_FILE": str(status_file),
             "ONECURVE_STOP_FILE": str(stop.path),
             "ONECURVE_NUM_PROCESSES": str(command.num_processes),
         }
+        before = _read_version(status_file)
         with stop.listening():
             return_code = _launch(command, variables, stop, shows_everything)
-        status = read_status(folder / "status.json")
-        if status is None and run_directory is not None and command.num_processes > 1:
-            status = read_status(run_directory / "status.json") if "--machine_rank" in command.words else None
+        if not is_first:
+            if return_code == 0:  # The first machine may still be writing the model, and answers for that itself.
+                return Ending(0, was_stopped=stop.was_asked)
+            _wait_for_ending(status_file, before)
+        status = read_status(status_file) if _read_version(status_file) != before else None
         if stop.was_forced and (status is None or status.get("exit_code") is None):
             message = (
                 "ended at once, as asked; what was done after the last checkpoint is lost, `onecurve resume` goes on"
@@ -86,6 +97,30 @@ def supervise(command: Command, run_directory: Path | None, shows_everything: bo
         return judge(return_code, status, stop.was_asked)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_machine_rank(command: Command) -> int:
+    """Which of several machines this is, as the command tells accelerate; 0 on one machine."""
+    words = command.words
+    return int(words[words.index("--machine_rank") + 1]) if "--machine_rank" in words else 0
+
+
+def _read_version(path: Path) -> int | None:
+    """Tells a status of this start from one that an earlier start has left."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _wait_for_ending(path: Path, before: int | None) -> None:
+    """Give the first machine time to say how the training ended; processes here may end a little earlier."""
+    deadline = time.monotonic() + _SECONDS_FOR_FIRST_MACHINE
+    while time.monotonic() < deadline:
+        status = read_status(path)
+        if _read_version(path) != before and status is not None and status.get("exit_code") is not None:
+            return
+        time.sleep(0.1)
 
 
 def _launch(command: Command, variables: Mapping[str, str], stop: _Stop, shows_everything: bool) -> int:
@@ -166,7 +201,7 @@ class _Stop:
 
     @property
     def was_asked(self) -> bool:
-        return self._count > 0
+        return self._count > 0 or self.path.exists()  # A batch shell may ask as well.
 
     @property
     def was_forced(self) -> bool:

@@ -119,19 +119,27 @@ def build_topology(
 
     Raises:
         UnknownTopology: no such YAML.
-        Unsuitable: more processes asked for than one process by nature can be, or than there are GPUs.
+        Unsuitable: more processes asked for than one process by nature can be, or than there are GPUs; or Slurm's nodes
+            don't fit it.
     """
     path = resolve_config(root, name)
     content = read_yaml(path)
     strategy = read_strategy(content)
     slurm = machine.slurm
-    num_machines = slurm.num_nodes if slurm is not None and strategy != "one process" else 1
+    num_machines = slurm.num_nodes if slurm is not None else 1
     if slurm is not None and slurm.num_nodes > 1 and slurm.is_batch_shell:
         raise Unsuitable(
             f"this is the batch shell of a job on {slurm.num_nodes} nodes, where only the first would train; start it on "
             "every node: srun --ntasks-per-node=1 onecurve run ..."
         )
     uses_cpu = bool(content.get("use_cpu", False))
+    if not uses_cpu:
+        _refuse_hidden_gpus(machine)
+    if slurm is not None and slurm.num_nodes > 1 and strategy == "one process":
+        raise Unsuitable(
+            f"{path.name} is one process, and this job has {slurm.num_nodes} nodes, each of which would train the same "
+            "model alone; ask for one node, or take multi_cpu or multi_node"
+        )
     if strategy == "one process":
         if num_processes not in (None, 1):
             raise Unsuitable(
@@ -145,6 +153,8 @@ def build_topology(
     else:
         # No GPU: a rehearsal over gloo. The YAML of a CPU topology says how many; others name a cluster's size.
         chosen = int(content.get("num_processes", 2)) if uses_cpu else 2
+        if num_machines > 1:
+            chosen = num_machines
     if machine.kind == "cuda" and not uses_cpu and chosen > len(machine.devices) * num_machines:
         raise Unsuitable(
             f"--num_processes {chosen}: only {len(machine.devices) * num_machines} GPUs are here; each process needs its own"
@@ -162,6 +172,16 @@ def build_topology(
     )
 
 
+def _refuse_hidden_gpus(machine: Machine) -> None:
+    """Training on the CPU of a job that holds GPUs would waste them without a word."""
+    num_granted = machine.slurm.num_gpus if machine.slurm is not None else 0
+    if num_granted and machine.kind == "cpu":
+        raise Unsuitable(
+            f"Slurm granted {num_granted} GPU{'s' * (num_granted != 1)} on this node, but nvidia-smi shows none: ask for "
+            "another node (sbatch --exclude NODE) and tell the cluster's staff; or ask for none"
+        )
+
+
 def choose_topology(
     root: Path, machine: Machine, shape: ModelShape | None, work: Work, num_processes: int | None = None
 ) -> Topology:
@@ -173,7 +193,9 @@ def choose_topology(
 
     Raises:
         UnknownTopology: the YAML that suits is not among the project's.
+        Unsuitable: as `build_topology`.
     """
+    _refuse_hidden_gpus(machine)
     found = f"found     {machine.describe()}"
     num_machines = machine.slurm.num_nodes if machine.slurm is not None else 1
     num_devices = num_processes or max(1, len(machine.devices)) * num_machines

@@ -193,8 +193,11 @@ def _tell_safely(outcome: Outcome, state: State, exit_code: int, message: str) -
 def _wait_for_main() -> None:
     """Stay until the launcher, told by rank 0's exit, ends this rank: the first rank to exit silences the others.
 
-    Every rank finds the same fault, but not at the same moment.
+    Every rank finds the same fault, but not at the same moment. A rank on another machine has a launcher of its own, which
+    rank 0's does not hear of, and is free to leave.
     """
+    if os.environ.get("GROUP_RANK", "0") != "0":
+        return
     ended = threading.Event()
 
     def end(signum: int, frame: FrameType | None) -> None:

@@ -22,7 +22,7 @@ from launcher.topology import Topology, find_configs
 if TYPE_CHECKING:
     from training.config import Recipe
 
-__all__ = ["Finding", "check_machine", "check_recipe"]
+__all__ = ["Finding", "check_inputs", "check_machine", "check_recipe"]
 
 
 def check_recipe(recipe: Recipe, topology: Topology, machine: Machine) -> list[Finding]:
@@ -42,6 +42,12 @@ def check_recipe(recipe: Recipe, topology: Topology, machine: Machine) -> list[F
     if shape is not None:
         findings += check_memory(recipe, topology, machine, shape)
         findings += check_disk(recipe, shape)
+    return sorted(findings, key=lambda finding: finding.severity)
+
+
+def check_inputs(recipe: Recipe) -> list[Finding]:
+    """Problems that no other machine would cure: the model, the data, the run directory. Errors first."""
+    findings = [*check_model(recipe)[1], *check_data(recipe), *check_hub(recipe), *check_output(recipe)]
     return sorted(findings, key=lambda finding: finding.severity)
 
 

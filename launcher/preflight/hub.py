@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from training.config import Recipe
 
 _TIMEOUT_SECONDS = 5.0
-_WITHOUT_NETWORK = "on a machine with a network fetch it once, then set HF_HUB_OFFLINE=1; or give a folder"
+_WITHOUT_NETWORK = (
+    "`onecurve fetch` the recipe on a machine with a network, then set HF_HUB_OFFLINE=1; or give a folder"
+)
 
 
 def check_hub(recipe: Recipe) -> list[Finding]:
@@ -75,7 +77,12 @@ def _is_cached(key: str, kind: Literal["model", "dataset"], name: str) -> bool:
 
 def _ask(key: str, kind: Literal["model", "dataset"], name: str, revision: str | None) -> list[Finding]:
     if constants.HF_HUB_OFFLINE:
-        return [error(f"{key}: {name!r} is not in the hub's cache and HF_HUB_OFFLINE is set; give a folder")]
+        return [
+            error(
+                f"{key}: {name!r} is not in the hub's cache and HF_HUB_OFFLINE is set; `onecurve fetch` the recipe where "
+                "there is a network, or give a folder"
+            )
+        ]
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 

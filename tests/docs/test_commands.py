@@ -134,6 +134,21 @@ def check_onecurve(words: list[str]) -> None:
         assert option in result.stdout or option.removeprefix("--").replace("-", "_") in recipe_keys(), option
 
 
+def check_sbatch(words: list[str]) -> None:
+    """sbatch's own options are asked of a real Slurm, in tests/slurm."""
+    position = next(number for number, word in enumerate(words) if word.endswith(".sh"))
+    assert (ROOT / words[position]).is_file(), f"{words[position]} is not there"
+    arguments = words[position + 1 :]
+    if "--sweep" in arguments:
+        assert words[position] == "slurm/sweep.sh"
+        sweep = arguments.index("--sweep")
+        assert (ROOT / arguments[sweep + 1]).is_file()
+        del arguments[sweep : sweep + 2]
+    path, flags = parse_arguments(arguments)
+    assert path is not None, "a recipe is named"
+    load_recipe(str(ROOT / path), flags)
+
+
 def recipe_keys() -> set[str]:
     from training.config import Recipe
 
@@ -152,7 +167,9 @@ def test_command_can_be_typed(command: Command) -> None:
         check_python(words)
     elif name == "onecurve":
         check_onecurve(words)
-    elif name in ("sbatch", "bash", "."):
+    elif name == "sbatch":
+        check_sbatch(words)
+    elif name in ("bash", "."):
         script = next(word for word in words[1:] if not word.startswith("-"))
         assert script.startswith(".venv/") or (ROOT / script).is_file(), f"{script} is not there"
     else:

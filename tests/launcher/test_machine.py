@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from launcher.errors import Unsuitable
-from launcher.machine import detect_machine, find_slurm_step, first_host, parse_nvidia_devices
+from launcher.machine import count_cores, detect_machine, find_slurm_step, first_host, parse_nvidia_devices
 
 TWO = "0, GPU-aa, NVIDIA A100-SXM4-80GB, 81920, 0, 8.0, 550.54.15\n1, GPU-bb, NVIDIA A100-SXM4-80GB, 81920, 900, 8.0, 550.54.15\n"
 
@@ -46,6 +46,8 @@ def test_no_gpu_is_a_cpu() -> None:
         ("a1,b2", "a1"),
         ("login,gpu[1-2]", "login"),
         ("n[3,5]-ib", "n3-ib"),
+        ("rack[1-2]n[3-4]", "rack1n3"),
+        ("n[1-2],m[1-2]", "n1"),
     ],
 )
 def test_first_host(nodes: str, host: str) -> None:
@@ -67,3 +69,20 @@ def test_slurm_step() -> None:
     assert step is not None
     assert not step.is_batch_shell
     assert (step.num_nodes, step.node_rank, step.head_address) == (2, 1, "n1")
+    assert find_slurm_step({**job, "SLURM_GPUS_ON_NODE": "4"}).num_gpus == 4  # type: ignore[union-attr]
+
+
+def test_several_tasks_a_node_are_refused() -> None:
+    step = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_STEP_NODELIST": "n[1-2]",
+    }
+    with pytest.raises(Unsuitable, match=r"8 tasks on 2 nodes.*--ntasks-per-node=1"):
+        find_slurm_step(step)
+
+
+def test_granted_cores_are_a_bound_where_nothing_binds_to_them() -> None:
+    assert count_cores({"SLURM_CPUS_ON_NODE": "1"}) == 1
+    assert count_cores({"SLURM_CPUS_ON_NODE": "100000"}) == count_cores({})

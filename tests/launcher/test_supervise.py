@@ -127,6 +127,36 @@ def test_a_signal_becomes_a_stop_file() -> None:
     assert ending == Ending(75, was_stopped=True)
 
 
+def test_a_batch_shell_names_the_files_that_all_machines_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONECURVE_STOP_FILE", str(tmp_path / "STOP"))
+    monkeypatch.setenv("ONECURVE_STATUS_FILE", str(tmp_path / "status.json"))
+    code = (
+        "import json, os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'STOP')!r}).touch()\n"
+        "while not os.path.exists(os.environ['ONECURVE_STOP_FILE']): time.sleep(0.01)\n"
+        "json.dump({'state': 'preempted', 'exit_code': 75}, open(os.environ['ONECURVE_STATUS_FILE'], 'w'))\n"
+    )
+    assert supervise(Command((sys.executable, "-c", code), {}, 1), None) == Ending(75, was_stopped=True)
+    (tmp_path / "STOP").unlink()
+    ending = supervise(Command((sys.executable, "-c", "raise SystemExit(1)"), {}, 1), None)
+    assert ending.exit_code == 1, "a status that an earlier start has left says nothing of this one"
+
+
+def test_another_machine_waits_for_the_word_of_the_first(tmp_path: Path) -> None:
+    status = tmp_path / "status.json"
+    status.write_text('{"state": "preempted", "exit_code": 75}', encoding="utf-8")  # Of an earlier start.
+    first = f"import json, time; time.sleep(0.5); json.dump({{'state': 'failed', 'exit_code': 3}}, open({str(status)!r}, 'w'))"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {first!r}]); sys.exit(1)"
+    words = (sys.executable, "-c", code, "--machine_rank", "1")
+    assert supervise(Command(words, {}, 2), tmp_path).exit_code == 3
+
+
+def test_another_machine_that_has_finished_does_not_wait(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"state": "running", "exit_code": null}', encoding="utf-8")
+    words = (sys.executable, "-c", "pass", "--machine_rank", "1")
+    assert supervise(Command(words, {}, 2), tmp_path) == Ending(0)
+
+
 def test_the_same_request_twice_is_one_request() -> None:
     code = (
         "import json, os, signal, time\n"

@@ -111,6 +111,33 @@ def test_the_batch_shell_of_several_nodes_is_refused(root: Path) -> None:
         choose_topology(root, node, None, Work(8, 128))
 
 
+@pytest.mark.parametrize("name", ["cpu", "single_gpu"])
+def test_one_process_on_several_nodes_is_refused(root: Path, name: str) -> None:
+    node = machine(1, slurm=SlurmStep("1", 2, 0, "n1", is_batch_shell=False))
+    with pytest.raises(Unsuitable, match="each of which would train the same model alone"):
+        build_topology(root, node, name, None)
+
+
+def test_granted_gpus_that_are_not_seen_are_told(root: Path) -> None:
+    node = machine(0, slurm=SlurmStep("1", 1, 0, "n1", is_batch_shell=False, num_gpus=2))
+    with pytest.raises(Unsuitable, match="granted 2 GPUs on this node, but nvidia-smi shows none"):
+        choose_topology(root, node, None, Work(8, 128))
+    with pytest.raises(Unsuitable, match="granted 2 GPUs on this node, but nvidia-smi shows none"):
+        build_topology(root, node, "fsdp", None)
+    assert build_topology(root, node, "multi_cpu", None).uses_cpu, "who names a CPU topology means it"
+
+
+def test_a_rehearsal_on_several_nodes_has_a_process_on_each(root: Path) -> None:
+    node = machine(0, slurm=SlurmStep("1", 3, 0, "n1", is_batch_shell=False))
+    assert build_topology(root, node, "multi_cpu", None).num_processes == 3
+
+
+def test_two_jobs_on_one_node_meet_on_two_ports(root: Path) -> None:
+    nodes = [machine(2, slurm=SlurmStep(job, 1, 0, "localhost", is_batch_shell=False)) for job in ("101", "102")]
+    ports = [choose_port(node, build_topology(root, node, "multi_gpu", None)) for node in nodes]
+    assert len({*ports, 29500}) == 3
+
+
 def test_a_taken_port_is_avoided(root: Path) -> None:
     topology = build_topology(root, machine(0), "multi_cpu", None)
     with socket.socket() as taken:

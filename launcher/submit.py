@@ -1,0 +1,91 @@
+"""`onecurve submit`: everything that can be wrong is found on the login node, before a job waits for hours to find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launcher.errors import PreflightFailed, UsageError
+from launcher.preflight import check_inputs
+from launcher.slurm import (
+    Request,
+    check_folder,
+    check_submission,
+    note_job,
+    render_comparison,
+    render_sweep,
+    render_training,
+    submit,
+)
+from launcher.sweep import build_runs
+from training.config import load_recipe
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What was sent to Slurm.
+
+    Attributes:
+        job_id: None after a dry run.
+        comparison_id: the job that compares the runs of an array.
+        commands: the sbatch commands, as a shell would take them.
+        runs: run directories, one for each task.
+    """
+
+    job_id: str | None
+    comparison_id: str | None
+    commands: tuple[str, ...]
+    runs: tuple[str, ...]
+
+
+def submit_request(
+    root: Path, request: Request, sweep: Path | None, at_once: int | None, dry_run: bool, say: Callable[[str], None]
+) -> Submitted:
+    """Check the recipe, its files and what Slurm thinks of the resources; then submit, unless it is a dry run.
+
+    Raises:
+        RecipeError: the recipe, or that of a run of the sweep, is wrong.
+        PreflightFailed: model, data or run directory are.
+        UsageError: a value can't be carried to Slurm.
+        Unsuitable: Slurm refuses it, or is not here.
+    """
+    check_folder(Path.cwd())
+    if request.recipe.startswith("-"):
+        request = replace(request, recipe=f"./{request.recipe}")
+    folder = Path(load_recipe(request.recipe, request.overrides).recipe.output_dir)
+    if sweep is None:
+        if at_once is not None:
+            raise UsageError("--at-once: only an --array has tasks")
+        settings = [{**request.overrides, "output_dir": str(folder)}]
+        submission = render_training(root, request, folder.absolute())
+    else:
+        settings = build_runs(request.recipe, sweep, request.overrides)
+        submission = render_sweep(root, request, folder.absolute(), str(sweep), len(settings), at_once)
+    runs = [overrides["output_dir"] for overrides in settings]
+    _check_inputs(request.recipe, settings, say)
+    say(check_submission(submission))
+    is_compared = sweep is not None and len(runs) > 1
+    if dry_run:
+        submissions = [submission, *([render_comparison(root, request, str(sweep), "JOB")] if is_compared else [])]
+        return Submitted(None, None, tuple(each.to_shell() for each in submissions), tuple(runs))
+
+    job_id, comparison_id, submissions = submit(submission), None, [submission]
+    if is_compared:
+        submissions.append(render_comparison(root, request, str(sweep), job_id))
+        comparison_id = submit(submissions[1])
+    note_job(folder, job_id)
+    if sweep is not None:
+        for number, run in enumerate(runs):
+            note_job(Path(run), f"{job_id}_{number}")
+    return Submitted(job_id, comparison_id, tuple(each.to_shell() for each in submissions), tuple(runs))
+
+
+def _check_inputs(recipe: str, settings: list[dict[str, str]], say: Callable[[str], None]) -> None:
+    """Look at the model, the data and the run directory of every run; what several have in common is told once."""
+    findings = [finding for overrides in settings for finding in check_inputs(load_recipe(recipe, overrides).recipe)]
+    for message in dict.fromkeys(finding.message for finding in findings if finding.severity == "warning"):
+        say(f"warning: {message}")
+    errors = list(dict.fromkeys(finding.message for finding in findings if finding.severity == "error"))
+    if errors:
+        raise PreflightFailed(errors)

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# One recipe with many settings: a job array, one run a task, each in a run directory of its own. `onecurve submit RECIPE
+# --array SWEEP.yaml` counts the runs and submits this twice; by hand, for 4 runs, at most 2 of them at once:
+#
+#   sbatch --array 0-3%2 slurm/sweep.sh --config RECIPE.yaml --sweep SWEEP.yaml [--key value ...]
+#   sbatch --dependency afterany:JOB slurm/sweep.sh --config RECIPE.yaml --sweep SWEEP.yaml [--key value ...]
+#
+# The first is the array: each task is slurm/finetune.sh with the settings of its run. The second, without an array,
+# compares the runs. What a sweep file holds: docs/slurm.md.
+#
+#SBATCH --job-name=onecurve
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --time=02:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.out
+
+set -euo pipefail
+
+if [[ -z ${SLURM_JOB_ID-} ]]; then
+    printf 'onecurve: this is a batch script: onecurve submit RECIPE.yaml --array SWEEP.yaml\n' >&2
+    exit 2
+fi
+
+cd "$SLURM_SUBMIT_DIR"
+command -v onecurve >/dev/null || export PATH=$SLURM_SUBMIT_DIR/.venv/bin:$PATH
+if ! onecurve=$(command -v onecurve); then
+    printf 'onecurve: not installed: run make setup, or submit from the project folder or an active environment\n' >&2
+    exit 2
+fi
+
+task=()
+if [[ -n ${SLURM_ARRAY_TASK_ID-} ]]; then
+    task=(--task "$SLURM_ARRAY_TASK_ID")
+fi
+python=${onecurve%/*}/python
+[[ -x $python ]] || python=python3
+mapfile -d '' -t words < <("$python" -m launcher.sweep "${task[@]}" "$@")
+wait "$!" # The exit code of what mapfile has read; this shell ends with it if it is not 0.
+
+# In this shell's place: Slurm's signals go to its process.
+export COLUMNS=${COLUMNS-160}
+exec "${words[@]}"
