@@ -477,24 +477,28 @@ def compare(
 
 @app.command()
 def watch(
-    run: RunArgument,
+    run: Annotated[str, typer.Argument(metavar="RUN|JOB", help="a run directory, or the number of a job of `submit`")],
     every: Annotated[float, typer.Option("--every", min=0.2, help="seconds between looks")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="look once and return")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Follow a run live: curve, rate, time left, memory.
+    """Follow a run live: curve, rate, time left, memory; of a Slurm job also what the queue says.
 
     Reads the run directory only, so one that another machine writes does as well.
     """
-    from launcher.watch import build_view, follow, render
+    from launcher.watch import ask_queue, build_view, find_run_directory, follow, render, wait_for_start
 
+    folder = find_run_directory(run)
+    looks_once = as_json or once or not sys.stdout.isatty()
+    if not wait_for_start(_console(), folder, 0.0 if looks_once else every):
+        return 0
     if as_json:
-        print(json.dumps(asdict(build_view(run))))
-    elif once or not sys.stdout.isatty():
-        _console().print(render(build_view(run)))
+        print(json.dumps(asdict(build_view(folder, ask_queue))))
+    elif looks_once:
+        _console().print(render(build_view(folder, ask_queue)))
     else:
-        follow(_console(), run, every)
+        follow(_console(), folder, every, ask_queue)
     return 0
 
 

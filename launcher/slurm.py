@@ -336,7 +336,7 @@ def _read_job_file(path: Path) -> str | None:
 
 def _read_environment(path: Path) -> str | None:
     try:
-        job_id = json.loads(path.read_text(encoding="utf-8"))["topology"]["slurm_job_id"]
+        job_id = json.loads(path.read_text(encoding="utf-8"))["slurm_job_id"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return job_id if isinstance(job_id, str) and _order(job_id) is not None else None

@@ -80,6 +80,9 @@ def supervise(command: Command, run_directory: Path | None, shows_everything: bo
             "ONECURVE_STATUS_FILE": str(status_file),
             "ONECURVE_STOP_FILE": str(stop.path),
             "ONECURVE_NUM_PROCESSES": str(command.num_processes),
+            # Told to end, torch's agent kills its processes after that time: long enough for a checkpoint. Those that wait
+            # for a dead one end by themselves.
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120"),
         }
         before = _read_version(status_file)
         with stop.listening():

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.errors import NotARun
 from launcher.history import count_seconds, count_steps, is_metric, load_history, pick_main_metrics
 from launcher.machine import GIB
 from launcher.plan_table import format_seconds
+from launcher.slurm import find_job, find_run
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -64,6 +66,44 @@ class View:
     best_loss: float | None
     queue_state: str | None
     losses: list[float] = field(repr=False, default_factory=list)
+
+
+def find_run_directory(target: str) -> Path:
+    """The run directory that a person names, by its path or by the number of the Slurm job that trains in it.
+
+    Raises:
+        NotARun: it is neither.
+    """
+    folder = Path(target) if Path(target).exists() else find_run(target)
+    if folder is None:
+        raise NotARun(f"{target!r} is neither a run directory nor the number of a job that `onecurve submit` has sent")
+    return folder
+
+
+def ask_queue(run: Path) -> str | None:
+    """What Slurm says of the job that trains in a run directory, in a line; None where there is none."""
+    job = find_job(run)
+    return None if job is None else job.describe()
+
+
+def wait_for_start(console: Console, run: Path, every_seconds: float) -> bool:
+    """While its job waits in the queue, a run directory is empty: say so, and wait for the training to begin.
+
+    Args:
+        every_seconds: between looks; 0 looks once.
+
+    Returns:
+        whether it has begun, or there is no job to wait for.
+    """
+    told = None
+    while not (run / "config.yaml").is_file() and (job := find_job(run)) is not None:
+        if job.state != told:
+            console.print(job.describe(), highlight=False, markup=False)
+            told = job.state
+        if job.is_over or not every_seconds:
+            return False
+        time.sleep(every_seconds)
+    return True
 
 
 def build_view(run: Path, queue: Queue | None = None, now: float | None = None) -> View:
@@ -181,7 +221,7 @@ def _describe_surroundings(view: View) -> list[str]:
     if view.num_restarts:
         lines.append(f"started again {'once' if view.num_restarts == 1 else f'{view.num_restarts} times'}")
     if view.queue_state is not None:
-        lines.append(f"in the queue: {view.queue_state}")
+        lines.append(view.queue_state)
     if view.is_stale:
         lines.append(
             f"nothing written for {format_seconds(view.seconds_silent or 0)}: likely killed; onecurve resume goes on"

@@ -197,7 +197,6 @@ def describe_topology(accelerator: Accelerator) -> dict[str, Any]:
         "device": device.type,
         "device_name": _describe_device(device),
         "threads_per_process": torch.get_num_threads(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
 
 

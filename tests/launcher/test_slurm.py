@@ -108,15 +108,15 @@ def test_a_folder_that_sbatch_reads_as_a_pattern_is_refused(folder: str) -> None
 
 def test_the_newest_job_of_a_run_directory(tmp_path: Path) -> None:
     assert find_job_id(tmp_path) is None
-    environment = {"topology": {"slurm_job_id": "9"}}
+    environment = {"slurm_job_id": "9"}
     (tmp_path / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
     assert find_job_id(tmp_path) == "9", "a training that was submitted by hand"
     note_job(tmp_path, "12_3")
     assert find_job_id(tmp_path) == "12_3", "submitted to go on, and not begun yet"
-    environment = {"topology": {"slurm_job_id": "104"}}
+    environment = {"slurm_job_id": "104"}
     (tmp_path / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
     assert find_job_id(tmp_path) == "104"
-    for text in ("{", "[]", '{"topology": {"slurm_job_id": null}}', '{"topology": {"slurm_job_id": "; rm"}}'):
+    for text in ("{", "[]", '{"slurm_job_id": null}', '{"slurm_job_id": "; rm"}'):
         (tmp_path / "environment.json").write_text(text, encoding="utf-8")
         assert find_job_id(tmp_path) == "12_3"
 

@@ -66,7 +66,7 @@ def test_the_queue_is_asked(write_run: Callable[..., Path]) -> None:
     assert view.queue_state == "PENDING a"
     text = io.StringIO()
     Console(file=text, width=80).print(render(view))
-    assert "in the queue: PENDING a" in text.getvalue()
+    assert "PENDING a" in text.getvalue()
 
 
 def test_a_hostile_name_is_only_text(write_run: Callable[..., Path]) -> None:

@@ -32,7 +32,7 @@ WriteRecipe = Callable[..., Path]
 
 def read_curve(run: Path) -> bytes:
     """metrics.jsonl, byte for byte, without what a clock has measured."""
-    return re.sub(rb'"tokens_per_second": [\d.]+', b"", (run / "metrics.jsonl").read_bytes())
+    return re.sub(rb'"(tokens_per_second|peak_memory_bytes)": [\d.]+', b"", (run / "metrics.jsonl").read_bytes())
 
 
 def count_lines(run: Path) -> int:
@@ -88,8 +88,9 @@ def test_one_node_with_odd_names(
     run = folder / odd
     assert train({**recipe, "seed": 7}).exit_code == 0
     assert read_curve(run) == read_curve(Path(recipe["output_dir"])), "the same bits as without Slurm"
-    topology = json.loads((run / "environment.json").read_text(encoding="utf-8"))["topology"]
-    assert (topology["slurm_job_id"], topology["num_processes"]) == (job_id, 1)
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    topology = environment["topology"]
+    assert (environment["slurm_job_id"], topology["num_processes"]) == (job_id, 1)
     assert topology["threads_per_process"] == 1, "as many as cores were granted"
 
 

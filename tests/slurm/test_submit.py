@@ -122,6 +122,9 @@ def test_submitted_watched_and_cancelled(
     waiting = ask(run)
     assert waiting is not None
     assert (waiting["job_id"], waiting["state"], waiting["reason"]) == (job_id, "PENDING", "BeginTime")
+    for target in (run, job_id):
+        watched = onecurve("watch", target)
+        assert (watched.returncode, watched.stdout) == (0, f"Slurm job {job_id}: PENDING (BeginTime)\n"), watched.stderr
     cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
     wait_until(lambda: (run / "metrics.jsonl").exists(), "it trains", 240)
     running = ask(run)
@@ -130,6 +133,9 @@ def test_submitted_watched_and_cancelled(
     assert running["nodes"] in ("node1", "node2")
     assert f"Slurm job {job_id}: RUNNING on node" in running["described"]
     assert running["run"] == str(run)
+    watched = onecurve("watch", job_id)
+    assert f"Slurm job {job_id}: RUNNING on node" in watched.stdout
+    assert "step " in watched.stdout
 
     result = onecurve("cancel", run)
     assert result.returncode == 0, result.stderr
