@@ -21,13 +21,14 @@ from transformers import AutoModelForSequenceClassification
 
 from training.checkpointing import CheckpointWriter
 from training.milestones import Progress
+from training.reporting import quiet_third_parties
 from training.run_directory import RunDirectory
 from training.states import count_state_bytes
 
 MODEL = Path(__file__).parent.parent / "build" / "demo" / "model"
 
 # Long enough for a save beside them to be written.
-STEPS_A_ROUND = 12
+STEPS_A_ROUND = 6
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
+    quiet_third_parties()
     accelerator = Accelerator(cpu=True)
     plain = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=5)
     num_bytes = count_state_bytes(plain)
