@@ -165,6 +165,11 @@ class Recipe(BaseModel):
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = Field(
         42, description="of the split, the order, the new head and dropout"
     )
+    dropout_masks: Literal["bytes", "torch"] = Field(
+        "bytes",
+        description="how a CPU draws dropout: from random bytes, which is much faster, or as torch does; "
+        "other elements are dropped, as likely",
+    )
 
     # Memory and speed: these may change between machines and change nothing that is learned
     per_device_batch_size: Annotated[Integer, Field(ge=1)] = Field(16, description="most examples in one micro-batch")
