@@ -122,7 +122,11 @@ class ByteDropout(torch.nn.Dropout):
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(queries keys^T scale + mask), dropped, times values: the textbook's operations, one after the other."""
+    """softmax(queries keys^T scale + mask), dropped, times values: the textbook's operations, one after the other.
+
+    Queries, keys and values [examples, heads, length, head size] are laid out once for the six matrix products: `matmul`
+    would copy them for each.
+    """
 
     @staticmethod
     def forward(
@@ -134,31 +138,42 @@ class _Attention(torch.autograd.Function):
         scale: float,
         probability: float,
     ) -> torch.Tensor:
-        queries = queries * scale
-        scores = torch.matmul(queries, keys.transpose(-2, -1))
+        shape = queries.shape
+        ctx.scale, ctx.dropout_scale = scale, 1 / (1 - probability)
+        queries = _lay_out(queries, scale)
+        keys, values = _lay_out(keys), _lay_out(values, ctx.dropout_scale if probability else None)
+        scores = torch.bmm(queries, keys.transpose(1, 2))
         if mask is not None:
-            _add_mask(scores, mask)
+            _add_mask(scores.view(*shape[:3], -1), mask)
         weights = torch.softmax(scores, dim=-1)
         kept, dropped = None, weights
-        ctx.scale, ctx.dropout_scale = scale, 1 / (1 - probability)
         if probability:
             kept = draw_kept(weights.numel(), probability).view(weights.shape)
             dropped = keep(weights, kept)
-            values = values * ctx.dropout_scale
         ctx.save_for_backward(queries, keys, values, weights, kept, dropped)
-        return torch.matmul(dropped, values)
+        return torch.bmm(dropped, values).view(*shape[:3], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         queries, keys, values, weights, kept, dropped = ctx.saved_tensors
-        of_values = torch.matmul(dropped.transpose(-2, -1), gradient)
-        of_weights = torch.matmul(gradient, values.transpose(-2, -1))
+        outer = gradient.shape[:2]
+        gradient = _lay_out(gradient)
+        of_values = torch.bmm(dropped.transpose(1, 2), gradient)
+        of_weights = torch.bmm(gradient, values.transpose(1, 2))
         if kept is not None:
             of_values.mul_(ctx.dropout_scale)
             keep(of_weights, kept, out=of_weights)
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_queries = torch.matmul(of_scores, keys).mul_(ctx.scale)
-        return of_queries, torch.matmul(of_scores.transpose(-2, -1), queries), of_values, None, None, None
+        of_queries = torch.bmm(of_scores, keys).mul_(ctx.scale)
+        of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
+        return (*(tensor.unflatten(0, outer) for tensor in (of_queries, of_keys, of_values)), None, None, None)
+
+
+def _lay_out(tensor: torch.Tensor, factor: float | None = None) -> torch.Tensor:
+    """[examples, heads, length, size] as a contiguous [examples x heads, length, size], times a factor, in one pass."""
+    if factor is None:
+        return tensor.contiguous().flatten(0, 1)
+    return torch.mul(tensor, factor, out=torch.empty(tensor.shape, dtype=tensor.dtype)).flatten(0, 1)
 
 
 def _add_mask(scores: torch.Tensor, mask: torch.Tensor) -> None:

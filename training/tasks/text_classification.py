@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.metrics import classification_report, confusion_matrix, multilabel_confusion_matrix
 from transformers import AutoModelForSequenceClassification
 
 from training.config import Recipe, find_nearest
@@ -51,8 +50,10 @@ class TextClassification:
         if self.recipe.label_smoothing_factor and not single:
             raise BadInput("label_smoothing_factor: only single_label_classification has it")
         wanted = self.recipe.metric_for_best_model
+        if wanted is None or wanted.removeprefix("eval_") == "loss":
+            return
         names = ["loss", *metric_names(self.problem_type)]
-        if wanted is not None and wanted.removeprefix("eval_") not in names:
+        if wanted.removeprefix("eval_") not in names:
             nearest = find_nearest(wanted.removeprefix("eval_"), names)
             raise BadInput(
                 f"metric_for_best_model: {wanted} is not measured; there are {', '.join(f'eval_{name}' for name in names)}"
@@ -285,6 +286,8 @@ class TextClassification:
         """
         if self.problem_type == "regression":
             return {}
+        from sklearn.metrics import classification_report, confusion_matrix, multilabel_confusion_matrix
+
         classes = range(self.num_labels)
         report = classification_report(
             labels, predictions, labels=classes, target_names=self.label_names, output_dict=True, zero_division=0
