@@ -3,13 +3,14 @@
 # make test-all the slower tests as well: Slurm, faults, the matrix (under 60 minutes)
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 20 minutes)
+# make bench     speed beside what people would use instead, and start, data, scale (about 20 minutes)
 # make references  the tutorial's three ways and Trainer's fault, measured (about 8 minutes)
 
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-all check lint invariance references
+.PHONY: help setup demo test test-all check lint invariance references bench
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -45,6 +46,13 @@ invariance: build/demo/complete
 
 references: build/demo/complete
 	.venv/bin/python -m benchmarks.references
+
+bench: build/demo/complete
+	.venv/bin/python -m benchmarks.speed
+	.venv/bin/python -m benchmarks.processes
+	.venv/bin/python -m benchmarks.first_step
+	.venv/bin/python -m benchmarks.scale
+	.venv/bin/python -m benchmarks.speed --only none
 
 lint: .venv/complete
 	.venv/bin/ruff check

@@ -88,7 +88,7 @@ def measure(num_examples: int, num_processes: int) -> list[tuple[str, str]]:
         rows += [
             ("examples in a step", f"{batch_size:,}"),
             ("steps of an epoch", f"{order.steps_per_epoch:,}"),
-            *((f"time to start at the {name} step of three epochs", f"{seconds * 1e3:,.0f} ms") for name, seconds in starts.items()),
+            *((f"start at the {name} step of three epochs", f"{took * 1e3:,.0f} ms") for name, took in starts.items()),
             (f"plan of a step, all {num_processes:,} processes", f"{typical * 1e3:,.1f} ms"),
             ("the same where a window begins", f"{worst * 1e3:,.0f} ms"),
             ("micro-batches of a process in a step", str(per_process)),

@@ -268,17 +268,22 @@ def to_table(result: dict[str, Any]) -> list[str]:
     lines = [
         f"## {workload.title}",
         "",
-        "| way | examples/s | e is times as fast | real tokens/s | padding | share of the matrix product | peak memory |",
-        "|---|---|---|---|---|---|---|",
+        "| way | examples/s | e is times as fast | in processor time | real tokens/s | padding | of the matrix product | memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for way, turns in ways.items():
         rates, ours = turns["examples_per_second"], ways["e"]["examples_per_second"]
         ratios = [mine / rate for mine, rate in zip(ours, rates, strict=True)]
+        lean = [
+            mine / rate
+            for mine, rate in zip(ways["e"]["examples_per_cpu_second"], turns["examples_per_cpu_second"], strict=True)
+        ]
         precision = "bfloat16" if way in "cefghi" else "float32"
         share = statistics.median(turns["flops_per_second"]) / peak[precision]
         memory = f"{turns['peak_bytes'] / 2**30:.1f} GiB" if turns["peak_bytes"] else ""
         lines.append(
             f"| {way} {WAYS[way]} | {describe_spread(rates)} | {describe_spread(ratios, 2) if way != 'e' else ''} "
+            f"| {f'{statistics.median(lean):.2f}' if way != 'e' else ''} "
             f"| {statistics.median(turns['tokens_per_second']):,.0f} | {statistics.median(turns['padding']):.1%} "
             f"| {share:.0%} of {precision} | {memory} |"
         )
@@ -329,10 +334,11 @@ def build_page(folder: Path) -> str:
         "",
         "<!-- Written by benchmarks/speed.py. What was tried, and what did not help: NOTES.md. -->",
         "",
-        f"`make bench` on {machine['date']}: {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; {versions}.",
+        f"`make bench` on {machine['date']}: {machine['processor']}, {machine['cores']} cores; {versions}.",
         "Ratios are taken within a round of one run, and hold for this machine. Medians, with the lowest and highest round.",
-        f"Short texts are {describe_short_texts()}. All ways have `OMP_NUM_THREADS={machine['threads']}`, `OMP_WAIT_POLICY=PASSIVE`",
-        "and the allocator settings that `onecurve run` gives (`MALLOC_MMAP_THRESHOLD_` and two more), unless the row says so.",
+        f"Short texts are {describe_short_texts()}. All ways have `OMP_NUM_THREADS={machine['threads']}`,",
+        "`OMP_WAIT_POLICY=PASSIVE` and the allocator settings that `onecurve run` gives (`MALLOC_MMAP_THRESHOLD_` and two",
+        "more), unless the row says so. The ratio of processor time is less sensitive to what else the machine does.",
         "FLOP/s count real tokens only, so padding lowers the share.",
         "",
     ]
@@ -346,7 +352,8 @@ def build_page(folder: Path) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join((*TABLES, "accuracy")), help="tables, with commas between")
+    tables = ",".join((*TABLES, "accuracy"))
+    parser.add_argument("--only", default=tables, help="tables, with commas between; none writes the page anew")
     parser.add_argument("--ways", help="letters of the ways; all of the table by default")
     parser.add_argument("--quick", action="store_true", help="a minute with a tiny model; writes nothing")
     parser.add_argument("--print", action="store_true", help="print the tables and write nothing")
@@ -358,6 +365,9 @@ def main(arguments: Sequence[str]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = FOLDER / "results"
     folder.mkdir(parents=True, exist_ok=True)
+    if options.only == "none":
+        PAGE.write_text(build_page(folder), encoding="utf-8")
+        return
     for name in ["quick"] if options.quick else options.only.split(","):
         workload = WORKLOADS[name]
         if name == "accuracy":

@@ -230,6 +230,7 @@ def test_a_named_attention_is_kept_and_rare_dropout_is_torchs() -> None:
     assert not cpu_dropout.install(AutoModelForSequenceClassification.from_config(rare), make_recipe())
 
 
+Launch = Callable[..., Any]
 Train = Callable[..., Any]
 
 
@@ -250,3 +251,47 @@ def test_the_recipe_chooses_the_masks(train: Train, recipe: dict[str, Any], tmp_
     assert [run.exit_code for run in (*runs.values(), again)] == [0, 0, 0]
     assert runs["bytes"].losses != runs["torch"].losses
     assert runs["bytes"].losses == again.losses
+
+
+# Relative, on each of 50 steps. bf16 keeps 8 bits: sums cut elsewhere round by 2^-9 in each layer, and training carries it on.
+MAX_BF16_LOSS_DEVIATION = 2e-2
+
+
+def deviation(run: Any, reference: Any) -> float:
+    assert len(run.losses) == len(reference.losses)
+    return max(abs(mine / theirs - 1) for mine, theirs in zip(run.losses, reference.losses, strict=True))
+
+
+def test_bf16_losses_agree_whatever_the_micro_batch(train: Train, recipe: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**recipe, "mixed_precision": "bf16", "max_train_steps": 50}
+    cuts: dict[str, dict[str, Any]] = {
+        "whole": {"per_device_batch_size": 16},
+        "threes": {"per_device_batch_size": 3},
+        "tokens": {"per_device_batch_size": 16, "per_device_batch_tokens": 256},
+    }
+    runs = {name: train({**settings, **cut, "output_dir": str(tmp_path / name)}) for name, cut in cuts.items()}
+    assert [run.exit_code for run in runs.values()] == [0, 0, 0]
+    found = [deviation(runs[name], runs["whole"]) for name in ("threes", "tokens")]
+    assert 0 < max(found) < MAX_BF16_LOSS_DEVIATION, found
+
+
+@pytest.mark.slow
+def test_bf16_losses_agree_on_two_processes(
+    train: Train, launch: Launch, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**recipe, "mixed_precision": "bf16", "max_train_steps": 50, "per_device_batch_size": 16}
+    alone = train({**settings, "output_dir": str(tmp_path / "alone")})
+    both = launch({**settings, "output_dir": str(tmp_path / "both")}, topology="multi_cpu", num_processes=2)
+    assert (alone.exit_code, both.exit_code) == (0, 0), both.stderr
+    assert deviation(both, alone) < MAX_BF16_LOSS_DEVIATION
+
+
+def test_a_resumed_run_draws_the_masks_that_it_would_have_drawn(
+    train: Train, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**recipe, "dropout": 0.1, "mixed_precision": "bf16", "max_train_steps": 6, "checkpointing_steps": 3}
+    whole = train({**settings, "output_dir": str(tmp_path / "whole")})
+    checkpoint = tmp_path / "whole" / "checkpoints" / "step_00000003"
+    resumed = train({**settings, "output_dir": str(tmp_path / "resumed"), "resume": str(checkpoint)})
+    assert (whole.exit_code, resumed.exit_code) == (0, 0)
+    assert resumed.losses == whole.losses[3:]
