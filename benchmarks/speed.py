@@ -22,12 +22,21 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.speed_data import FOLDER, PREFIX, ROOT, WORKLOADS, Workload, build_workload, describe_short_texts
+from benchmarks.speed_data import (
+    FOLDER,
+    PREFIX,
+    ROOT,
+    WORKLOADS,
+    Workload,
+    build_workload,
+    count_tokens,
+    describe_short_texts,
+)
 from launcher.command import GLIBC_ALLOCATOR
 
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
@@ -110,11 +119,15 @@ class Turns:
     examples_per_cpu_second: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
-    def add(self, turn: dict[str, Any], shape: tuple[int, int, int]) -> None:
-        """Add a turn; `shape` as `read_shape` gives it."""
+    def add(self, turn: dict[str, Any], shape: tuple[int, int, int], mean_length: float) -> None:
+        """Add a turn; `shape` as `read_shape` gives it.
+
+        Ways see other texts in the few steps of a turn, some of them sorted by length: what they have in common is
+        tokens. An "example" is as many of these as a text of the data has on average.
+        """
         lengths, seconds = turn["lengths"], turn["seconds"]
-        self.examples_per_second.append(len(lengths) / seconds)
-        self.examples_per_cpu_second.append(len(lengths) / turn["cpu_seconds"])
+        self.examples_per_second.append(sum(lengths) / mean_length / seconds)
+        self.examples_per_cpu_second.append(sum(lengths) / mean_length / turn["cpu_seconds"])
         self.tokens_per_second.append(sum(lengths) / seconds)
         self.flops_per_second.append(count_flops(lengths, shape) / seconds)
         self.padding.append(1 - sum(lengths) / turn["padded"])
@@ -185,6 +198,8 @@ def measure(workload: Workload, ways: str, flags: Sequence[str], lock: Lock) -> 
     """Let the ways take their turns, after one that doesn't count."""
     settings = build_workload(workload)
     shape = read_shape(settings["model_name_or_path"])
+    texts = [json.loads(line)["text"] for line in Path(settings["train_file"]).read_text(encoding="utf-8").splitlines()]
+    mean_length = statistics.mean(count_tokens(texts))
     workers = start_workers(ways, workload, flags)
     turns = {way: Turns() for way in ways}
     peaks: list[dict[str, Any]] = []
@@ -194,12 +209,10 @@ def measure(workload: Workload, ways: str, flags: Sequence[str], lock: Lock) -> 
                 if way == "f":
                     turn = workers["e"].ask(do="floor")
                 else:
-                    num_steps = workload.pool // workload.train_batch_size
-                    if way == "a" or not number:
-                        num_steps = 1
+                    num_steps = 1 if way == "a" or not number else workload.steps
                     turn = workers[way].ask(do="train", steps=num_steps)
                 if number:
-                    turns[way].add(turn, shape)
+                    turns[way].add(turn, shape, mean_length)
             if number:
                 peaks.append(workers["e"].ask(do="peak"))
         print(f"{workload.name}: round {number} of {workload.rounds}", file=sys.stderr, flush=True)
@@ -268,7 +281,7 @@ def to_table(result: dict[str, Any]) -> list[str]:
     lines = [
         f"## {workload.title}",
         "",
-        "| way | examples/s | e is times as fast | in processor time | real tokens/s | padding | of the matrix product | memory |",
+        "| way | examples/s | e is times as fast | in processor time | real tokens/s | padding | of the peak | memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for way, turns in ways.items():
@@ -339,7 +352,7 @@ def build_page(folder: Path) -> str:
         f"Short texts are {describe_short_texts()}. All ways have `OMP_NUM_THREADS={machine['threads']}`,",
         "`OMP_WAIT_POLICY=PASSIVE` and the allocator settings that `onecurve run` gives (`MALLOC_MMAP_THRESHOLD_` and two",
         "more), unless the row says so. The ratio of processor time is less sensitive to what else the machine does.",
-        "FLOP/s count real tokens only, so padding lowers the share.",
+        "FLOP/s count real tokens only, so padding lowers the share. Of examples/s, an example has the mean length of the data.",
         "",
     ]
     for name, result in results.items():
@@ -355,6 +368,7 @@ def main(arguments: Sequence[str]) -> None:
     tables = ",".join((*TABLES, "accuracy"))
     parser.add_argument("--only", default=tables, help="tables, with commas between; none writes the page anew")
     parser.add_argument("--ways", help="letters of the ways; all of the table by default")
+    parser.add_argument("--rounds", type=int, help="turns of each way; the table's own by default")
     parser.add_argument("--quick", action="store_true", help="a minute with a tiny model; writes nothing")
     parser.add_argument("--print", action="store_true", help="print the tables and write nothing")
     parser.add_argument("--lock", type=Path, help="a file whose lock is held during each round")
@@ -370,6 +384,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     for name in ["quick"] if options.quick else options.only.split(","):
         workload = WORKLOADS[name]
+        workload = replace(workload, rounds=options.rounds or workload.rounds)
         if name == "accuracy":
             result = measure_accuracy(workload, lock)
         else:

@@ -54,7 +54,7 @@ def test_a_turn_becomes_rates_and_ratios() -> None:
                 "padded": 50,
                 "waited": 0.01,
             }
-            turns[way].add(turn, (1000, 1, 10))
+            turns[way].add(turn, (1000, 1, 10), 20.0)
     peaks = [{"bfloat16": 4e6, "float32": 1e6}] * 2
     table = to_table({"workload": "quick", "ways": {way: vars(found) for way, found in turns.items()}, "peaks": peaks})
     row = next(line for line in table if line.startswith("| a "))
