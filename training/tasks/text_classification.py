@@ -194,6 +194,17 @@ class TextClassification:
     def tokenize(self, tokenizer: Any, columns: Mapping[str, list[str]]) -> dict[str, list[list[int]]]:
         """Tokens of a batch of rows, cut to `max_length`, not padded."""
         texts = [columns[name] for name in self.text_columns]
+        names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None and set(names) <= {"input_ids", "token_type_ids"}:
+            # What transformers does in its call, without the offsets and masks that nobody reads.
+            backend.no_padding()
+            backend.enable_truncation(self.recipe.max_length, direction=tokenizer.truncation_side)
+            encodings = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
+            found = {"input_ids": [encoding.ids for encoding in encodings]}
+            if "token_type_ids" in names:
+                found["token_type_ids"] = [encoding.type_ids for encoding in encodings]
+            return found
         encoded = tokenizer(*texts, truncation=True, max_length=self.recipe.max_length, padding=False)
         # The mask of an unpadded text is all ones; the collator makes it again.
         return {name: values for name, values in encoded.items() if name != "attention_mask"}
