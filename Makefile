@@ -4,13 +4,14 @@
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 20 minutes)
 # make soak     a hundred random kills, and a curve that shows none of them (about 20 minutes)
+# make bench     speed beside what people would use instead, and start, data, scale (about 20 minutes)
 # make references  the tutorial's three ways and Trainer's fault, measured (about 8 minutes)
 
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-all check lint invariance soak references
+.PHONY: help setup demo test test-all check lint invariance soak references bench
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,6 +33,10 @@ build/demo/complete: .venv/complete training/recipes/build_demo.py
 demo: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 # Threads that sleep while they wait: on a machine with other work, spinning ones take four times as long.
 demo: export OMP_WAIT_POLICY ?= PASSIVE
+# Large blocks of memory are kept and not fetched anew in each step (docs/speed.md).
+demo: export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
+demo: export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+demo: export MALLOC_TOP_PAD_ ?= 268435456
 demo: build/demo/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/demo.yaml
 
@@ -49,6 +54,13 @@ soak: build/demo/complete
 
 references: build/demo/complete
 	.venv/bin/python -m benchmarks.references
+
+bench: build/demo/complete
+	.venv/bin/python -m benchmarks.speed
+	.venv/bin/python -m benchmarks.processes
+	.venv/bin/python -m benchmarks.first_step
+	.venv/bin/python -m benchmarks.scale
+	.venv/bin/python -m benchmarks.speed --only none
 
 lint: .venv/complete
 	.venv/bin/ruff check

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from training import memory, optimization, strategy
+from training import cpu_dropout, memory, optimization, strategy
 from training.checkpointing import CheckpointWriter, check_room
 from training.config import Recipe, ResolvedRecipe
 from training.data import PreparedData, Split, build_loader, prepare_data
@@ -83,6 +83,8 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     if start is not None and start.checkpoint is not None:
         load_weights(start.checkpoint, model)
     accelerator = strategy.build_accelerator(recipe, model)
+    if accelerator.device.type == "cpu":
+        cpu_dropout.install(model, recipe)
 
     # The plan: which examples make up each step, the same on every topology, and who takes which.
     progress = start.progress if start else Progress()

@@ -156,7 +156,7 @@ class Recipe(BaseModel):
     adam_beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(0.999, description="decay of AdamW's second moment")
     adam_epsilon: Annotated[Number, Field(gt=0)] = Field(1e-8, description="AdamW's epsilon")
     length_window: Annotated[Integer, Field(ge=1)] = Field(
-        32,
+        64,
         description="global batches among which shuffled examples of near-equal length meet; 1 is plain random order",
     )
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_to_precision)] = Field(
@@ -164,6 +164,11 @@ class Recipe(BaseModel):
     )
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = Field(
         42, description="of the split, the order, the new head and dropout"
+    )
+    dropout_masks: Literal["bytes", "torch"] = Field(
+        "bytes",
+        description="how a CPU draws dropout: from random bytes, which is much faster, or as torch does; "
+        "other elements are dropped, as likely",
     )
 
     # Memory and speed: these may change between machines and change nothing that is learned

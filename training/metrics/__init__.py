@@ -5,26 +5,20 @@ Each is an `evaluate.Metric`, fed by `add_batch` and computed by scikit-learn or
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evaluate import Metric
+if TYPE_CHECKING:
+    from evaluate import Metric
 
-from training.metrics.classification import Accuracy, MatthewsCorrelation, PrecisionRecallF1
-from training.metrics.regression import Correlation, Error
-
-__all__ = [
-    "Accuracy",
-    "Correlation",
-    "Error",
-    "MatthewsCorrelation",
-    "PrecisionRecallF1",
-    "build_metrics",
-    "metric_names",
-]
+__all__ = ["build_metrics", "metric_names"]
 
 
 def build_metrics(problem_type: str, num_labels: int) -> list[Metric]:
     """The metrics of a kind of label. They keep their batches in memory: no cache file, no lock between runs."""
+    # Here, because SciPy and scikit-learn take a second to import, and no step needs them before the first evaluation.
+    from training.metrics.classification import Accuracy, MatthewsCorrelation, PrecisionRecallF1
+    from training.metrics.regression import Correlation, Error
+
     if problem_type == "regression":
         kinds: list[type[Metric]] = [Error, Correlation]
     elif problem_type == "multi_label_classification":

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.metrics import classification_report, confusion_matrix, multilabel_confusion_matrix
 from transformers import AutoModelForSequenceClassification
 
 from training.config import Recipe, find_nearest
@@ -51,8 +50,10 @@ class TextClassification:
         if self.recipe.label_smoothing_factor and not single:
             raise BadInput("label_smoothing_factor: only single_label_classification has it")
         wanted = self.recipe.metric_for_best_model
+        if wanted is None or wanted.removeprefix("eval_") == "loss":
+            return
         names = ["loss", *metric_names(self.problem_type)]
-        if wanted is not None and wanted.removeprefix("eval_") not in names:
+        if wanted.removeprefix("eval_") not in names:
             nearest = find_nearest(wanted.removeprefix("eval_"), names)
             raise BadInput(
                 f"metric_for_best_model: {wanted} is not measured; there are {', '.join(f'eval_{name}' for name in names)}"
@@ -193,6 +194,17 @@ class TextClassification:
     def tokenize(self, tokenizer: Any, columns: Mapping[str, list[str]]) -> dict[str, list[list[int]]]:
         """Tokens of a batch of rows, cut to `max_length`, not padded."""
         texts = [columns[name] for name in self.text_columns]
+        names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None and set(names) <= {"input_ids", "token_type_ids"}:
+            # What transformers does in its call, without the offsets and masks that nobody reads.
+            backend.no_padding()
+            backend.enable_truncation(self.recipe.max_length, direction=tokenizer.truncation_side)
+            encodings = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
+            found = {"input_ids": [encoding.ids for encoding in encodings]}
+            if "token_type_ids" in names:
+                found["token_type_ids"] = [encoding.type_ids for encoding in encodings]
+            return found
         encoded = tokenizer(*texts, truncation=True, max_length=self.recipe.max_length, padding=False)
         # The mask of an unpadded text is all ones; the collator makes it again.
         return {name: values for name, values in encoded.items() if name != "attention_mask"}
@@ -285,6 +297,8 @@ class TextClassification:
         """
         if self.problem_type == "regression":
             return {}
+        from sklearn.metrics import classification_report, confusion_matrix, multilabel_confusion_matrix
+
         classes = range(self.num_labels)
         report = classification_report(
             labels, predictions, labels=classes, target_names=self.label_names, output_dict=True, zero_division=0

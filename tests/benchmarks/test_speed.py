@@ -1,0 +1,97 @@
+"""The benchmark of speed runs from end to end, and its arithmetic is right."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import scale
+from benchmarks.speed import WAYS, Turns, count_flops, read_shape, to_table
+from tests.conftest import ROOT
+
+
+def run_benchmark(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
+def test_flops_are_those_of_the_matrix_products(demo: Path) -> None:
+    """Against PyTorch's own counter, on the real model; the head's few and the embeddings are not counted by us."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import BertModel
+
+    model = BertModel.from_pretrained(demo / "model", add_pooling_layer=False, attn_implementation="eager")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.ones(3, 40, dtype=torch.long)).last_hidden_state.sum().backward()
+    ours = count_flops([40, 40, 40], read_shape(str(demo / "model")))
+    # The first layer's input needs no gradient in our model either, but the counter's embeddings do.
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_a_turn_becomes_rates_and_ratios() -> None:
+    turns = {way: Turns() for way in "aef"}
+    for seconds, way in ((4.0, "a"), (1.0, "e"), (0.9, "f")):
+        for factor in (1, 2):
+            turn = {
+                "seconds": seconds * factor,
+                "cpu_seconds": seconds,
+                "lengths": [30, 10],
+                "padded": 50,
+                "waited": 0.01,
+            }
+            turns[way].add(turn, (1000, 1, 10), 20.0)
+    peaks = [{"bfloat16": 4e6, "float32": 1e6}] * 2
+    table = to_table({"workload": "quick", "ways": {way: vars(found) for way, found in turns.items()}, "peaks": peaks})
+    row = next(line for line in table if line.startswith("| a "))
+    assert "| 4.00 (4.00 to 4.00) |" in row, "e is four times as fast in every round"
+    assert "| 20.0% |" in row, "ten of fifty tokens are padding"
+    assert any(line.startswith("e against the floor: -10.0%") for line in table)
+
+
+@pytest.mark.slow
+def test_every_way_takes_its_turn() -> None:
+    result = run_benchmark("speed", ["--quick"])
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"^\| ([a-f]) ", result.stdout, re.MULTILINE)
+    assert rows == list("abcdef")
+    assert set(rows) < set(WAYS)
+
+
+@pytest.mark.slow
+def test_utilization_is_measured_on_a_tiny_model() -> None:
+    result = run_benchmark("mfu", ["--model", "tiny", "--device", "cpu"])
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"MFU \d+\.\d .*tokens/s", result.stdout)) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it measures")
+def test_without_a_gpu_it_says_so() -> None:
+    result = run_benchmark("mfu", ["--model", "bert-large", "--device", "cuda"])
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("benchmarks.mfu: no GPU here")
+
+
+def test_the_plan_is_measured_on_lengths_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "FOLDER", tmp_path)
+    rows = dict(scale.measure(200_000, 64))
+    assert rows["examples in a step"] == "1,024"
+    assert rows["micro-batches of a process in a step"] == "1"
+    assert float(rows["padding"].rstrip("%")) < 3
+    lengths = scale.write_lengths(tmp_path / "lengths.npy", 1000)
+    assert isinstance(lengths, np.memmap)
+    assert (lengths.min(), lengths.max()) >= (1, 500)
