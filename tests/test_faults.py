@@ -72,6 +72,18 @@ def test_a_kill_ends_the_others_and_loses_nothing(
     assert (again.path / final).read_bytes() == (whole.path / final).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_rank_whose_launcher_ends_of_its_signal_saves_and_stops(recipe: Settings, jobs: list[Job]) -> None:
+    job = Job({**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 500, "eval_steps": 20})
+    jobs.append(job)
+    job.wait_for_step(20)
+    job.process.terminate()  # `accelerate launch` of one process dies of it, and leaves its child behind.
+    assert job.wait_for_end() < 30
+    status = read_status(job.path)
+    assert status["exit_code"] == 75
+    assert list_checkpoints(job.path) == [f"step_{status['step']:08d}"]
+
+
 def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: list[Job]) -> None:
     settings = {**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 500}
     job = Job(settings)

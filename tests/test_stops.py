@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import ROOT, Launch, Run, to_flags
 from tests.jobs import without_time
+from training.tasks import TextClassification
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -127,9 +128,11 @@ def test_resume_names_a_checkpoint_of_the_same_recipe(
     assert resumed.losses == whole.losses[20:]
 
 
-def start(settings: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    settings: Mapping[str, Any], environment: Mapping[str, str] | None = None, script: str = "training/run.py"
+) -> subprocess.Popen[str]:
     """One training as a process of its own, without a launcher."""
-    command = [sys.executable, "training/run.py", *to_flags(settings)]
+    command = [sys.executable, script, *to_flags(settings)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -173,6 +176,82 @@ def test_a_stop_writes_a_checkpoint_and_the_next_start_goes_on(
     assert resumed.exit_code == 0, resumed.stderr
     assert without_time(resumed.lines) == without_time(whole.lines)
     assert final_weights(resumed) == final_weights(whole)
+
+
+def test_stopped_between_epochs_in_two_evaluations_in_a_row(
+    recipe: Settings, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = 13  # 203 examples, 16 a step.
+    settings = {**recipe, **LONG, "max_train_steps": 3 * epoch, "eval_steps": epoch, "checkpointing_steps": 1000}
+    whole = train({**settings, "output_dir": str(tmp_path / "whole")})
+    predict, stop = TextClassification.predict, Path(recipe["output_dir"]) / "STOP"
+
+    def predict_once(task: TextClassification, logits: Any) -> Any:
+        stop.touch()
+        return predict(task, logits)
+
+    for evaluation in (1, 1, 2):  # The first one twice: the next start makes it again, and is stopped again.
+        with monkeypatch.context() as patch:
+            patch.setattr(TextClassification, "predict", predict_once)
+            if evaluation == 2:  # Let the first evaluation pass.
+                patch.setattr(TextClassification, "predict", predict_after(61, predict, stop))
+            stopped = train(settings)
+        assert stopped.exit_code == 75, stopped.stderr
+        assert stopped.read("status.json")["step"] == evaluation * epoch
+        assert [line["step"] for line in stopped.evaluations] == [epoch] * (evaluation - 1)
+    resumed = train(settings)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert without_time(resumed.lines) == without_time(whole.lines)
+    assert final_weights(resumed) == final_weights(whole)
+
+
+def predict_after(num_examples: int, predict: Any, stop: Path) -> Any:
+    """Ask for a stop in the evaluation after the one of so many examples."""
+    seen = 0
+
+    def predict_and_count(task: TextClassification, logits: Any) -> Any:
+        nonlocal seen
+        if seen >= num_examples:
+            stop.touch()
+        seen += len(logits)
+        return predict(task, logits)
+
+    return predict_and_count
+
+
+STUCK = """
+import os, sys, threading
+from training import run
+from training.faults import report_outcome
+from training.tasks import TextClassification
+
+def hang(self, model, batch):
+    print("stuck", flush=True)
+    while True:
+        threading.Event().wait(0.1)
+
+TextClassification.loss_sum = hang
+code = report_outcome(run.main, sys.argv[1:])
+os._exit(code)
+"""
+
+
+def test_a_second_interrupt_ends_at_once(recipe: Settings, tmp_path: Path) -> None:
+    script = tmp_path / "stuck.py"
+    script.write_text(STUCK)
+    process = start(recipe, script=str(script))
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) != "stuck\n":
+        assert line, "it ended"
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert stderr == (
+        "onecurve: ended at once, as asked; what was done after the last checkpoint is lost. Start it again to go on\n"
+    )
 
 
 @pytest.mark.slow

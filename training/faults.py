@@ -157,6 +157,12 @@ def report_outcome(main: Callable[[Sequence[str], Outcome], None], arguments: Se
         else:
             _wait_for_main()
         return exit_code
+    except KeyboardInterrupt:
+        message = "ended at once, as asked; what was done after the last checkpoint is lost. Start it again to go on"
+        _tell_safely(outcome, "failed", 1, message)
+        if is_main_process():
+            print(f"onecurve: {message}", file=sys.stderr, flush=True)
+        return 1
     except Exception as error:
         explanation = _explain(error)
         _tell_safely(outcome, "failed", 1, explanation or f"{type(error).__name__}: {error}")
