@@ -166,7 +166,8 @@ class _Attention(torch.autograd.Function):
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_queries = torch.bmm(of_scores, keys).mul_(ctx.scale)
         of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
-        return (*(tensor.unflatten(0, outer) for tensor in (of_queries, of_keys, of_values)), None, None, None)
+        inputs = (tensor.view(*outer, *tensor.shape[1:]) for tensor in (of_queries, of_keys, of_values))
+        return (*inputs, None, None, None)
 
 
 def _lay_out(tensor: torch.Tensor, factor: float | None = None) -> torch.Tensor:

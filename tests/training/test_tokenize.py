@@ -20,7 +20,8 @@ TEXTS = ["One.", "A text of several words, with a comma; and more of them.", "na
 @pytest.mark.parametrize("max_length", [8, 128])
 def test_tokens_are_those_of_the_tokenizers_call(demo: Path, pair: str | None, side: str, max_length: int) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(DEMO / "model", truncation_side=side)
-    recipe = Recipe(model_name_or_path="none", train_file=("none",), text_pair_column=pair, max_length=max_length)
+    settings: dict[str, Any] = {"text_pair_column": pair, "max_length": max_length}
+    recipe = Recipe(model_name_or_path="none", train_file=("none",), **settings)
     columns = {"text": TEXTS, **({"second": TEXTS[::-1]} if pair else {})}
     found = build_task(recipe).tokenize(tokenizer, columns)
     expected = tokenizer(*columns.values(), truncation=True, max_length=max_length, padding=False)
