@@ -170,7 +170,16 @@ def launch() -> Launch:
         ]
         if num_processes is not None:
             command += ["--num_processes", str(num_processes)]
-        command += ["--mixed_precision", "no", *launcher_options, "training/run.py", *to_flags(settings)]
+        # Port 0: any that is free, as other trainings may run beside the tests.
+        command += [
+            "--main_process_port",
+            "0",
+            "--mixed_precision",
+            "no",
+            *launcher_options,
+            "training/run.py",
+            *to_flags(settings),
+        ]
         # One thread each: two processes with two threads on two cores wait for each other.
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(environment or {})}
         result = subprocess.run(

@@ -31,7 +31,7 @@ class Job:
         self.path = Path(str(settings["output_dir"]))
         self._script = script
         launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{topology}.yaml"]
-        options = ["--num_processes", str(num_processes), "--mixed_precision", "no"]
+        options = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", "0"]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._output = self.path.with_name(f"{self.path.name}.output")
         with self._output.open("w") as output:

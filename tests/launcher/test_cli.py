@@ -109,7 +109,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["plan", "RECIPE", "--model_name_or_path", "someone/model"], "no config.json for 'someone/model'"),
     (["compare", "docs"], "give two run directories or more"),
     (["compare", "docs", "tests"], "holds no config.yaml, so no training has been there"),
-    (["watch", "nowhere"], "'nowhere' is no folder"),
+    (["watch", "nowhere"], "'nowhere' is neither a run directory"),
     (["report", "docs"], "holds no config.yaml"),
     (["resume", "docs"], "holds no config.yaml"),
     (["predict", "docs", "--input", "a.csv", "--output", "b.csv"], "holds no config.yaml"),
