@@ -158,7 +158,11 @@ def to_markdown(starts: Sequence[tuple[str, list[float]]], rates: dict[str, list
     ]
     lines += [f"| {name} | {describe_spread(seconds)} | {ratios(seconds, base)} |" for name, seconds in starts]
     fastest = next(iter(rates.values()))
-    lines += ["", "The line of a step is written two steps late, so the last row holds three steps, of one text each.", ""]
+    lines += [
+        "",
+        "The line of a step is written two steps late, so the last row holds three steps, of one text each.",
+        "",
+    ]
     lines += ["## Tokenizing", "", "| way | million tokens/s | of the bare tokenizer |", "|---|---|---|"]
     lines += [
         f"| {name} | {describe_spread([rate / 1e6 for rate in found], 2)} | {ratios(found, fastest)} |"
