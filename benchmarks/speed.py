@@ -301,7 +301,10 @@ def to_table(result: dict[str, Any]) -> list[str]:
             f"| {share:.0%} of {precision} | {memory} |"
         )
     overheads = (
-        [e / f - 1 for f, e in zip(ways["e"]["examples_per_second"], ways["f"]["examples_per_second"], strict=True)]
+        [
+            floor / ours - 1
+            for ours, floor in zip(ways["e"]["examples_per_second"], ways["f"]["examples_per_second"], strict=True)
+        ]
         if "f" in ways
         else []
     )

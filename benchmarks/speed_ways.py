@@ -62,6 +62,7 @@ class Gate:
         self._validation = validation
         self._tokenizer = tokenizer
         self._steps_left = 0
+        self._is_cold = False
         self.answers: dict[str, Callable[[], dict[str, Any]]] = {
             "peak": measure_peak,
             "accuracy": self.measure_accuracy,
@@ -77,6 +78,9 @@ class Gate:
     def after_step(self) -> None:
         """Called by the loop when a step is made, and once before the first."""
         self._steps_left -= 1
+        if self._is_cold:
+            self._is_cold = False
+            self._begin()
         if self._steps_left > 0:
             return
         if self._steps_left == 0:
@@ -97,14 +101,20 @@ class Gate:
         for line in sys.stdin:
             wanted = json.loads(line)
             if wanted["do"] == "train":
-                self._steps_left = wanted["steps"]
-                self._lengths: list[torch.Tensor] = []
-                self._num_padded = 0
-                self._started, self._cpu_started = time.perf_counter(), time.process_time()
+                # While others had their turn, caches and memory were theirs: the first step gets them back.
+                self._steps_left, self._is_cold = wanted["steps"] + 1, True
+                self._begin()
                 return
             answer(self.answers[wanted["do"]]())
         sys.stdout.flush()
         os._exit(0)
+
+    def _begin(self) -> None:
+        _synchronize()
+        self._lengths: list[torch.Tensor] = []
+        self._num_padded = 0
+        self.extra()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
     def measure_accuracy(self) -> dict[str, Any]:
         """Accuracy on the validation texts, measured alike for everyone."""

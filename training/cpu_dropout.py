@@ -156,7 +156,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         queries, keys, values, weights, kept, dropped = ctx.saved_tensors
-        outer = gradient.shape[:2]
+        outer = gradient.shape[:2]  # Examples and heads.
         gradient = _lay_out(gradient)
         of_values = torch.bmm(dropped.transpose(1, 2), gradient)
         of_weights = torch.bmm(gradient, values.transpose(1, 2))
@@ -166,8 +166,12 @@ class _Attention(torch.autograd.Function):
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_queries = torch.bmm(of_scores, keys).mul_(ctx.scale)
         of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
-        inputs = (tensor.view(*outer, *tensor.shape[1:]) for tensor in (of_queries, of_keys, of_values))
-        return (*inputs, None, None, None)
+        return (
+            *(tensor.view(*outer, *tensor.shape[1:]) for tensor in (of_queries, of_keys, of_values)),
+            None,
+            None,
+            None,
+        )
 
 
 def _lay_out(tensor: torch.Tensor, factor: float | None = None) -> torch.Tensor:

@@ -60,7 +60,7 @@ def test_a_turn_becomes_rates_and_ratios() -> None:
     row = next(line for line in table if line.startswith("| a "))
     assert "| 4.00 (4.00 to 4.00) |" in row, "e is four times as fast in every round"
     assert "| 20.0% |" in row, "ten of fifty tokens are padding"
-    assert any(line.startswith("e against the floor: -10.0%") for line in table)
+    assert any(line.startswith("e against the floor: +11.1%") for line in table)
 
 
 @pytest.mark.slow

@@ -259,7 +259,7 @@ MAX_BF16_LOSS_DEVIATION = 2e-2
 
 def deviation(run: Any, reference: Any) -> float:
     assert len(run.losses) == len(reference.losses)
-    return max(abs(float(mine / theirs) - 1) for mine, theirs in zip(run.losses, reference.losses, strict=True))
+    return max(abs(float(mine) / float(theirs) - 1) for mine, theirs in zip(run.losses, reference.losses, strict=True))
 
 
 def test_bf16_losses_agree_whatever_the_micro_batch(train: Train, recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.conftest import DEMO
-from training.config import Recipe
+from training.config import load_recipe
 from training.tasks import build_task
 
 TEXTS = ["One.", "A text of several words, with a comma; and more of them.", "naïve café 東京 🙂 " * 20, "x " * 300]
@@ -20,8 +20,8 @@ TEXTS = ["One.", "A text of several words, with a comma; and more of them.", "na
 @pytest.mark.parametrize("max_length", [8, 128])
 def test_tokens_are_those_of_the_tokenizers_call(demo: Path, pair: str | None, side: str, max_length: int) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(DEMO / "model", truncation_side=side)
-    settings: dict[str, Any] = {"text_pair_column": pair, "max_length": max_length}
-    recipe = Recipe(model_name_or_path="none", train_file=("none",), **settings)
+    settings = {"model_name_or_path": "none", "train_file": "none", "max_length": str(max_length)}
+    recipe = load_recipe(None, settings | ({"text_pair_column": pair} if pair else {})).recipe
     columns = {"text": TEXTS, **({"second": TEXTS[::-1]} if pair else {})}
     found = build_task(recipe).tokenize(tokenizer, columns)
     expected = tokenizer(*columns.values(), truncation=True, max_length=max_length, padding=False)
