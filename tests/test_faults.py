@@ -275,7 +275,7 @@ def test_a_divergence_names_step_examples_and_the_last_good_checkpoint(
 
 
 def exhaust(
-    monkeypatch: pytest.MonkeyPatch, max_examples: int = 1000, max_tokens: int = 100_000, from_step: int = 0
+    monkeypatch: pytest.MonkeyPatch, max_examples: int = 1000, max_tokens: int = 100_000, from_call: int = 0
 ) -> list[int]:
     """A device whose memory holds so much at once; returns the sizes of all micro-batches that were tried."""
     loss_sum = TextClassification.loss_sum
@@ -285,7 +285,7 @@ def exhaust(
         sizes.append(len(batch["input_ids"]))
         loss = loss_sum(task, model, batch)
         is_too_large = sizes[-1] > max_examples or batch["input_ids"].numel() > max_tokens
-        if is_too_large and len(sizes) > 2 * from_step:
+        if is_too_large and len(sizes) > from_call:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return loss
 
@@ -293,20 +293,21 @@ def exhaust(
     return sizes
 
 
-@pytest.mark.parametrize("from_step", [0, 5])
+@pytest.mark.parametrize("from_call", [0, 20, 21], ids=["the first", "a later one", "the second of a step's four"])
 def test_without_memory_micro_batches_shrink_and_the_curve_stays(
-    recipe: Settings, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_step: int
+    recipe: Settings, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_call: int
 ) -> None:
-    settings = {**recipe, "eval_steps": 4}
+    from_step = from_call // 4
+    settings = {**recipe, "eval_steps": 4, "per_device_batch_size": 4}
     whole = train({**settings, "output_dir": str(tmp_path / "whole")})
     with monkeypatch.context() as patch:
-        sizes = exhaust(patch, max_examples=3, from_step=from_step)
+        sizes = exhaust(patch, max_examples=1, from_call=from_call)
         run = train(settings)
     assert run.exit_code == 0, run.stderr
-    assert f"Out of memory at step {from_step + 1}: from here on micro-batches have at most 4 examples" in run.stdout
     assert f"Out of memory at step {from_step + 1}: from here on micro-batches have at most 2 examples" in run.stdout
-    assert sizes[2 * from_step] == 8
-    assert max(sizes[2 * from_step + 2 :]) == 2
+    assert f"Out of memory at step {from_step + 1}: from here on micro-batches have at most 1 example" in run.stdout
+    assert sizes[from_call] == 4
+    assert max(sizes[from_call + 2 :]) == 1
     assert [line["step"] for line in run.steps] == list(range(1, 9))
     assert run.losses == pytest.approx(whole.losses, rel=1e-5)
     with monkeypatch.context() as patch:
@@ -314,6 +315,19 @@ def test_without_memory_micro_batches_shrink_and_the_curve_stays(
         again = train({**settings, "output_dir": str(tmp_path / "whole")})
         assert again.exit_code == 0
         assert not sizes, "it is finished"
+
+
+def test_an_update_that_found_no_memory_is_not_made_again(
+    recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    run = train(recipe)
+    assert run.exit_code == 1
+    assert "out of memory outside of a step's forward and backward" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_what_fits_is_known_to_the_next_start(recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,13 +167,17 @@ def shrink_micro_batches(training: Training) -> None:
     max_examples, max_tokens = memory.shrink(plan, step)
     sizes = {"max_examples": max_examples, "max_tokens": max_tokens}
     memory.note_limits(training.run, _describe_memory(recipe, accelerator), sizes)
-    size = f"{max_examples} examples" if max_tokens == plan.max_tokens else f"{max_tokens} tokens"
+    size = (
+        f"{max_examples} example{'s' * (max_examples != 1)}"
+        if max_tokens == plan.max_tokens
+        else f"{max_tokens} tokens"
+    )
     if accelerator.num_processes > 1:
         raise memory.OutOfMemory(
             f"process {accelerator.process_index} ran out of memory at step {step + 1}; start it again, and it goes on "
             f"from the last checkpoint with micro-batches of at most {size} (the curve stays the same)"
         )
-    training.optimizer.zero_grad()
+    training.model.zero_grad()  # The optimizer's, as accelerate wraps it, does nothing in the middle of a step.
     training.plan = replace(plan, start_step=step, max_examples=max_examples, max_tokens=max_tokens)
     loader = build_loader(training.data.train, training.tokenizer, training.plan, recipe, accelerator)
     training.train_loader = accelerator.prepare(loader)

@@ -181,6 +181,11 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         name = error.filename or "a file of output_dir"
         return f"{name}: {error.strerror}. What was saved before is whole: mend the disk and start it again to go on"
+    if isinstance(error, RuntimeError) and "out of memory" in str(error):
+        return (
+            f"out of memory outside of a step's forward and backward: {str(error).splitlines()[0]} Lower "
+            "per_device_batch_size, or shard the model (docs/topologies.md), and start it again"
+        )
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_CONNECTIONS):
         return (
             f"process {os.environ.get('RANK', '0')} lost its connection to another process, which died (killed, or out of "

@@ -6,8 +6,10 @@ ends the training, and the next start begins with the smaller size, which is not
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +23,25 @@ class OutOfMemory(Fault):
     """A device has too little memory for a micro-batch, and this start can't go on."""
 
     is_of_one_process = True
+
+
+class MicroBatchTooLarge(Exception):
+    """A forward or backward found no memory. No weight has changed: the step may start again."""
+
+
+@contextlib.contextmanager
+def finding_shortage() -> Iterator[None]:
+    """Tell a lack of memory from every other error. For the forward and backward only: an update can't be made again.
+
+    Raises:
+        MicroBatchTooLarge: there was too little memory for what stands inside.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MicroBatchTooLarge from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

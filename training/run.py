@@ -18,7 +18,7 @@ from training.building import Training, build, shrink_micro_batches
 from training.config import load_recipe, parse_arguments
 from training.evaluation import Evaluation, evaluate, save_evaluation
 from training.faults import Diverged, Outcome, Preempted, report_outcome
-from training.memory import is_out_of_memory
+from training.memory import MicroBatchTooLarge, finding_shortage
 from training.reporting import build_model_card, print_evaluation, print_next, quiet_third_parties
 from training.resumption import find_start
 from training.run_directory import RunDirectory
@@ -66,9 +66,8 @@ def train(training: Training) -> Evaluation:
     while True:
         try:
             return make_steps(training)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+        except MicroBatchTooLarge:
+            pass
         shrink_micro_batches(training)  # Out here the error is gone, and with it the tensors that its frames held.
 
 
@@ -85,8 +84,9 @@ def make_steps(training: Training) -> Evaluation:
         plan = batch.pop("plan")  # Where this micro-batch stands in its step, and what the step counts.
         gradient_scale = strategy.begin_micro_batch(accelerator, plan, recipe.seed)
         with accelerator.accumulate(model):
-            loss = task.loss_sum(model, batch) * plan.weight / plan.global_count
-            accelerator.backward(loss * gradient_scale)
+            with finding_shortage():
+                loss = task.loss_sum(model, batch) * plan.weight / plan.global_count
+                accelerator.backward(loss * gradient_scale)
             losses.append(loss.detach())
             if accelerator.sync_gradients:
                 grad_norm = optimization.clip_gradients(accelerator, model, recipe.max_grad_norm)
