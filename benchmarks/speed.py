@@ -257,6 +257,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": f"{names[0]} ({', '.join(units)})",
         "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
@@ -350,7 +351,8 @@ def build_page(folder: Path) -> str:
         "",
         "<!-- Written by benchmarks/speed.py. What was tried, and what did not help: NOTES.md. -->",
         "",
-        f"`make bench` on {machine['date']}: {machine['processor']}, {machine['cores']} cores; {versions}.",
+        f"`make bench` on {machine['date']}: {machine['processor']}, {machine['cores']} cores, load average "
+        f"{machine['load_average']:.1f} before; {versions}.",
         "Ratios are taken within a round of one run, and hold for this machine. Medians, with the lowest and highest round.",
         f"Short texts are {describe_short_texts()}. All ways have `OMP_NUM_THREADS={machine['threads']}`,",
         "`OMP_WAIT_POLICY=PASSIVE` and the allocator settings that `onecurve run` gives (`MALLOC_MMAP_THRESHOLD_` and two",
