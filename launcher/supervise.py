@@ -218,8 +218,10 @@ class _Stop:
         try:
             yield
         finally:
-            for number, handler in before:
-                signal.signal(number, handler)
+            # Who was asked to stop ends soon, with the training's exit code: another signal must not end it before.
+            if not self.was_asked:
+                for number, handler in before:
+                    signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,14 +238,27 @@ def follow(console: Console, run: Path, every_seconds: float, queue: Queue | Non
     from rich.live import Live
 
     view = build_view(run, queue)
+    first = render(view, _width(console))
+    with _noticing_ctrl_c() as asked, Live(first, console=console, refresh_per_second=4) as live:
+        while view.state in ("running", "unknown"):
+            until = time.monotonic() + every_seconds
+            while not asked and time.monotonic() < until:
+                time.sleep(min(0.1, every_seconds))
+            if asked:
+                return
+            view = build_view(run, queue)
+            live.update(render(view, _width(console)))
+
+
+@contextlib.contextmanager
+def _noticing_ctrl_c() -> Iterator[list[int]]:
+    """Collect Ctrl-C instead of raising it anywhere: raised in the middle of a drawing, it was once seen to get lost."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     try:
-        with Live(render(view, _width(console)), console=console, refresh_per_second=4) as live:
-            while view.state in ("running", "unknown"):
-                time.sleep(every_seconds)
-                view = build_view(run, queue)
-                live.update(render(view, _width(console)))
-    except KeyboardInterrupt:
-        return
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _width(console: Console) -> int:
