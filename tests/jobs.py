@@ -96,6 +96,15 @@ class Job:
             time.sleep(0.02)
         return time.monotonic() - started
 
+    def strike(self, victim: str) -> None:
+        """kill -9 of "rank 0", "rank 1", ..., of the "launcher", or of "all"."""
+        if victim == "all":
+            self.kill()
+        elif victim == "launcher":
+            self.process.kill()
+        else:
+            self.ranks()[int(victim.removeprefix("rank "))].kill()
+
     def kill(self) -> None:
         """kill -9 of the launcher and of all ranks."""
         for process in self.members():

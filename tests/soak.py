@@ -126,12 +126,7 @@ def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: 
             is_there, in_save = wait_for_moment(job.path, lambda job=job: job.process.poll() is None, chance)
             assert is_there, job.output
             seconds = time.monotonic() - started
-            if victim == "all":
-                job.kill()
-            elif victim == "launcher":
-                job.process.kill()
-            else:
-                job.ranks()[int(victim[-1])].kill()
+            job.strike(victim)
             assert job.wait_for_end() < 30
             note(tally, victim, in_save, seconds)
             check_nothing_is_lost(job.path)

@@ -43,7 +43,7 @@ def list_checkpoints(path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["rank 0", "rank 1", "launcher", "group"])
+@pytest.mark.parametrize("victim", ["rank 0", "rank 1", "launcher", "all"])
 def test_a_kill_ends_the_others_and_loses_nothing(
     recipe: Settings, tmp_path: Path, jobs: list[Job], victim: str
 ) -> None:
@@ -53,12 +53,7 @@ def test_a_kill_ends_the_others_and_loses_nothing(
     job = Job(settings, "multi_cpu", 2)
     jobs.append(job)
     job.wait_for_step(20)
-    if victim == "group":
-        job.kill()
-    elif victim == "launcher":
-        job.process.kill()
-    else:
-        job.ranks()[int(victim[-1])].kill()
+    job.strike(victim)
     assert job.wait_for_end() < 30
     if victim == "launcher":
         assert read_status(job.path)["exit_code"] == 75, "ranks whose launcher is gone save and stop"
