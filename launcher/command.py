@@ -80,7 +80,8 @@ def build_command(
     if topology.is_distributed:
         words += ["--main_process_port", str(choose_port(machine, topology))]
     words += [_shorten(root / "training" / script), recipe_flag, recipe]
-    words += [word for key, value in overrides.items() for word in (f"--{key}", value)]
+    for key, value in overrides.items():
+        words += [f"--{key}"] if key == "eval_only" else [f"--{key}", value]  # The one switch among the keys.
     return Command(tuple(words), build_environment(topology), topology.num_processes)
 
 

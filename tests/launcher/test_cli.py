@@ -163,6 +163,12 @@ def test_a_training_runs_and_is_known_afterwards(recipe_file: Path, recipe: dict
     other = onecurve("run", recipe_file, "--max_train_steps", "3", "--learning_rate", "1")
     assert other.returncode == 2
     assert "holds a run of another recipe: learning_rate" in other.stderr
+    predictions = Path(run) / "eval_predictions.jsonl"
+    before = predictions.read_bytes()
+    predictions.unlink()
+    evaluated = onecurve("run", recipe_file, "--max_train_steps", "3", "--eval_only")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert predictions.read_bytes() == before
 
 
 @pytest.mark.slow
