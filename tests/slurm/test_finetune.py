@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, Run
 from tests.slurm.cluster import Cluster, wait_until
@@ -124,9 +125,14 @@ def test_granted_gpus_are_counted_on_each_node(
     inside = {**gpus, "ONECURVE_SRUN_OPTIONS": "--cpu-bind=none --quiet", "ONECURVE_CONTAINER": "env MALLOC_TOP_PAD_=1"}
     one = cluster.submit("--gpus-per-node=1", *words, environment=inside, folder=tmp_path)
     hidden = cluster.submit("--gpus-per-node=2", *words[:-2], folder=tmp_path)  # No nvidia-smi there.
+    # The GPUs are not there, and neither is a PyTorch for them: that, and nothing else, stands in the way.
+    ending, severities = (("COMPLETED", 0), []) if torch.version.cuda else (("FAILED", 2), ["error"])
     for job_id in (several, one):
         job, log = cluster.wait(job_id), read_log(tmp_path, job_id)
-        assert (job.state, job.exit_code) == ("COMPLETED", 0), log
+        assert (job.state, job.exit_code) == ending, log
+        found = json.loads((tmp_path / f"slurm-{job_id}-node0.out").read_text(encoding="utf-8"))["findings"]
+        assert [finding["severity"] for finding in found] == severities
+        assert all("is built without CUDA" in finding["message"] for finding in found)
 
     for rank in (0, 1):
         choice = json.loads((tmp_path / f"slurm-{several}-node{rank}.out").read_text(encoding="utf-8"))
