@@ -60,7 +60,9 @@ def write_nvidia_smi(cluster: Cluster, tmp_path: Path) -> Callable[[int], dict[s
     def write(count: int) -> dict[str, str]:
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
-        rows = "".join(f"{index}, GPU-{index}, NVIDIA H100 80GB HBM3, 81559, 4, 9.0\n" for index in range(count))
+        rows = "".join(
+            f"{index}, GPU-{index}, NVIDIA H100 80GB HBM3, 81559, 4, 9.0, 570.86.15\n" for index in range(count)
+        )
         (folder / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<'END'\n{rows}END\n", encoding="utf-8")
         (folder / "nvidia-smi").chmod(0o755)
         return {"PATH": f"{folder}{os.pathsep}{cluster.environment['PATH']}"}
