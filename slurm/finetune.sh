@@ -113,10 +113,17 @@ case $code in
         exit 0
         ;;
     75)
+        # One start without a step is not yet a job that gets nowhere: for a task of an array, scancel may hear "try again
+        # later" from Slurm although its signal has arrived, and sends it once more, into the next start.
+        num_idle=0
+        if cmp -s "$control/status.json" "$control/status.before.json"; then
+            num_idle=$(($(cat "$control/num_idle" 2>/dev/null) + 1)) # No file where the last start lost its power.
+        fi
+        printf '%s\n' "$num_idle" >"$control/num_idle"
         if ((job_is_ended || !limit_is_near)); then
             say "stopped with a checkpoint, as asked; submit it again to go on"
-        elif cmp -s "$control/status.json" "$control/status.before.json"; then
-            say "no step was made since the start before: ask for more --time, or an earlier --signal=B:USR1@SECONDS"
+        elif ((num_idle >= 2)); then
+            say "no step was made in two starts: ask for more --time, or an earlier --signal=B:USR1@SECONDS"
         elif scontrol requeue "$SLURM_JOB_ID"; then
             say "queued again, to go on from the checkpoint"
             exit 75

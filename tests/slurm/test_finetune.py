@@ -348,14 +348,14 @@ def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
     cluster: Cluster, submit_ending: Callable[..., str], tmp_path: Path
 ) -> None:
     job_id = submit_ending(_STOPS)
-    for num_restarts in (0, 1):
+    for num_restarts in (0, 1, 2):
         wait_until(lambda: (tmp_path / "waiting").exists(), "it runs", 120)
         assert cluster.job(job_id).num_restarts == num_restarts
         cluster.run("scancel", "--batch", "--signal=USR1", job_id)
         wait_until(lambda: not (tmp_path / "waiting").exists(), "it has stopped", 60)
     job, log = cluster.wait(job_id, "FAILED", seconds=60), read_log(tmp_path, job_id)
-    assert (job.exit_code, job.num_restarts) == (75, 1), log
-    assert "no step was made since the start before" in log
+    assert (job.exit_code, job.num_restarts) == (75, 2), log
+    assert "no step was made in two starts" in log
 
 
 def test_a_job_that_may_not_be_queued_again_says_so(

@@ -89,12 +89,13 @@ def test_a_sweep_and_its_comparison(
     assert (task["job_id"], task["state"]) == (f"{array}_3", "PENDING")
     assert task["run"] == str(tmp_path / "sweep" / "run_03")
     # A task is a job like any other: stopped, it goes on, and the comparison waits for it.
+    # (scancel may send this signal twice, 5 s apart: see slurm/finetune.sh.)
     cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
     assert cluster.wait(comparison).state == "COMPLETED", read_log(tmp_path, comparison)
     log = (tmp_path / f"slurm-{comparison}.out").read_text(encoding="utf-8")
     for number, (learning_rate, seed) in enumerate([(1e-4, 1), (1e-4, 2), (1e-3, 1), (1e-3, 2)]):
         run = Run(0, "", "", tmp_path / "sweep" / f"run_{number:02d}")
-        assert run.read("status.json")["state"] == "finished"
+        assert run.read("status.json")["state"] == "finished", log
         config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
         assert (config["learning_rate"], config["seed"]) == (learning_rate, seed)
         assert f"run_{number:02d}" in log
