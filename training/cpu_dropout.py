@@ -145,7 +145,7 @@ class _Attention(torch.autograd.Function):
         scores = torch.bmm(queries, keys.transpose(1, 2))
         if mask is not None:
             _add_mask(scores.view(*shape[:3], -1), mask)
-        weights = torch.softmax(scores, dim=-1)
+        weights = _softmax(scores)
         kept, dropped = None, weights
         if probability:
             kept = draw_kept(weights.numel(), probability).view(weights.shape)
@@ -163,7 +163,7 @@ class _Attention(torch.autograd.Function):
         if kept is not None:
             of_values.mul_(ctx.dropout_scale)
             keep(of_weights, kept, out=of_weights)
-        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_scores = _softmax_backward(of_weights, weights)
         of_queries = torch.bmm(of_scores, keys).mul_(ctx.scale)
         of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
         return (
@@ -172,6 +172,24 @@ class _Attention(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _is_narrow(weights: torch.Tensor) -> bool:
+    """Whether a row is shorter than one bfloat16 vector: torch then takes number by number, in float32 it does not."""
+    return weights.dtype == torch.bfloat16 and weights.shape[-1] < 32
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    if _is_narrow(scores):
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+    return torch.softmax(scores, dim=-1)
+
+
+def _softmax_backward(gradient: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    if _is_narrow(weights):
+        of_scores = torch.ops.aten._softmax_backward_data(gradient.float(), weights.float(), -1, torch.float32)
+        return of_scores.to(weights.dtype)  # type: ignore[no-any-return]
+    return torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)  # type: ignore[no-any-return]
 
 
 def _lay_out(tensor: torch.Tensor, factor: float | None = None) -> torch.Tensor:
