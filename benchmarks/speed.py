@@ -52,7 +52,7 @@ WAYS = {
     "h": "Onecurve, bf16, compiled",
     "i": "Trainer at its best, compiled",
 }
-TABLES = ("minilm_long", "minilm_short", "base_long", "base_short")
+TABLES = ("minilm_long", "minilm_short", "base_long", "base_short", "loop_long", "loop_short", "loop_base")
 TARGET_ACCURACY = 0.9
 _STEPS_PER_LOOK = 5
 _MOST_LOOKS = 20

@@ -107,6 +107,10 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
     """
     launched = Launched.from_environment()
     has_accelerator = _find_device(launched) != "cpu"
+    if not has_accelerator:
+        # oneDNN compiles its kernels for each shape, and keeps the last 1024 of them. Batches of many lengths need more, and
+        # would be compiled for anew in each epoch.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     # The watchdog finds a hang before the group does, and has more to say of it.
     timeout = timedelta(seconds=(PATIENCE + 1) * recipe.hang_timeout_seconds)
     shards = launched.is_distributed and (launched.uses_deepspeed or launched.uses_fsdp)
