@@ -4,7 +4,7 @@
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 20 minutes)
 # make soak     a hundred random kills, and a curve that shows none of them (about 20 minutes)
-# make bench     speed beside what people would use instead, and start, data, scale (about 20 minutes)
+# make bench     speed beside what people would use instead, and start, data, scale (about 35 minutes)
 # make references  the tutorial's three ways and Trainer's fault, measured (about 8 minutes)
 
 PYTHON ?= python3

@@ -1,6 +1,6 @@
 """Onecurve and what people would use instead, taking turns on the same texts: `make bench` writes benchmarks/RESULTS.md.
 
-    python -m benchmarks.speed                     about 15 minutes on two idle cores
+    python -m benchmarks.speed                     about 25 minutes on two idle cores
     python -m benchmarks.speed --only minilm_long  one table
     python -m benchmarks.speed --quick             a minute, with a tiny model; writes nothing
 
