@@ -117,7 +117,8 @@ case $code in
         # later" from Slurm although its signal has arrived, and sends it once more, into the next start.
         num_idle=0
         if cmp -s "$control/status.json" "$control/status.before.json"; then
-            num_idle=$(($(cat "$control/num_idle" 2>/dev/null) + 1)) # No file where the last start lost its power.
+            # No file where the last start lost its power.
+            num_idle=$(($(cat "$control/num_idle" 2>/dev/null || echo 0) + 1))
         fi
         printf '%s\n' "$num_idle" >"$control/num_idle"
         if ((job_is_ended || !limit_is_near)); then
