@@ -146,11 +146,13 @@ def resume(
     On whatever this machine has: another number of processes or another strategy makes the same steps.
     """
     from launcher.history import check_run
+    from training.config import load_recipe
 
-    overrides = {"output_dir": str(run), "resume": "auto"}
-    return _train(
-        str(check_run(run) / "config.yaml"), overrides, topology, num_processes, dry_run, as_json, max_restarts, debug
-    )
+    recipe = str(check_run(run) / "config.yaml")
+    overrides = {"output_dir": str(run)}
+    if load_recipe(recipe).recipe.resume == "never":
+        overrides["resume"] = "auto"
+    return _train(recipe, overrides, topology, num_processes, dry_run, as_json, max_restarts, debug)
 
 
 def _train(
@@ -191,7 +193,8 @@ def _train(
         return 0
 
     def start(attempt: int) -> Ending:
-        again = command if attempt == 0 else build_command(
+        # What `never` refuses is what the first start has left.
+        again = command if attempt == 0 or resolved.recipe.resume != "never" else build_command(
             root, recipe_path, {**overrides, "resume": "auto"}, topology, machine
         )  # fmt: skip
         return supervise(again, Path(resolved.recipe.output_dir), debug)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -264,6 +265,35 @@ def test_a_divergence_names_step_examples_and_the_last_good_checkpoint(
     assert find_fault(Path(found[2])) is None
     assert read_status(run.path)["exit_code"] == 3
     assert [line["step"] for line in run.steps] == list(range(1, 15)), "what was good is kept"
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "regression"])
+def test_an_evaluation_that_is_not_a_number_ends_the_run(
+    recipe: Settings, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem_type: str
+) -> None:
+    if problem_type == "regression":
+        for split in ("train", "validation"):
+            rows = [json.loads(row) for row in Path(recipe[f"{split}_file"]).read_text(encoding="utf-8").splitlines()]
+            rows = [{**row, "label": len(row["text"]) / 100} for row in rows]
+            recipe[f"{split}_file"] = str(tmp_path / f"{split}.jsonl")
+            Path(recipe[f"{split}_file"]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    predict, seen = TextClassification.predict, 0
+
+    def poison(task: TextClassification, logits: torch.Tensor) -> Any:
+        nonlocal seen
+        seen += len(logits)
+        if seen > 61:  # The first evaluation is a good one.
+            logits.fill_(float("nan"))
+        return predict(task, logits)
+
+    monkeypatch.setattr(TextClassification, "predict", poison)
+    settings = {**recipe, **LONG, "problem_type": problem_type, "metric_for_best_model": "loss"}
+    run = train({**settings, "max_train_steps": 40, "eval_steps": 15, "checkpointing_steps": 1000})
+    assert run.exit_code == 3, run.stderr
+    assert "eval_loss is nan after step 30: training diverged" in run.stderr
+    assert f"The last good checkpoint is {run.path / 'checkpoints' / 'step_00000015'}" in run.stderr
+    assert [line["step"] for line in run.evaluations] == [15]
+    assert [line["step"] for line in run.steps] == list(range(1, 31))
 
 
 # Memory --------------------------------------------------------------------------------------------------------------

@@ -128,6 +128,61 @@ def test_resume_names_a_checkpoint_of_the_same_recipe(
     assert resumed.losses == whole.losses[20:]
 
 
+def test_a_run_that_began_at_a_named_checkpoint_goes_on_from_its_own(
+    recipe: Settings, train: Train, whole: Run, tmp_path: Path
+) -> None:
+    """As under Slurm, which starts the same command again and again."""
+    checkpoint = whole.path / "checkpoints" / "step_00000010"
+    settings = {**recipe, **LONG, "resume": str(checkpoint), "output_dir": str(tmp_path / "second")}
+    second = train(settings)
+    assert second.exit_code == 0, second.stderr
+    early = cut_short(second, 10, tmp_path / "early")  # It has no checkpoint of its own yet.
+    resumed = train({**settings, "output_dir": str(early)})
+    assert f"Going on from {checkpoint}" in resumed.stdout
+    late = cut_short(second, 30, tmp_path / "late")
+    shutil.rmtree(checkpoint)
+    resumed = train({**settings, "output_dir": str(late)})
+    assert resumed.exit_code == 0, resumed.stderr
+    assert f"Going on from {late / 'checkpoints' / 'step_00000030'}" in resumed.stdout
+    assert without_time(resumed.lines) == without_time(second.lines)
+
+
+def test_going_back_within_a_run_is_refused_with_a_way(
+    recipe: Settings, train: Train, whole: Run, tmp_path: Path
+) -> None:
+    folder = cut_short(whole, 30, tmp_path / "cut") / "checkpoints"
+    settings = {**recipe, **LONG, "output_dir": str(folder.parent)}
+    refused = train({**settings, "resume": str(folder / "step_00000020")})
+    assert refused.exit_code == 2
+    assert "step_00000020 is not the newest whole checkpoint" in refused.stderr
+    assert "choose another output_dir" in refused.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000010", "step_00000020", "step_00000030"]
+    resumed = train({**settings, "resume": str(folder / "step_00000030")})
+    assert resumed.exit_code == 0, resumed.stderr
+    assert without_time(resumed.lines) == without_time(whole.lines)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_data_that_changed_are_refused(recipe: Settings, train: Train, tmp_path: Path, split: str) -> None:
+    paths = {name: tmp_path / f"{name}.jsonl" for name in ("train", "validation")}
+    for name, path in paths.items():
+        shutil.copy(recipe[f"{name}_file"], path)
+    settings = {**recipe, **LONG, **{f"{name}_file": str(path) for name, path in paths.items()}}
+    first = train(settings)
+    folder = cut_short(first, 20, tmp_path / "cut")
+    settings["output_dir"] = str(folder)
+    rows = paths[split].read_text(encoding="utf-8")
+    paths[split].write_text(rows + rows.splitlines()[0] + "\n", encoding="utf-8")
+    refused = train(settings)
+    assert refused.exit_code == 2
+    assert f"{paths[split]}: the {split} data have changed since" in refused.stderr
+    assert "at step 20" in refused.stderr
+    paths[split].write_text(rows, encoding="utf-8")
+    resumed = train(settings)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert without_time(resumed.lines) == without_time(first.lines)
+
+
 def start(
     settings: Mapping[str, Any], environment: Mapping[str, str] | None = None, script: str = "training/run.py"
 ) -> subprocess.Popen[str]:
@@ -199,6 +254,29 @@ def test_stopped_between_epochs_in_two_evaluations_in_a_row(
         assert stopped.exit_code == 75, stopped.stderr
         assert stopped.read("status.json")["step"] == evaluation * epoch
         assert [line["step"] for line in stopped.evaluations] == [epoch] * (evaluation - 1)
+    resumed = train(settings)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert without_time(resumed.lines) == without_time(whole.lines)
+    assert final_weights(resumed) == final_weights(whole)
+
+
+@pytest.mark.parametrize("stop_in", ["the exhausting evaluation", "the evaluation of the test data"])
+def test_a_run_that_stopped_early_makes_no_step_more(
+    recipe: Settings, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_in: str
+) -> None:
+    settings = {**recipe, **LONG, "eval_steps": 5, "checkpointing_steps": 1000, "learning_rate": 0.05}
+    settings.update(metric_for_best_model="loss", early_stopping_patience=2, test_file=recipe["validation_file"])
+    whole = train({**settings, "output_dir": str(tmp_path / "whole")})
+    assert whole.exit_code == 0, whole.stderr
+    assert len(whole.steps) < 40, "patience ended"
+    stop = Path(recipe["output_dir"]) / "STOP"
+    num_before = len(whole.evaluations) - (stop_in == "the exhausting evaluation")
+    with monkeypatch.context() as patch:
+        predict = TextClassification.predict
+        patch.setattr(TextClassification, "predict", predict_after(61 * num_before, predict, stop))
+        stopped = train(settings)
+    assert stopped.exit_code == 75, stopped.stderr
+    assert len(stopped.evaluations) == num_before
     resumed = train(settings)
     assert resumed.exit_code == 0, resumed.stderr
     assert without_time(resumed.lines) == without_time(whole.lines)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
 
 from training import cpu_dropout, memory, optimization, strategy
@@ -21,7 +22,7 @@ from training.faults import Outcome
 from training.milestones import Milestones, Progress
 from training.model import build_model, check_head, count_parameters, describe_model, load_config, load_tokenizer
 from training.reporting import Reporter, describe_plan
-from training.resumption import Start, restore, tidy
+from training.resumption import Start, agree_on_start, check_same_data, restore, tidy
 from training.run_directory import RunDirectory
 from training.sampling import EvaluationPlan, Order, TrainingPlan
 from training.states import count_state_bytes, load_weights
@@ -80,9 +81,13 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     notes = [start.message if start else None, describe_model(config, task, tokenizer)]
     model = build_model(recipe, config, task, tokenizer)
     parameters, state_bytes = count_parameters(model), count_state_bytes(model)
-    if start is not None and start.checkpoint is not None:
-        load_weights(start.checkpoint, model)
     accelerator = strategy.build_accelerator(recipe, model)
+    if start is not None:
+        start = agree_on_start(accelerator, start)
+        noted = start.progress
+        strategy.ask_main_process(lambda: check_same_data(run, noted, data))
+        if start.checkpoint is not None:
+            load_weights(start.checkpoint, model)
     if accelerator.device.type == "cpu":
         cpu_dropout.install(model, recipe)
 
@@ -90,7 +95,8 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     progress = start.progress if start else Progress()
     order = Order(len(data.train), recipe.train_batch_size, recipe.seed, data.train.lengths, recipe.length_window)
     num_steps = optimization.count_steps(recipe, order.steps_per_epoch)
-    sizes = memory.read_limits(run, _describe_memory(recipe, accelerator)) or {
+    # Devices may differ, and the plan must not.
+    sizes = strategy.ask_main_process(lambda: memory.read_limits(run, _describe_memory(recipe, accelerator))) or {
         "max_examples": recipe.per_device_batch_size,
         "max_tokens": recipe.per_device_batch_tokens,
     }
@@ -124,11 +130,8 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     )
     if start is not None:
         restore(accelerator, model, optimizer, scheduler, start)
-        strategy.check_same_start(accelerator, progress.step)
-        if accelerator.is_main_process:
-            check_room(run, state_bytes, parameters[1] * 4, milestones.most_checkpoints())
-            run.create(resolved, strategy.describe_topology(accelerator))
-            tidy(run, start)
+        room = (state_bytes, parameters[1] * 4, milestones.most_checkpoints())
+        strategy.ask_main_process(lambda: _prepare_directory(run, resolved, accelerator, start, room))
         outcome.follow(run.status, progress.step)
         strategy.init_trackers(accelerator, resolved)
         for line in (*notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
@@ -157,11 +160,20 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     )
 
 
+def _prepare_directory(
+    run: RunDirectory, resolved: ResolvedRecipe, accelerator: Accelerator, start: Start, room: tuple[int, int, int]
+) -> None:
+    check_room(run, *room)
+    run.create(resolved, strategy.describe_topology(accelerator))
+    tidy(run, start)
+
+
 def shrink_micro_batches(training: Training) -> None:
     """After a device ran out of memory, plan smaller micro-batches from the step that failed on.
 
     Raises:
-        OutOfMemory: one example does not fit, or other processes wait for this one.
+        OutOfMemory: one example does not fit, other processes wait for this one, or gradients lie where only their
+            strategy can clear them.
     """
     accelerator, recipe, plan, step = training.accelerator, training.recipe, training.plan, training.progress.step
     max_examples, max_tokens = memory.shrink(plan, step)
@@ -172,7 +184,10 @@ def shrink_micro_batches(training: Training) -> None:
         if max_tokens == plan.max_tokens
         else f"{max_tokens} tokens"
     )
-    if accelerator.num_processes > 1:
+    if accelerator.num_processes > 1 or accelerator.distributed_type in (
+        DistributedType.DEEPSPEED,
+        DistributedType.FSDP,
+    ):
         raise memory.OutOfMemory(
             f"process {accelerator.process_index} ran out of memory at step {step + 1}; start it again, and it goes on "
             f"from the last checkpoint with micro-batches of at most {size} (the curve stays the same)"

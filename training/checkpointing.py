@@ -16,11 +16,13 @@ The whole state passes through the host memory of process 0: 12 bytes a paramete
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +33,6 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -39,6 +40,10 @@ from training.faults import BadInput, Fault
 from training.milestones import Progress
 from training.run_directory import RunDirectory
 from training.states import NamedTensors, Tensors, count_updates, unwrap, whole_moments, whole_weights
+from training.strategy import ask_main_process
+
+# Raised whenever an older version could not read what is written, or this one what older ones wrote.
+_FORMAT = 1
 
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 
@@ -154,7 +159,8 @@ class CheckpointWriter:
             return
         for old in sorted(self.run.checkpoints.glob("step_*"))[: -self.save_total_limit]:
             if best_step is None or old.name != f"step_{best_step:08d}":
-                shutil.rmtree(old)
+                # A kill in the middle leaves no half of it under a checkpoint's name.
+                shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
 
     def save_final(self, tokenizer: Any, model_card: str, target: Path) -> None:
         """Write final/ as save_pretrained does, and compare what comes back with what was trained.
@@ -163,6 +169,7 @@ class CheckpointWriter:
             Fault: on every process: a checkpoint or final/ could not be written, or what was read back differs.
         """
         self.wait()
+        self._moments.clear()  # Room for the model that is read back.
         self._copy(whole_weights(self.accelerator, self.model), self._weights)
         if self.accelerator.is_main_process and torch.accelerator.is_available():
             torch.accelerator.synchronize()
@@ -184,10 +191,9 @@ class CheckpointWriter:
 
 def _agree(problem: str | None) -> None:
     """Let all processes learn what rank 0 ran into."""
-    agreed = [problem]
-    broadcast_object_list(agreed)
-    if agreed[0] is not None:
-        raise Fault(agreed[0])
+    agreed = ask_main_process(lambda: problem)
+    if agreed is not None:
+        raise Fault(agreed)
 
 
 def _publish(target: Path, fill: Callable[[Path], None]) -> str | None:
@@ -255,7 +261,7 @@ _sync_folder = _sync_file
 def write_manifest(folder: Path) -> None:
     """Record size and sha256 of every file of a checkpoint."""
     files = {path.name: _describe_file(path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": files}, indent=2), encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps({"format": _FORMAT, "files": files}, indent=2), encoding="utf-8")
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
@@ -289,6 +295,30 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def _available_memory() -> int:
+    """Bytes that this process may still take: of the machine, and of each control group (container, job) it is in."""
+    available = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError, KeyError):  # Another system, or control groups of the first version.
+        own, root = _own_group()
+        groups = [own, *(group for group in own.parents if group.is_relative_to(root))]
+        available = min(available, *map(_group_memory, groups))
+    return available
+
+
+def _own_group() -> tuple[Path, Path]:
+    root = Path("/sys/fs/cgroup")
+    return root / Path("/proc/self/cgroup").read_text(encoding="utf-8").partition("0::/")[2].strip(), root
+
+
+def _group_memory(group: Path) -> int:
+    """Bytes that a control group may still take; what it caches of files can be taken back."""
+    if not (group / "memory.max").exists() or (limit := (group / "memory.max").read_text().strip()) == "max":
+        return sys.maxsize
+    used = int((group / "memory.current").read_text())
+    kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return max(0, int(limit) - used + int(kept["active_file"]) + int(kept["inactive_file"]))
+
+
 def check_room(run: RunDirectory, state_bytes: int, weight_bytes: int, num_checkpoints: int) -> None:
     """Refuse, before the first step, a training whose checkpoints fit neither into host memory nor on the disk.
 
@@ -300,13 +330,15 @@ def check_room(run: RunDirectory, state_bytes: int, weight_bytes: int, num_check
     Raises:
         BadInput: there is too little of one.
     """
-    memory = psutil.virtual_memory().available
+    memory = _available_memory()
     if state_bytes > memory:
         raise BadInput(
             f"a checkpoint gathers {state_bytes / _GIB:.3g} GiB in the host memory of process 0, "
             f"{memory / _GIB:.3g} GiB are available: a smaller model, or a machine with more memory, is needed"
         )
-    here = sum(path.stat().st_size for path in run.checkpoints.glob("step_*/*") if path.is_file())
+    # What a killed process left half done is removed before the next checkpoint is written.
+    files = [path for name in ("step_*/*", ".step_*/*") for path in run.checkpoints.glob(name)]
+    here = sum(path.stat().st_size for path in files if path.is_file())
     needed, free = num_checkpoints * state_bytes + weight_bytes - here, _free_bytes(run.path)
     if needed > free:
         raise BadInput(
@@ -317,9 +349,18 @@ def check_room(run: RunDirectory, state_bytes: int, weight_bytes: int, num_check
 
 
 def find_fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None if every file is there, whole and unchanged."""
+    """What is wrong with a checkpoint, or None if every file is there, whole and unchanged.
+
+    Raises:
+        BadInput: another version wrote it, and nothing can be said.
+    """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT:
+            raise BadInput(
+                f"{folder} was written by another version of Onecurve (format {manifest['format']}, this one reads "
+                f"{_FORMAT}): go on with that version, or choose another output_dir"
+            )
         for name in CHECKPOINT_FILES:
             if name not in manifest["files"]:
                 return f"manifest.json does not list {name}"

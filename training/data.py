@@ -38,7 +38,7 @@ from training.sampling import EvaluationPlan, MicroBatch, TrainingPlan
 from training.tasks import TextClassification
 
 # Raised whenever the layout or the meaning of a prepared folder changes.
-PREPARED_FORMAT = 1
+PREPARED_FORMAT = 2
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _ROWS_PER_TOKENIZER_CALL = 2_000
@@ -56,12 +56,14 @@ class Split:
         lengths: [rows] tokens of each row.
         labels: [rows] or [rows, num_labels], as the task encoded them.
         origin: the files or the hub split that it came from.
+        digest: of what is learned from it: the tokens and labels of each row, in order; the same wherever the files lie.
     """
 
     tokens: datasets.Dataset
     lengths: Array
     labels: Array
     origin: str
+    digest: str
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -97,17 +99,20 @@ def prepare_data(recipe: Recipe, task: TextClassification, tokenizer: Any) -> Pr
                 _build(folder, recipe, task, tokenizer, sources)
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     task.label_names = meta["label_names"]
-    splits = {name: _open_split(folder, name, origin) for name, origin in meta["origins"].items()}
+    splits = {
+        name: _open_split(folder, name, origin, meta["digests"][name]) for name, origin in meta["origins"].items()
+    }
     task.set_class_weights(splits["train"].labels)
     return PreparedData(splits["train"], splits["validation"], splits.get("test"), meta["label_names"])
 
 
-def _open_split(folder: Path, name: str, origin: str) -> Split:
+def _open_split(folder: Path, name: str, origin: str, digest: str) -> Split:
     return Split(
         tokens=datasets.load_from_disk(str(folder / name)).with_format("numpy"),
         lengths=np.load(folder / f"{name}.lengths.npy", mmap_mode="r"),
         labels=np.load(folder / f"{name}.labels.npy", mmap_mode="r"),
         origin=origin,
+        digest=digest,
     )
 
 
@@ -336,9 +341,12 @@ def _build(
                 origin,
                 _subset(rows, limit, recipe.seed, f"max_{split[:5]}_samples", origin),
             )
-        for split, (table, encoded, _, rows) in chosen.items():
-            _tokenize(staging, split, table, encoded, rows, task, tokenizer)
-        meta = {"label_names": task.label_names, "origins": {split: entry[2] for split, entry in chosen.items()}}
+        digests = {
+            split: _tokenize(staging, split, table, encoded, rows, task, tokenizer)
+            for split, (table, encoded, _, rows) in chosen.items()
+        }
+        origins = {split: entry[2] for split, entry in chosen.items()}
+        meta = {"label_names": task.label_names, "origins": origins, "digests": digests}
         (staging / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         shutil.rmtree(scratch, ignore_errors=True)
         staging.rename(folder)
@@ -421,7 +429,8 @@ def _tokenize(
     rows: Array,
     task: TextClassification,
     tokenizer: Any,
-) -> None:
+) -> str:
+    """Write a split's tokens, lengths and labels; returns their digest."""
     columns = table.select_columns(task.text_columns)
     if len(rows) != len(table) or not np.array_equal(rows, np.arange(len(table))):
         columns = columns.select(rows)
@@ -436,13 +445,18 @@ def _tokenize(
     )
     lengths = np.empty(len(tokens), dtype=np.int32)
     start = 0
+    digest = hashlib.sha256(json.dumps(task.label_names).encode())
     for batch in tokens.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=100_000):
         column = batch.column("input_ids").combine_chunks()
         lengths[start : start + len(column)] = column.value_lengths().to_numpy(zero_copy_only=False)
         start += len(column)
+        digest.update(column.flatten().to_numpy(zero_copy_only=False).astype("<i4").data)
     tokens.save_to_disk(str(staging / split))
     np.save(staging / f"{split}.lengths.npy", lengths)
     np.save(staging / f"{split}.labels.npy", labels[rows])
+    digest.update(lengths.astype("<i4").data)
+    digest.update(np.ascontiguousarray(labels[rows]).data)
+    return digest.hexdigest()
 
 
 # Batches -------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        metrics: "eval_loss", "eval_accuracy", ... or "test_loss", ...
+        metrics: "eval_loss", "eval_accuracy", ... or "test_loss", ...; the loss alone where it is not finite.
         labels: [examples, ...] in the order of the data.
         predictions: [examples, ...] likewise.
         scores: [examples, ...] likewise.
@@ -77,7 +78,7 @@ def evaluate(
     _, all_labels, all_predictions, all_scores, losses, _ = (values[order] for values in found)
     assert np.array_equal(found[0][order], np.arange(len(order))), "every example is evaluated exactly once"
     results = {f"{prefix}_loss": _mean_loss(task, losses, all_labels)}
-    for metric in metrics:
+    for metric in metrics if math.isfinite(results[f"{prefix}_loss"]) else ():  # Some raise an error of NaN.
         results.update({f"{prefix}_{name}": value for name, value in metric.compute().items()})
     return Evaluation(results, all_labels, all_predictions, all_scores)
 

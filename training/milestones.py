@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ class Progress:
         best_step: the step of that evaluation.
         num_evaluations_without_better: for early stopping.
         evaluation_is_due: the run was stopped before or in the evaluation after this step.
+        data: digests of the training and the validation data; empty where nobody looked yet.
     """
 
     step: int = 0
@@ -30,6 +32,7 @@ class Progress:
     best_step: int | None = None
     num_evaluations_without_better: int = 0
     evaluation_is_due: bool = False
+    data: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for progress.json."""
@@ -90,7 +93,9 @@ class Milestones:
 
 
 def is_better(name: str, value: float, best: float | None) -> bool:
-    """Whether a metric improved; losses and errors get better by falling."""
+    """Whether a metric improved; losses and errors get better by falling, and no number is better than none."""
+    if math.isnan(value):
+        return False
     if best is None:
         return True
     return value < best if name.endswith(("loss", "mse", "mae")) else value > best

@@ -109,7 +109,7 @@ class Reporter:
     def __enter__(self) -> Reporter:
         if self._is_main:
             self._run.path.mkdir(parents=True, exist_ok=True)
-            cut_back(self._run.metrics, self._progress.step)
+            self.say(cut_back(self._run.metrics, self._progress))
             self._file = self._run.metrics.open("a", encoding="utf-8")
         self._bar.start()
         self._last_time = time.perf_counter()
@@ -139,7 +139,7 @@ class Reporter:
             self._write_step(self._pending.popleft())
 
     def flush(self) -> None:
-        """Write every line that is queued and hand it to the system.
+        """Write every line that is queued to the disk.
 
         Raises:
             Diverged: as `log_step`.
@@ -148,6 +148,7 @@ class Reporter:
             self._write_step(self._pending.popleft())
         if self._file is not None:
             self._file.flush()
+            os.fsync(self._file.fileno())  # A checkpoint that follows must not outlive the lines before it.
 
     def restart_clock(self) -> None:
         """Leave out of the next step's rate the time that an evaluation or a save took."""
@@ -199,8 +200,16 @@ class Reporter:
 
         Args:
             event: "eval", or "test" for the test data.
+
+        Raises:
+            Diverged: its loss is not finite, or as `log_step`.
         """
         self.flush()
+        loss = metrics[f"{event}_loss"]
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"{event}_loss is {loss} after step {step}: training diverged. Lower learning_rate or raise num_warmup_steps"
+            )
         self._write({"event": event, "step": step, **metrics})
         self._accelerator.log(dict(metrics), step=step)
         self.say(f"evaluation after step {step}: {describe_metrics(metrics)}")
@@ -221,19 +230,33 @@ def _list_some(numbers: list[int]) -> str:
     return shown if len(numbers) <= _MAX_EXAMPLES_SHOWN else f"{shown} and {len(numbers) - _MAX_EXAMPLES_SHOWN} more"
 
 
-def cut_back(metrics: Path, step: int) -> None:
-    """Drop the lines after `step`, atomically: a resumed run writes them again. A half-written line goes as well."""
+def cut_back(metrics: Path, progress: Progress) -> str | None:
+    """Drop what a run that goes on from `progress` writes again, atomically; a half-written line goes as well.
+
+    Returns:
+        What to say of lines that are missing; None where none is.
+    """
     if not metrics.exists():
-        return
-    kept = []
+        return None
+    kept, steps = [], []
     for text in metrics.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             continue
-        if line["step"] <= step and step:
-            kept.append(text)
+        if line["step"] > progress.step or not progress.step or line["event"] == "test":
+            continue
+        if line["event"] == "eval" and line["step"] == progress.step and progress.evaluation_is_due:
+            continue
+        kept.append(text)
+        if line["event"] == "train":
+            steps.append(line["step"])
     write_atomically(metrics, "".join(f"{text}\n" for text in kept))
+    # A run that began at another's checkpoint has no lines of the steps before.
+    num_missing = progress.step + 1 - steps[0] - len(steps) if steps else 0
+    if not num_missing:
+        return None
+    return f"{metrics} lacks the lines of {num_missing} steps before step {progress.step + 1}; the training misses nothing."
 
 
 def describe_plan(

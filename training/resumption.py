@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from training import strategy
 from training.checkpointing import find_checkpoint, find_fault, keep_aside, load_progress, mend
 from training.config import FREE_KEYS, ResolvedRecipe
+from training.data import PreparedData
 from training.faults import BadInput
 from training.milestones import Progress
 from training.run_directory import RunDirectory
@@ -44,9 +46,9 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
     """
     run.check_writable()
     resume = resolved.recipe.resume
-    named = None if resume in ("auto", "never") else _open_named(Path(resume), resolved)
+    named = None if resume in ("auto", "never") else Path(resume)
     if not run.config.exists():
-        return named or Start(None, Progress())
+        return Start(None, Progress()) if named is None else _open_named(named, resolved)
     if resume == "never":
         raise BadInput(
             f"output_dir {str(run.path)!r} holds a run already, and resume is never; choose another output_dir"
@@ -57,15 +59,32 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
     if is_finished:
         message = f"{run.path} is finished: {run.describe_last_evaluation()}. Nothing to do."
         return Start(None, Progress(step=status.get("step", 0)), True, message)
-    if named is not None:
-        return named
     found, faults = find_checkpoint(run.checkpoints)
+    if named is not None:
+        _refuse_older(named, found, run)
     notes = [f"Not whole, kept aside: {checkpoint}: {fault}." for checkpoint, fault in faults.items()]
-    if found is None:
-        return Start(None, Progress(), message="\n".join(notes) or None, damaged=tuple(faults))
-    progress = load_progress(found)
-    notes.append(f"Going on from {found} (step {progress.step}).")
-    return Start(found, progress, message="\n".join(notes), damaged=tuple(faults))
+    if found is not None:
+        start = _start_from(found)
+    else:  # It had no time to write one: it begins where it began.
+        start = Start(None, Progress()) if named is None else _open_named(named, resolved)
+    notes += [start.message] if start.message else []
+    return replace(start, message="\n".join(notes) or None, damaged=tuple(faults))
+
+
+def agree_on_start(accelerator: Accelerator, start: Start) -> Start:
+    """Begin where process 0 found that the run begins: the others may have looked while an old process still saved.
+
+    Raises:
+        BadInput: on all processes, where one can't see that checkpoint, as on file systems that are not shared.
+    """
+    start = strategy.ask_main_process(lambda: start)
+    is_here = start.checkpoint is None or start.checkpoint.is_dir()
+    here = accelerator.gather(torch.tensor([is_here], device=accelerator.device)).tolist()
+    if not all(here):
+        raise BadInput(
+            f"process {here.index(False)} does not see {start.checkpoint}; output_dir must be the same for all processes"
+        )
+    return start
 
 
 def tidy(run: RunDirectory, start: Start) -> None:
@@ -86,8 +105,37 @@ def _open_named(checkpoint: Path, resolved: ResolvedRecipe) -> Start:
     owner = RunDirectory(checkpoint.resolve().parent.parent)
     if owner.config.exists():
         _refuse_another_recipe(owner, resolved, is_finished=False)
+    return _start_from(checkpoint)
+
+
+def _start_from(checkpoint: Path) -> Start:
     progress = load_progress(checkpoint)
     return Start(checkpoint, progress, message=f"Going on from {checkpoint} (step {progress.step}).")
+
+
+def _refuse_older(named: Path, newest: Path | None, run: RunDirectory) -> None:
+    """Refuse to go back within a run: the newer checkpoints would be in the way of those that are written next."""
+    is_of_this_run = named.resolve().parent == run.checkpoints.resolve()
+    if is_of_this_run and (newest is None or named.resolve() != newest.resolve()):
+        raise BadInput(
+            f"resume: {named} is not the newest whole checkpoint of {str(run.path)!r}, "
+            f"{'none' if newest is None else newest.name} is; choose another output_dir to train on from it, or move the "
+            "newer ones away to go back"
+        )
+
+
+def check_same_data(run: RunDirectory, progress: Progress, data: PreparedData) -> None:
+    """Refuse data that have changed since the checkpoint was written; they are another curve. Then note what they are.
+
+    Raises:
+        BadInput: naming the data.
+    """
+    for name, split in (("train", data.train), ("validation", data.validation)):
+        if progress.data.setdefault(name, split.digest) != split.digest:
+            raise BadInput(
+                f"{split.origin}: the {name} data have changed since {str(run.path)!r} wrote its checkpoint at step "
+                f"{progress.step} (rows, labels or tokens); put back what was there to go on, or choose another output_dir"
+            )
 
 
 def _refuse_another_recipe(run: RunDirectory, resolved: ResolvedRecipe, is_finished: bool) -> None:

@@ -80,7 +80,8 @@ def make_steps(training: Training) -> Evaluation:
     model.train()
     if progress.evaluation_is_due:  # Stopped in the middle of it.
         evaluation = conclude_step(training)
-    for batch in training.train_loader:
+    is_over = training.milestones.stops_early(progress)  # Patience had ended before this start, or just now.
+    for batch in () if is_over else training.train_loader:
         plan = batch.pop("plan")  # Where this micro-batch stands in its step, and what the step counts.
         gradient_scale = strategy.begin_micro_batch(accelerator, plan, recipe.seed)
         with accelerator.accumulate(model):

@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import platform
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -26,15 +27,18 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     TorchDynamoPlugin,
+    broadcast_object_list,
     set_seed,
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from training import rehearsal
 from training.config import Recipe, ResolvedRecipe
-from training.faults import BadInput, WrongTopology
+from training.faults import BadInput, Fault, WrongTopology, is_main_process
 from training.sampling import MicroBatch, derive_key
 from training.watchdog import PATIENCE
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -169,16 +173,23 @@ def _choose_sharded_layers(accelerator: Accelerator, model: torch.nn.Module) -> 
     )
 
 
-def check_same_start(accelerator: Accelerator, step: int) -> None:
-    """Refuse to train where the processes found different checkpoints, as on file systems that are not shared.
+def ask_main_process(question: Callable[[], Answer]) -> Answer:
+    """The answer of process 0, on every process. What it refuses, all refuse.
 
     Raises:
-        BadInput: on all processes.
+        Fault: as `question` on process 0.
     """
-    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
-    if len(set(steps)) > 1:
-        found = ", ".join(f"process {process}: {step}" for process, step in enumerate(steps))
-        raise BadInput(f"the processes would go on from different steps ({found}); output_dir must be the same for all")
+    told: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            told[0] = question()
+        except Fault as error:
+            told[1] = error
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    answer: Answer = told[0]
+    return answer
 
 
 def describe_strategy(accelerator: Accelerator) -> str:

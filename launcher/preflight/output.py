@@ -20,7 +20,9 @@ def check_output(recipe: Recipe) -> list[Finding]:
     """Whether the run directory can be written, and whether the run that it may hold is this recipe's."""
     path = Path(recipe.output_dir)
     findings = _check_writable("output_dir", path)
-    if recipe.resume not in ("auto", "never") and not (Path(recipe.resume) / "manifest.json").is_file():
+    has_own = any((path / "checkpoints").glob("step_*"))  # Then a named one does not count any more.
+    is_named = recipe.resume not in ("auto", "never") and not has_own
+    if is_named and not (Path(recipe.resume) / "manifest.json").is_file():
         findings.append(
             error(f"resume: {recipe.resume!r} is no checkpoint; it is auto, never or a checkpoint's folder")
         )
@@ -43,7 +45,7 @@ def _compare_with_run(recipe: Recipe, path: Path) -> list[Finding]:
         for key in type(here).model_fields
         if key not in FREE_KEYS and getattr(here, key) != getattr(recipe, key)
     ]
-    if differing and recipe.resume == "auto":
+    if differing:
         return [
             error(
                 f"output_dir {str(path)!r} holds a run of another recipe: {'; '.join(differing)}. Choose another output_dir"

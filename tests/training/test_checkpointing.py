@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,15 @@ def test_a_manifest_without_the_weights_is_a_fault(tmp_path: Path) -> None:
     assert find_fault(path) is not None
 
 
+def test_a_checkpoint_of_another_version_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 5)
+    path = make_checkpoint(tmp_path, 10)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(BadInput, match=r"step_00000010 was written by another version .*format 2, this one reads 1"):
+        find_checkpoint(tmp_path)
+
+
 # Choice --------------------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +211,42 @@ def test_old_checkpoints_go_and_the_best_one_stays(writer: CheckpointWriter) -> 
     assert names(writer.run.checkpoints) == {"step_00000002", "step_00000004", "step_00000005"}
     assert writer.run.best.resolve().name == "step_00000002"
     assert not Path(writer.run.best.readlink()).is_absolute(), "the run directory may be moved"
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_no_half_of_it(
+    writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(writer, Progress(step))
+    remove, removed = shutil.rmtree, []
+
+    def stop_half_way(path: Path, **options: Any) -> None:
+        if Path(path).exists():
+            removed.append(Path(path))
+            (Path(path) / "manifest.json").unlink()
+        else:
+            remove(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stop_half_way)
+        save(writer, Progress(3))
+    assert len(removed) == 1
+    assert find_checkpoint(writer.run.checkpoints) == (writer.run.checkpoints / "step_00000003", {})
+    assert {path.name for path in writer.run.checkpoints.glob("step_*")} == {"step_00000002", "step_00000003"}
+    mend(writer.run.checkpoints)
+    assert names(writer.run.checkpoints) == {"step_00000002", "step_00000003"}
+
+
+def test_the_final_model_needs_no_memory_for_moments(writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(writer, Progress(1))
+    held: list[int] = []
+
+    def publish(target: Path, fill: Any) -> None:
+        held.append(len(writer._moments))
+
+    monkeypatch.setattr(checkpointing, "_publish", publish)
+    writer.save_final(None, "", writer.run.final)
+    assert held == [0]
 
 
 def test_without_a_best_one_the_newest_stay(writer: CheckpointWriter) -> None:
@@ -334,6 +380,31 @@ def test_checkpoints_that_are_there_already_need_no_more_room(tmp_path: Path) ->
     free = shutil.disk_usage(tmp_path).free
     size = sum(path.stat().st_size for path in run.checkpoints.glob("*/*"))
     check_room(run, 1, free - (1 << 20) + size, 1)
+
+
+def test_what_a_killed_save_left_is_counted_as_room(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    make_checkpoint(run.checkpoints).rename(run.checkpoints / ".step_00000005.tmp")
+    with (run.checkpoints / ".step_00000005.tmp" / "model.safetensors").open("wb") as file:
+        file.truncate(1 << 30)  # A hole: the disk stays as free as it was.
+    free = shutil.disk_usage(tmp_path).free
+    check_room(run, 1, free + (1 << 29), 1)
+
+
+def test_memory_is_what_the_machine_and_each_control_group_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = tmp_path / "job" / "step"
+    group.mkdir(parents=True)
+    assert checkpointing._group_memory(group) == sys.maxsize
+    for folder, limit in ((group, "max"), (group.parent, "1000000")):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("400000\n")
+        (folder / "memory.stat").write_text("anon 300000\nactive_file 20000\ninactive_file 30000\n")
+    assert checkpointing._group_memory(group) == sys.maxsize
+    assert checkpointing._group_memory(group.parent) == 650_000
+    monkeypatch.setattr(checkpointing, "_own_group", lambda: (group, tmp_path))
+    assert checkpointing._available_memory() == 650_000
 
 
 def test_the_bytes_of_a_state_are_those_of_its_files(writer: CheckpointWriter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -53,6 +54,8 @@ def test_losses_and_errors_get_better_by_falling(name: str, falls: bool) -> None
     assert is_better(name, 0.1, 0.2) is falls
     assert is_better(name, 0.2, 0.1) is not falls
     assert is_better(name, 0.5, None)
+    assert not is_better(name, math.nan, None)
+    assert not is_better(name, math.nan, 0.5)
     assert not is_better(name, 0.5, 0.5), "an equal value is not better: the earlier one stays"
 
 

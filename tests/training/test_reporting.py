@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -165,7 +166,7 @@ TEXT = "".join(json.dumps(line) + "\n" for line in LINES)
 @pytest.mark.parametrize(("step", "kept"), [(0, 0), (1, 1), (2, 3), (3, 5), (99, 5)])
 def test_lines_after_the_checkpoint_go(tmp_path: Path, step: int, kept: int) -> None:
     (tmp_path / "metrics.jsonl").write_text(TEXT)
-    cut_back(tmp_path / "metrics.jsonl", step)
+    cut_back(tmp_path / "metrics.jsonl", Progress(step))
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(TEXT.splitlines(keepends=True)[:kept])
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -176,11 +177,49 @@ def test_a_half_written_line_goes(tmp_path: Path, num_written: int, step: int) -
     """Wherever the writing process was killed."""
     path = tmp_path / "metrics.jsonl"
     path.write_text(TEXT[:num_written])
-    cut_back(path, step)
+    cut_back(path, Progress(step))
     whole = [line for line in LINES if TEXT.index(json.dumps(line)) + len(json.dumps(line)) <= num_written]
     assert path.read_text() == "".join(json.dumps(line) + "\n" for line in whole if cast("int", line["step"]) <= step)
 
 
 def test_without_a_file_there_is_nothing_to_cut(tmp_path: Path) -> None:
-    cut_back(tmp_path / "metrics.jsonl", 3)
+    assert cut_back(tmp_path / "metrics.jsonl", Progress(3)) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_again_goes(tmp_path: Path) -> None:
+    """The run was killed after an evaluation that its checkpoint holds to be due, or after that of the test data."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(TEXT + json.dumps({"event": "test", "step": 3, "test_loss": 0.4}) + "\n")
+    cut_back(path, Progress(3))
+    assert path.read_text() == TEXT
+    cut_back(path, Progress(3, evaluation_is_due=True))
+    assert path.read_text() == "".join(TEXT.splitlines(keepends=True)[:4])
+
+
+@pytest.mark.parametrize(("missing", "count"), [((2,), 1), ((3,), 1), ((2, 3), 2), ((1,), 0), ((1, 2, 3), 0)])
+def test_lines_that_are_missing_are_told(tmp_path: Path, missing: tuple[int, ...], count: int) -> None:
+    """Not those before the first: the run may have begun at another's checkpoint."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in LINES if line["step"] not in missing))
+    told = cut_back(path, Progress(3))
+    assert (told or "").count(f"lacks the lines of {count} steps before step 4") == bool(count)
+
+
+def test_lines_are_on_the_disk_before_a_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[list[dict[str, Any]]] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(read(tmp_path)))
+    with build(tmp_path, Tracked()) as reporter:
+        report(reporter, 0)
+        reporter.flush()
+    assert [line["step"] for line in synced[-1]] == [1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("event", ["eval", "test"])
+def test_an_evaluation_whose_loss_is_not_finite_ends_the_run(tmp_path: Path, event: str, value: float) -> None:
+    with build(tmp_path, Tracked()) as reporter:
+        report(reporter, 0)
+        with pytest.raises(Diverged, match=rf"{event}_loss is {value} after step 1: .*Lower learning_rate"):
+            reporter.log_evaluation(1, {f"{event}_loss": value}, event)
+    assert [line["event"] for line in read(tmp_path)] == ["train"]
