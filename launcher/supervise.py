@@ -41,6 +41,9 @@ _SECONDS_OF_ONE_REQUEST = 0.5
 # From the end of the processes on another machine to the last word of the first.
 _SECONDS_FOR_FIRST_MACHINE = 10.0
 
+# From the death of accelerate launch to the end of its processes, which notice it after a step and write a checkpoint.
+_SECONDS_FOR_ORPHANS = 120.0
+
 _AGENT_LOG = re.compile(r"[WEI]\d{4} [\d:.]+ +\d+ torch/distributed/")
 
 
@@ -52,11 +55,13 @@ class Ending:
         exit_code: the training's own, or 1 where it could not say.
         message: one line for the user; empty where the training has said it already.
         was_stopped: a signal asked for the end.
+        was_orphaned: accelerate launch was killed, and nothing else made the training stop.
     """
 
     exit_code: int
     message: str = ""
     was_stopped: bool = False
+    was_orphaned: bool = False
 
 
 def supervise(command: Command, run_directory: Path | None, shows_everything: bool = False) -> Ending:
@@ -147,7 +152,9 @@ def _launch(command: Command, variables: Mapping[str, str], stop: _Stop, shows_e
         reader.start()
     return_code = process.wait()
     if reader is not None:
-        reader.join(timeout=5)  # An orphan may hold the pipe open.
+        # Orphans hold the pipe open. Those of a launcher that was killed are writing a checkpoint, and another start would
+        # find them in its run directory.
+        reader.join(timeout=_SECONDS_FOR_ORPHANS if return_code < 0 and not stop.was_forced else 5)
     return return_code
 
 
@@ -270,7 +277,7 @@ def judge(return_code: int, status: Mapping[str, Any] | None, was_stopped: bool 
     if code == 0 and return_code != 0:
         return Ending(1, f"the training finished, but accelerate launch ended with {ended}", was_stopped)
     message = f"failed at step {step}: {status.get('message', '')}" if code == 1 else ""
-    return Ending(int(code), message, was_stopped)
+    return Ending(int(code), message, was_stopped, was_orphaned=return_code < 0 and code == 75 and not was_stopped)
 
 
 def supervise_with_restarts(start: Callable[[int], Ending], max_restarts: int, say: Callable[[str], None]) -> Ending:
@@ -281,7 +288,8 @@ def supervise_with_restarts(start: Callable[[int], Ending], max_restarts: int, s
     """
     for attempt in range(max_restarts + 1):
         ending = start(attempt)
-        if ending.exit_code in FINAL_EXIT_CODES or ending.was_stopped or attempt == max_restarts:
+        is_final = ending.exit_code in FINAL_EXIT_CODES and not ending.was_orphaned
+        if is_final or ending.was_stopped or attempt == max_restarts:
             return ending
         say(f"{ending.message or 'it crashed'}; restart {attempt + 1} of {max_restarts} from the last checkpoint")
     raise AssertionError("the last attempt returns")

@@ -401,7 +401,7 @@ from training.tasks import TextClassification
 loss_sum = TextClassification.loss_sum
 
 def allocate(self, model, batch):
-    if len(batch["input_ids"]) > 4 and os.environ["RANK"] == "1":
+    if len(batch["input_ids"]) > 4 and os.environ["RANK"] == "RANK_WITHOUT_MEMORY":
         raise torch.OutOfMemoryError("CUDA out of memory.")
     return loss_sum(self, model, batch)
 
@@ -412,13 +412,32 @@ os._exit(code)
 
 
 @pytest.mark.slow
-def test_of_several_processes_the_one_without_memory_says_so_and_the_next_start_fits(
-    recipe: Settings, tmp_path: Path, jobs: list[Job]
+@pytest.mark.parametrize(
+    ("topology", "num_processes"),
+    [
+        ("multi_cpu", 2),
+        pytest.param("deepspeed_zero2", 1, id="an engine that keeps gradients where zero_grad does not clear them"),
+    ],
+)
+def test_the_process_without_memory_says_so_and_the_next_start_fits(
+    recipe: Settings, tmp_path: Path, jobs: list[Job], topology: str, num_processes: int
 ) -> None:
     script = tmp_path / "exhausted.py"
-    script.write_text(EXHAUSTED)
-    job = Job(recipe, "multi_cpu", 2, script=str(script))
+    last = num_processes - 1
+    script.write_text(EXHAUSTED.replace("RANK_WITHOUT_MEMORY", str(last)))
+    job = Job(recipe, topology, num_processes, script=str(script))
     jobs.append(job)
     assert job.wait_for_end() < 60
-    assert "process 1 ran out of memory at step 1; start it again" in job.output
-    assert Job(recipe, "multi_cpu", 2, script=str(script)).finish().exit_code == 0
+    assert f"process {last} ran out of memory at step 1; start it again" in job.output
+    assert Job(recipe, topology, num_processes, script=str(script)).finish().exit_code == 0
+
+
+@pytest.mark.slow
+def test_what_process_0_refuses_is_told_once(recipe: Settings, small_disk: Path, jobs: list[Job]) -> None:
+    settings = {**recipe, **LONG, "save_total_limit": 5, "output_dir": str(small_disk / "run")}
+    job = Job(settings, "multi_cpu", 2)
+    jobs.append(job)
+    job.wait_for_end()
+    assert "lower save_total_limit" in job.output
+    assert job.output.count("onecurve: ") == 1
+    assert "lost its connection" not in job.output

@@ -70,7 +70,7 @@ def test_the_run_directory_keeps_the_contract(runs: dict[str, Run]) -> None:
     run = runs["cpu"]
     assert {path.name for path in run.path.iterdir()} == {
         "config.yaml", "environment.json", "status.json", "metrics.jsonl", "checkpoints", "best", "final",
-        "eval_predictions.jsonl", "eval_report.json",
+        "eval_predictions.jsonl", "eval_report.json", ".lock",
     }  # fmt: skip
     assert run.read("status.json") == {"state": "finished", "exit_code": 0, "step": 24, "message": ""}
     assert "max_train_steps: 24  # flag" in (run.path / "config.yaml").read_text()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Launch, Run, to_flags
-from tests.jobs import without_time
+from tests.jobs import Job, without_time
 from training.tasks import TextClassification
 
 Settings = dict[str, Any]
@@ -264,7 +264,7 @@ def test_stopped_between_epochs_in_two_evaluations_in_a_row(
 def test_a_run_that_stopped_early_makes_no_step_more(
     recipe: Settings, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_in: str
 ) -> None:
-    settings = {**recipe, **LONG, "eval_steps": 5, "checkpointing_steps": 1000, "learning_rate": 0.05}
+    settings: Settings = {**recipe, **LONG, "eval_steps": 5, "checkpointing_steps": 1000, "learning_rate": 0.05}
     settings.update(metric_for_best_model="loss", early_stopping_patience=2, test_file=recipe["validation_file"])
     whole = train({**settings, "output_dir": str(tmp_path / "whole")})
     assert whole.exit_code == 0, whole.stderr
@@ -355,3 +355,58 @@ def test_a_loss_that_is_not_finite_ends_the_run(recipe: Settings, train: Train) 
     assert run.read("status.json")["state"] == "failed"
     assert run.read("status.json")["exit_code"] == 3
     assert not (run.path / "final").exists()
+
+
+APART = """
+import os, sys
+from training import run, strategy
+from training.faults import report_outcome
+from training.milestones import Progress
+from training.resumption import Start
+
+if os.environ["RANK"] == "1":
+    run.find_start = lambda *arguments: Start(None, Progress())
+strategy._describe_device = lambda device: "device " + os.environ["RANK"]
+code = report_outcome(run.main, sys.argv[1:])
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_what_process_0_finds_in_the_run_directory_holds_for_all(
+    recipe: Settings, launch: Launch, tmp_path: Path
+) -> None:
+    """Process 1 looked while an old process was still writing the newest checkpoint, and its device is another one."""
+    settings = {**recipe, **LONG}
+    whole = launch(settings, "multi_cpu", 2)
+    assert whole.exit_code == 0, whole.stderr
+    folder = cut_short(whole, 20, tmp_path / "cut")
+    topology = {**whole.read("environment.json")["topology"], "device_name": "device 0"}
+    asked = {"per_device_batch_size": 8, "per_device_batch_tokens": None, "gradient_checkpointing": False, **topology}
+    (folder / "memory.json").write_text(
+        json.dumps({"asked": asked, "found": {"max_examples": 2, "max_tokens": None}}), encoding="utf-8"
+    )
+    script = tmp_path / "apart.py"
+    script.write_text(APART)
+    job = Job({**settings, "output_dir": str(folder)}, "multi_cpu", 2, script=str(script))
+    resumed = job.finish()
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "2 examples a micro-batch x 4 accumulated x 2 processes" in resumed.stdout
+    assert [line["step"] for line in resumed.steps] == list(range(1, 41))
+    assert resumed.losses[:20] == whole.losses[:20]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["fsdp", "deepspeed_zero2"])
+def test_a_resumed_run_of_a_sharded_model_has_the_same_bits(
+    recipe: Settings, launch: Launch, tmp_path: Path, topology: str
+) -> None:
+    whole = launch({**recipe, **LONG}, topology, 2)
+    assert whole.exit_code == 0, whole.stderr
+    resumed = launch({**recipe, **LONG, "output_dir": str(cut_short(whole, 20, tmp_path / "cut"))}, topology, 2)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "(step 20)" in resumed.stdout
+    assert without_time(resumed.lines) == without_time(whole.lines)
+    assert final_weights(resumed) == final_weights(whole)

@@ -38,22 +38,30 @@ _SECONDS_TO_LET_GO = 10.0
 class DirectoryLock:
     """Keeps a folder for one process: another is refused until this one lets go or ends, however it ends.
 
-    The folder itself is locked (flock), so that no file is made or left.
+    What is locked (flock) is a file in it, which stays: other machines hear of it where a network's file system has locks,
+    and of a lock on the folder itself they would not.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
 
-    def take(self) -> None:
-        """Lock the folder for the whole training, if it is there and not locked already; process 0 does it for all.
+    def take(self, is_new: bool = False) -> None:
+        """Lock the folder for the whole training, if a run is there and not locked already; process 0 does it for all.
 
         Raises:
             BadInput: another process holds it.
         """
-        if self._descriptor is not None or not is_main_process() or not self._path.is_dir():
+        if (
+            self._descriptor is not None
+            or not is_main_process()
+            or not (is_new or (self._path / "config.yaml").exists())
+        ):
             return
-        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            descriptor = os.open(self._path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:  # What can't be written to is refused elsewhere, in better words.
+            return
         deadline = time.monotonic() + _SECONDS_TO_LET_GO
         while True:
             try:
@@ -67,7 +75,8 @@ class DirectoryLock:
                         f"with `touch {self._path / 'STOP'}`, or choose another output_dir"
                     ) from None
                 time.sleep(0.1)
-            except OSError:  # This file system has no locks.
+            except OSError as error:
+                print(f"{self._path}: no locks there ({error.strerror}): start no other training in it", flush=True)
                 break
         self._descriptor = descriptor
 
@@ -202,7 +211,7 @@ class RunDirectory:
             BadInput: another training was faster.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self.lock.take()
+        self.lock.take(is_new=True)
         environment = describe_environment(topology) | {"num_starts": self._count_starts() + 1}
         write_atomically(self.config, resolved.to_yaml())
         write_atomically(self.environment, json.dumps(environment, indent=2) + "\n")

@@ -76,6 +76,36 @@ def test_a_killed_rank_costs_nothing_but_time(recipe_file: Path, recipe: dict[st
     assert _read_lines(run) == _read_lines(whole), "the curve of a run that nobody killed, to the last bit"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the launcher in /proc")
+def test_a_killed_accelerate_costs_nothing_but_time(recipe_file: Path, recipe: dict[str, Any]) -> None:
+    """Its processes are writing a checkpoint when the next start could begin."""
+    run = Path(recipe["output_dir"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", "run", str(recipe_file), *_WORDS, "--max-restarts", "1"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints" / "step_00000010" / "manifest.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        rank = _find_rank(1, recipe_file)
+        assert rank is not None
+        launcher = Path(f"/proc/{rank}/status").read_text(encoding="utf-8").partition("PPid:")[2].split()[0]
+        os.kill(int(launcher), signal.SIGKILL)
+        out, told = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, told
+    assert "restart 1 of 1 from the last checkpoint" in told
+    assert "Going on from" in out
+    steps = [line["step"] for line in _read_lines(run) if line["event"] == "train"]
+    assert steps == list(range(1, 61))
+
+
 def test_bad_input_is_not_tried_again(recipe_file: Path, recipe: dict[str, Any], onecurve: Onecurve) -> None:
     """Found by the training alone: `check` reads only the first rows."""
     path = Path(recipe["train_file"])

@@ -127,6 +127,33 @@ def test_a_signal_becomes_a_stop_file() -> None:
     assert ending == Ending(75, was_stopped=True)
 
 
+ORPHANED = """
+import json, os, signal, subprocess, sys, time
+launcher = os.getpid()
+if os.fork() == 0:
+    os.setsid()
+    os.kill(launcher, signal.SIGKILL)
+    while os.getppid() == launcher:
+        time.sleep(0.01)
+    time.sleep(0.5)  # A checkpoint.
+    json.dump({"state": "preempted", "exit_code": 75}, open(os.environ["ONECURVE_STATUS_FILE"], "w"))
+    os._exit(0)
+time.sleep(60)
+"""
+
+
+def test_processes_of_a_killed_launcher_are_waited_for_and_the_training_starts_again() -> None:
+    endings: list[Ending] = []
+
+    def start(attempt: int) -> Ending:
+        code = ORPHANED if attempt == 0 else "pass"
+        endings.append(supervise(Command((sys.executable, "-c", code), {}, 1), None))
+        return endings[-1]
+
+    assert supervise_with_restarts(start, 1, print) == Ending(0)
+    assert endings[0] == Ending(75, was_orphaned=True), "what they said last, and not that they still run"
+
+
 def test_a_batch_shell_names_the_files_that_all_machines_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONECURVE_STOP_FILE", str(tmp_path / "STOP"))
     monkeypatch.setenv("ONECURVE_STATUS_FILE", str(tmp_path / "status.json"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -34,7 +36,7 @@ def test_create_writes_the_recipe_and_the_environment(tmp_path: Path) -> None:
     resolved = resolve(tmp_path / "a" / "run", seed="7")
     run = RunDirectory.of(resolved.recipe)
     run.create(resolved, {"num_processes": 2})
-    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "environment.json"}
+    assert {path.name for path in run.path.iterdir()} == {".lock", "config.yaml", "environment.json"}
     assert load_recipe(str(run.config)).recipe == resolved.recipe
     environment = json.loads(run.environment.read_text())
     assert environment["topology"] == {"num_processes": 2}
@@ -133,16 +135,58 @@ def test_the_recipe_in_a_run_directory_names_every_key(tmp_path: Path) -> None:
 # The lock ------------------------------------------------------------------------------------------------------------
 
 
+def make_run(folder: Path) -> RunDirectory:
+    """A run directory that a training has been in."""
+    resolved = resolve(folder)
+    run = RunDirectory.of(resolved.recipe)
+    with run.lock:
+        run.create(resolved, {})
+    return run
+
+
 def test_a_folder_is_kept_for_one_training_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_directory, "_SECONDS_TO_LET_GO", 0.2)
+    before = {path: path.stat().st_mtime_ns for path in make_run(tmp_path).path.iterdir()}
     with RunDirectory(tmp_path).lock, pytest.raises(BadInput, match="another training is running there"):
         RunDirectory(tmp_path).lock.take()
     with RunDirectory(tmp_path).lock:
-        assert list(tmp_path.iterdir()) == [], "it leaves no file"
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before, "it writes nothing"
+
+
+def test_where_no_training_has_been_a_look_leaves_no_file(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path).lock:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_is_on_a_file_open_for_writing_as_network_file_systems_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path)
+    modes: list[int] = []
+    monkeypatch.setattr(
+        fcntl, "flock", lambda descriptor, flags: modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+    )
+    with RunDirectory(tmp_path).lock:
+        assert modes == [os.O_RDWR]
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path)
+
+    def refuse(descriptor: int, flags: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with RunDirectory(tmp_path).lock:
+        assert capsys.readouterr().out == (
+            f"{tmp_path}: no locks there (No locks available): start no other training in it\n"
+        )
 
 
 def test_only_process_0_takes_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with RunDirectory(tmp_path).lock:
+    with make_run(tmp_path).lock:
         monkeypatch.setenv("RANK", "1")
         RunDirectory(tmp_path).lock.take()
 
