@@ -99,9 +99,9 @@ def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     splits: list[str] = []
     original = data._tokenize
 
-    def count(staging: Path, split: str, *others: Any) -> None:
+    def count(staging: Path, split: str, *others: Any) -> str:
         splits.append(split)
-        original(staging, split, *others)
+        return original(staging, split, *others)
 
     monkeypatch.setattr(data, "_tokenize", count)
     return splits
@@ -124,6 +124,24 @@ def test_tokens_lengths_and_labels_belong_together(prepare: Prepare, tokenizer: 
             found[tuple(tokens), int(split.labels[number])] += 1
     assert found == expected
     assert Counter(prepared.validation.labels.tolist()) == {0: 5, 1: 5}
+
+
+def test_a_digest_is_of_what_is_learned_wherever_the_files_lie(prepare: Prepare, tmp_path: Path) -> None:
+    def digests(rows: Rows = ROWS, **flags: str) -> tuple[str, str]:
+        prepared = prepare(rows, **flags)
+        return prepared.train.digest, prepared.validation.digest
+
+    here = digests()
+    assert here[0] != here[1]
+    write_rows(tmp_path / "elsewhere.jsonl", ROWS)
+    assert digests(train_file=str(tmp_path / "elsewhere.jsonl")) == here
+    swapped = [*ROWS[:-2], ROWS[-1], ROWS[-2]]
+    other_label = [{**ROWS[0], "label": ROWS[1]["label"]}, *ROWS[1:]]
+    other_text = [{**ROWS[0], "text": f"{ROWS[0]['text']} more"}, *ROWS[1:]]
+    for rows in (swapped, other_label, other_text, [*ROWS, ROWS[0]]):
+        assert digests(rows) != here
+    renamed = [{**row, "label": f"{row['label']}2"} for row in ROWS]
+    assert digests(renamed) != here
 
 
 def test_nothing_is_held_in_memory(prepare: Prepare) -> None:
