@@ -539,7 +539,7 @@ def predict(
     from launcher.data_files import FORMATS
     from launcher.history import check_run
     from launcher.machine import detect_machine
-    from launcher.supervise import supervise
+    from launcher.supervise import LABELLING, supervise
     from launcher.topology import build_topology
 
     check_run(run)
@@ -566,7 +566,7 @@ def predict(
     _tell(command.to_shell())
     if dry_run:
         return 0
-    ending = supervise(command, None, debug)
+    ending = supervise(command, None, debug, LABELLING)
     if ending.message:
         print(f"onecurve: {ending.message}", file=sys.stderr)
     return ending.exit_code
