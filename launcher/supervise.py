@@ -72,12 +72,17 @@ LABELLING = StopWords("asked the labelling to stop", "ending all processes", "no
 
 
 def supervise(
-    command: Command, run_directory: Path | None, shows_everything: bool = False, words: StopWords | None = None
+    command: Command,
+    run_directory: Path | None,
+    shows_everything: bool = False,
+    words: StopWords | None = None,
+    keeps_stdout: bool = False,
 ) -> Ending:
     """Run one launch to its end.
 
     Args:
         words: for the stop of what is no training.
+        keeps_stdout: leave stdout to a program's JSON; what the training prints there goes to stderr.
         run_directory: where to look for the status on machines other than the first, which alone is told it directly,
             unless $ONECURVE_STATUS_FILE names a file that all machines see. $ONECURVE_STOP_FILE is obeyed likewise.
         shows_everything: let the launching tools' own tracebacks through.
@@ -102,7 +107,7 @@ def supervise(
         }
         before = _read_version(status_file)
         with stop.listening():
-            return_code = _launch(command, variables, stop, shows_everything)
+            return_code = _launch(command, variables, stop, shows_everything, keeps_stdout)
         if not is_first:
             if return_code == 0:  # The first machine may still be writing the model, and answers for that itself.
                 return Ending(0, was_stopped=stop.was_asked)
@@ -139,12 +144,15 @@ def _wait_for_ending(path: Path, before: int | None) -> None:
         time.sleep(0.1)
 
 
-def _launch(command: Command, variables: Mapping[str, str], stop: _Stop, shows_everything: bool) -> int:
+def _launch(
+    command: Command, variables: Mapping[str, str], stop: _Stop, shows_everything: bool, keeps_stdout: bool
+) -> int:
     try:
         process = subprocess.Popen(
             command.words,
             env=variables,
             stdin=subprocess.DEVNULL,  # A background group that reads the terminal would be halted.
+            stdout=2 if keeps_stdout else None,
             stderr=None if shows_everything else subprocess.PIPE,
             start_new_session=False,
             process_group=0,
