@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -218,6 +218,9 @@ def _train(
         again = command if attempt == 0 else build_command(
             root, recipe_path, {**overrides, "resume": "auto"}, topology, machine
         )  # fmt: skip
+        # Who watches the run learns from its status that a failure is not the end.
+        variables = {**again.environment, "ONECURVE_RESTARTS_LEFT": str(max_restarts - attempt)}
+        again = replace(again, environment=variables)
         return supervise(again, Path(resolved.recipe.output_dir), debug, keeps_stdout=as_json)
 
     ending = supervise_with_restarts(start, max_restarts, _tell)
@@ -512,18 +515,19 @@ def watch(
 
     Reads the run directory only, so one that another machine writes does as well.
     """
-    from launcher.watch import ask_queue, build_view, find_run_directory, follow, render, wait_for_start
+    from launcher.slurm import find_job
+    from launcher.watch import build_view, find_run_directory, follow, render, wait_for_start
 
     folder = find_run_directory(run)
     looks_once = as_json or once or not sys.stdout.isatty()
     if not wait_for_start(_console(), folder, 0.0 if looks_once else every):
         return 0
     if as_json:
-        print(json.dumps(asdict(build_view(folder, ask_queue))))
+        print(json.dumps(asdict(build_view(folder, find_job))))
     elif looks_once:
-        _console().print(render(build_view(folder, ask_queue)))
+        _console().print(render(build_view(folder, find_job)))
     else:
-        follow(_console(), folder, every, ask_queue)
+        follow(_console(), folder, every)
     return 0
 
 

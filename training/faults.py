@@ -139,6 +139,9 @@ class Outcome:
         if not is_main_process():
             return
         status: dict[str, Any] = {"state": state, "exit_code": exit_code, "step": self.step, "message": message}
+        restarts_left = int(os.environ.get("ONECURVE_RESTARTS_LEFT", "0"))
+        if exit_code == Fault.exit_code and restarts_left > 0:  # Of the other endings none is tried again.
+            status["restarts_left"] = restarts_left
         for path in self.status_files:
             write_atomically(path, json.dumps(status) + "\n")
 

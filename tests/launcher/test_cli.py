@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from launcher.command import Command
 from tests.launcher.conftest import ROOT, Onecurve
 
 COMMANDS = ("run", "check", "plan", "compare", "watch", "report", "resume", "predict")
@@ -210,6 +211,24 @@ def test_a_finished_run_is_resumed_by_saying_so(recipe_file: Path, recipe: dict[
     again = onecurve("resume", recipe["output_dir"])
     assert again.returncode == 0, again.stderr
     assert "is finished" in again.stdout
+
+
+def test_a_training_is_told_how_often_it_will_be_started_again(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launcher.cli import run_command_line
+    from launcher.supervise import Ending
+
+    told: list[str] = []
+
+    def crash(command: Command, *_: object, **__: object) -> Ending:
+        told.append(command.environment["ONECURVE_RESTARTS_LEFT"])
+        return Ending(1)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("launcher.supervise.supervise", crash)
+    assert run_command_line(["run", str(recipe_file), "--max-restarts", "2"]) == 1
+    assert told == ["2", "1", "0"]
 
 
 def test_two_processes_that_fail_leave_one_message_and_their_exit_code(recipe_file: Path, onecurve: Onecurve) -> None:

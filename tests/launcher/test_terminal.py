@@ -99,6 +99,67 @@ def test_watch_follows_until_the_end(terminal: Terminal, write_run: Callable[...
     assert _finish(child)[0] == 0
 
 
+def write_state(run: Path, state: str, exit_code: int | None, **more: int) -> None:
+    content = json.dumps({"state": state, "exit_code": exit_code, **more})
+    (run / "new").write_text(content, encoding="utf-8")
+    (run / "new").replace(run / "status.json")
+
+
+def test_watch_follows_over_a_restart(terminal: Terminal, write_run: Callable[..., Path]) -> None:
+    run = write_run("one", state="running")
+    child = terminal("watch", run, "--every", "0.2")
+    child.expect("running")
+    write_state(run, "failed", 1, restarts_left=1)
+    child.expect("starts again from its last checkpoint")
+    write_state(run, "running", None)
+    child.expect("running")
+    write_state(run, "failed", 1)
+    child.expect("failed")
+    assert _finish(child)[0] == 0
+
+
+def write_squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A squeue on the path that tells of job 7 what is in the file `state`, and notes that it was asked."""
+    (folder / "squeue").write_text(f"#!/bin/sh\necho asked >> {folder}/asked\n{script}\n", encoding="utf-8")
+    (folder / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_watch_follows_a_job_that_is_queued_again(
+    terminal: Terminal, write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_squeue(tmp_path, "printf '%-30s%-80s%-12s%-24s%-400s\\n' PENDING BeginTime 1 1:00 ''", monkeypatch)
+    run = write_run("one", state="preempted")
+    (run / "slurm_job_id").write_text("7\n", encoding="utf-8")
+    child = terminal("watch", run, "--every", "0.2")
+    child.expect("preempted")
+    child.expect(r"Slurm job 7: PENDING \(BeginTime\); queued again 1 time")
+    for number in range(8):  # Each is a look.
+        with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            line = {"event": "train", "step": 100 + number, "epoch": 1, "loss": 1, "tokens": 1, "tokens_per_second": 1}
+            file.write(f"\n{json.dumps(line)}\n")
+        child.expect(f"step {100 + number}")
+    write_state(run, "running", None)
+    child.expect("running")
+    write_state(run, "finished", 0)
+    child.expect("finished")
+    assert _finish(child)[0] == 0
+    assert (tmp_path / "asked").read_text(encoding="utf-8") == "asked\n", "once, however often the view is drawn"
+
+
+def test_a_slow_queue_holds_nobody_back(
+    terminal: Terminal, write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_squeue(tmp_path, "exec sleep 50", monkeypatch)
+    run = write_run("one", state="running")
+    (run / "slurm_job_id").write_text("7\n", encoding="utf-8")
+    child = terminal("watch", run)
+    child.timeout = 25
+    child.expect("running")
+    child.sendintr()
+    assert _finish(child)[0] == 0
+
+
 def test_watch_ends_quietly_when_one_has_seen_enough(terminal: Terminal, write_run: Callable[..., Path]) -> None:
     child = terminal("watch", write_run("one", state="running"))
     child.expect("running")
