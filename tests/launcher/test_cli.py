@@ -72,6 +72,33 @@ def test_completion_is_offered(onecurve: Onecurve) -> None:
         assert "_ONECURVE_COMPLETE" in result.stdout, shell
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("onecurve re", {"resume", "report"}),
+        ("onecurve run --max", {"--max-restarts", "--max_restarts"}),
+        ("onecurve predict RUN --bat", {"--batch_size", "--batch-size"}),
+    ],
+)
+def test_bash_completes(words: str, expected: set[str], tmp_path: Path, onecurve: Onecurve) -> None:
+    script = onecurve(
+        "--show-completion", "bash", environment={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    ).stdout
+    program = tmp_path / "onecurve"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m launcher "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    asked = f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _onecurve_completion {program}"
+    result = subprocess.run(
+        ["bash", "-c", f'{script}\n{asked}\necho "${{COMPREPLY[@]}}"'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert set(result.stdout.split()) == expected, result.stderr
+
+
 WRONG: list[tuple[list[str], str]] = [
     (["run", "RECIPE", "--topolgy", "cpu"], "--topolgy: unknown option; did you mean --topology?"),
     (["run", "RECIPE", "--max-restart", "3"], "--max-restart: unknown option; did you mean --max"),
