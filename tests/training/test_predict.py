@@ -181,6 +181,7 @@ def test_parquet_keeps_its_types(trained: Path, tmp_path: Path, predict: Predict
         ("a.jsonl", '{"body": "x"}\n', "text column 'text' is not there; it has body"),
         ("a.jsonl", '{"text": "x"}\n{"text": 5}\n', "row 2: text column 'text' holds 5, which is no text"),
         ("a.jsonl", '{"text": "x"}\n{"text": \n', "line 2: not valid JSON"),
+        ("a.jsonl", '{"text": "\\ud83d\\ude00"}\n{"text": "x", "id": "\\ud83d"}\n', "line 2: not valid JSON"),
         ("a.jsonl", '{"text": "x"}\n["x"]\n', "line 2: expected a JSON object, got list"),
         ("a.jsonl", '{"text": "x"}\n{"text": "x", "score": 1}\n', "would be overwritten: score"),
         ("a.json", '[{"text": "x"}, {"text": ""}]', "row 2: text column 'text' is empty"),
