@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="onecurve",
     help="One recipe, one loss curve, any machine: start, check, plan and watch trainings.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # Its help is plain text, and answers twice as fast.
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -58,7 +57,9 @@ ProcessesOption = Annotated[
         "--num_processes", "--num-processes", min=1, help="processes over all machines, instead of one a device"
     ),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="show the choice and the command, start nothing")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", "--dry_run", help="show the choice and the command, start nothing")
+]
 RestartsOption = Annotated[
     int,
     typer.Option("--max-restarts", "--max_restarts", min=0, help="starts again from the last checkpoint after a crash"),
@@ -72,12 +73,15 @@ def main() -> None:
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
-    """Run the command line; whatever goes wrong becomes one message on stderr.
+    """Run the command line; whatever goes wrong becomes one message on stderr, and with --json an object on stdout.
 
     Returns:
         0, the exit code of the error (launcher/errors.py), or the training's.
     """
     command = typer.main.get_command(app)
+    if not arguments:
+        command.main(["--help"], prog_name="onecurve", standalone_mode=False)
+        return UsageError.exit_code
     try:
         return int(command.main(list(arguments), prog_name="onecurve", standalone_mode=False) or 0)
     except Exception as error:
@@ -85,6 +89,9 @@ def run_command_line(arguments: Sequence[str]) -> int:
             raise
         exit_code, message = _describe(error)
         print(f"onecurve: {message}", file=sys.stderr)
+        if "--json" in arguments:
+            problems = getattr(error, "problems", [message])
+            print(json.dumps({"exit_code": exit_code, "message": message, "problems": problems}))
         return exit_code
     except KeyboardInterrupt:
         return 130
@@ -102,6 +109,27 @@ def _describe(error: Exception) -> tuple[int, str]:
     if isinstance(error, typer.Abort):
         return 130, "aborted"
     return 1, f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"
+
+
+def _parse_keys(context: typer.Context) -> dict[str, str]:
+    """The recipe's keys among the words that a subcommand does not know.
+
+    Raises:
+        UsageError: a word is most likely one of the subcommand's own options, mistyped.
+        RecipeError: a word is no flag, a flag has no value or is given twice.
+    """
+    from launcher.command import parse_overrides
+    from training.config import Recipe, find_nearest
+
+    words = [word for each in context.command.params for word in each.opts if word.startswith("--")]
+    options = {word.removeprefix("--").replace("-", "_"): word for word in words}
+    for word in context.args:
+        key = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word.startswith("--") and key not in (*Recipe.model_fields, "eval_only"):
+            nearest = find_nearest(key, [*Recipe.model_fields, *options])
+            if nearest in options:
+                raise UsageError(f"{word}: unknown option; did you mean {options[nearest]}?")
+    return parse_overrides(context.args)
 
 
 # run ---------------------------------------------------------------------------------------------------------
@@ -124,11 +152,7 @@ def run(
     comes back: 0 finished, 2 bad input, 3 diverged, 75 stopped with a checkpoint, 1 anything else. Ctrl-C, SIGTERM and
     SIGUSR1 ask for a checkpoint and a stop.
     """
-    from launcher.command import parse_overrides
-
-    return _train(
-        str(recipe), parse_overrides(context.args), topology, num_processes, dry_run, as_json, max_restarts, debug
-    )
+    return _train(str(recipe), _parse_keys(context), topology, num_processes, dry_run, as_json, max_restarts, debug)
 
 
 @app.command()
@@ -182,7 +206,7 @@ def _train(
         return PreflightFailed.exit_code if any(finding.severity == "error" for finding in findings) else 0
     for line in topology.reasons:
         _tell(_wrap(line, _FACT_INDENT))
-    _tell(command.to_shell())
+    (print if dry_run else _tell)(command.to_shell())
     for finding in findings:
         if finding.severity == "warning":
             _tell(f"warning: {finding.message}")
@@ -197,7 +221,10 @@ def _train(
         again = command if attempt == 0 or resolved.recipe.resume != "never" else build_command(
             root, recipe_path, {**overrides, "resume": "auto"}, topology, machine
         )  # fmt: skip
-        return supervise(again, Path(resolved.recipe.output_dir), debug)
+        # Who watches the run learns from its status that a failure is not the end.
+        variables = {**again.environment, "ONECURVE_RESTARTS_LEFT": str(max_restarts - attempt)}
+        again = replace(again, environment=variables)
+        return supervise(again, Path(resolved.recipe.output_dir), debug, keeps_stdout=as_json)
 
     ending = supervise_with_restarts(start, max_restarts, _tell)
     if ending.message:
@@ -218,7 +245,7 @@ def _wrap(line: str, indent: int) -> str:
 
 
 def _tell(line: str) -> None:
-    """What the launcher says of itself goes to stderr: stdout is the training's, or a program's JSON."""
+    """What the launcher says of itself goes to stderr: stdout is the training's, a dry run's command or a program's JSON."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -283,7 +310,7 @@ def check(
     Looks at recipe, files, model, hub, memory, disk, YAML, processes, ports and packages; without a recipe it is a
     doctor of the machine. Exit code 0 if nothing stands in the way, else 2.
     """
-    from launcher.command import find_root, parse_overrides
+    from launcher.command import find_root
     from launcher.deep_check import check_deeply
     from launcher.machine import detect_machine
     from launcher.preflight import Finding, check_machine, check_recipe
@@ -294,7 +321,7 @@ def check(
     if recipe is None:
         findings = check_machine(root, machine)
     else:
-        overrides = parse_overrides(context.args)
+        overrides = _parse_keys(context)
         try:
             resolved = load_recipe(str(recipe), overrides)
         except RecipeError as error:
@@ -355,19 +382,21 @@ def submit(
     sbatch: Annotated[
         list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="any other, such as --sbatch=--account=NAME")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check and print the commands, submit nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "--dry_run", help="check and print the commands, submit nothing")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
     """Check everything, then send the training to Slurm; with --array a run for each setting, and their comparison."""
     # As in a job: what it needs must be here. The hub's client reads this when it is imported.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from launcher.command import find_root, parse_overrides
+    from launcher.command import find_root
     from launcher.slurm import Request
     from launcher.submit import submit_request
 
     request = Request(
-        str(recipe), parse_overrides(context.args), nodes, gpus_per_node, cpus_per_node, time, partition, job_name,
+        str(recipe), _parse_keys(context), nodes, gpus_per_node, cpus_per_node, time, partition, job_name,
         dependency, tuple(sbatch or ()),
     )  # fmt: skip
     submitted = submit_request(find_root(), request, array, at_once, dry_run, _tell)
@@ -397,10 +426,10 @@ def cancel(
 @app.command(context_settings=_TAKES_RECIPE_KEYS)
 def fetch(context: typer.Context, recipe: RecipeArgument, debug: DebugOption = False) -> int:
     """Bring a recipe's model, tokenizer and data into the caches, for jobs on machines without a network."""
-    from launcher.command import find_root, parse_overrides
+    from launcher.command import find_root
     from launcher.fetch import fetch_inputs
 
-    return fetch_inputs(str(recipe), parse_overrides(context.args), find_root())
+    return fetch_inputs(str(recipe), _parse_keys(context), find_root())
 
 
 # plan --------------------------------------------------------------------------------------------------------
@@ -429,14 +458,13 @@ def plan(
 
     Arithmetic only, for any devices: the model's config.json is enough.
     """
-    from launcher.command import parse_overrides
     from launcher.machine import GIB, detect_machine
     from launcher.plan import build_plan, describe_devices, estimate_data, parse_devices
     from launcher.plan_table import plan_to_json, print_plan
     from launcher.shape import load_shape
     from training.config import load_recipe
 
-    resolved = load_recipe(str(recipe), parse_overrides(context.args))
+    resolved = load_recipe(str(recipe), _parse_keys(context))
     machine = detect_machine()
     kind = parse_devices(devices) if devices is not None else describe_devices(machine)
     shape = load_shape(resolved.recipe.model_name_or_path, num_labels=2)
@@ -490,18 +518,19 @@ def watch(
 
     Reads the run directory only, so one that another machine writes does as well.
     """
-    from launcher.watch import ask_queue, build_view, find_run_directory, follow, render, wait_for_start
+    from launcher.slurm import find_job
+    from launcher.watch import build_view, find_run_directory, follow, render, wait_for_start
 
     folder = find_run_directory(run)
     looks_once = as_json or once or not sys.stdout.isatty()
     if not wait_for_start(_console(), folder, 0.0 if looks_once else every):
         return 0
     if as_json:
-        print(json.dumps(asdict(build_view(folder, ask_queue))))
+        print(json.dumps(asdict(build_view(folder, find_job))))
     elif looks_once:
-        _console().print(render(build_view(folder, ask_queue)))
+        _console().print(render(build_view(folder, find_job)))
     else:
-        follow(_console(), folder, every, ask_queue)
+        follow(_console(), folder, every)
     return 0
 
 
@@ -542,7 +571,7 @@ def predict(
     from launcher.data_files import FORMATS
     from launcher.history import check_run
     from launcher.machine import detect_machine
-    from launcher.supervise import supervise
+    from launcher.supervise import LABELLING, supervise
     from launcher.topology import build_topology
 
     check_run(run)
@@ -566,10 +595,10 @@ def predict(
     if batch_size is not None:
         overrides["batch_size"] = str(batch_size)
     command = build_command(root, str(run), overrides, chosen, machine, script="predict.py", recipe_flag="--run")
-    _tell(command.to_shell())
+    (print if dry_run else _tell)(command.to_shell())
     if dry_run:
         return 0
-    ending = supervise(command, None, debug)
+    ending = supervise(command, None, debug, LABELLING)
     if ending.message:
         print(f"onecurve: {ending.message}", file=sys.stderr)
     return ending.exit_code

@@ -23,7 +23,7 @@ def check_deeply(recipe: str, overrides: Mapping[str, str], root: Path) -> tuple
     Returns:
         Lines about what was found, and the problem that stopped it, if one did.
     """
-    words = ["--config", recipe, *(word for key, value in overrides.items() for word in (f"--{key}", value))]
+    words = ["--config", recipe, *(f"--{key}={value}" for key, value in overrides.items())]
     with tempfile.TemporaryDirectory(prefix="onecurve-") as folder:
         status = Path(folder) / "status.json"
         path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 def fetch_inputs(recipe: str, overrides: Mapping[str, str], root: Path) -> int:
     """Bring what the recipe names into the caches; returns the exit code: 0, or 2 if something can't be had."""
-    words = ["--config", recipe, *(word for key, value in overrides.items() for word in (f"--{key}", value))]
+    words = ["--config", recipe, *(f"--{key}={value}" for key, value in overrides.items())]
     # Who says fetch means the network, whatever the jobs are told.
     variables = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))

@@ -71,8 +71,11 @@ def check_run(path: Path) -> Path:
     return path
 
 
-def load_history(path: Path) -> History:
+def load_history(path: Path, metrics: MetricsFile | None = None) -> History:
     """Read a run directory.
+
+    Args:
+        metrics: the run's, by one who looks again and again.
 
     Raises:
         NotARun: no training has written there.
@@ -85,9 +88,7 @@ def load_history(path: Path) -> History:
         settings = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise NotARun(f"{path / 'config.yaml'} can't be read: {error}") from None
-    lines: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}, "test": {}}
-    for line in read_metrics(path / "metrics.jsonl"):
-        lines[line["event"]][line["step"]] = line
+    lines = (metrics or MetricsFile(path / "metrics.jsonl")).read()
     return History(
         path,
         settings if isinstance(settings, dict) else {},
@@ -100,25 +101,45 @@ def load_history(path: Path) -> History:
     )
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of metrics.jsonl; the last may be half written."""
-    lines = []
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    for row in text.splitlines():
+class MetricsFile:
+    """metrics.jsonl, by event and step, for one who looks at it while it grows: only what is new is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lines: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}, "test": {}}
+        self._end = 0  # Of the last whole line.
+        self._last = b""
+
+    def read(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """All whole lines; the last may be half written."""
         try:
-            line = json.loads(row)
+            with self._path.open("rb") as file:
+                file.seek(self._end - len(self._last))
+                new = file.read()
+                if not new.startswith(self._last):  # A resume has cut the file back.
+                    self._forget()
+                    file.seek(0)
+                    new = file.read()
+        except OSError:
+            self._forget()
+            return self._lines
+        new = new[len(self._last) : new.rfind(b"\n") + 1]
+        for row in new.splitlines(keepends=True):
+            self._last = row
+            self._note(row)
+        self._end += len(new)
+        return self._lines
+
+    def _note(self, row: bytes) -> None:
+        try:
+            line = json.loads(row.decode("utf-8", errors="replace"))
         except ValueError:
-            continue
-        if (
-            isinstance(line, dict)
-            and line.get("event") in ("train", "eval", "test")
-            and isinstance(line.get("step"), int)
-        ):
-            lines.append(line)
-    return lines
+            return
+        if isinstance(line, dict) and line.get("event") in self._lines and isinstance(line.get("step"), int):
+            self._lines[line["event"]][line["step"]] = line
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -64,18 +64,39 @@ class Ending:
     was_orphaned: bool = False
 
 
-def supervise(command: Command, run_directory: Path | None, shows_everything: bool = False) -> Ending:
+@dataclass(frozen=True)
+class StopWords:
+    """What a stop means to those who ask for it, by the first signal and by the second."""
+
+    first: str = "asked the training to write a checkpoint and stop"
+    second: str = "ending all processes without a checkpoint"
+    lost: str = "what was done after the last checkpoint is lost, `onecurve resume` goes on"
+
+
+LABELLING = StopWords("asked the labelling to stop", "ending all processes", "nothing is written, start it again")
+
+
+def supervise(
+    command: Command,
+    run_directory: Path | None,
+    shows_everything: bool = False,
+    words: StopWords | None = None,
+    keeps_stdout: bool = False,
+) -> Ending:
     """Run one launch to its end.
 
     Args:
+        words: for the stop of what is no training.
+        keeps_stdout: leave stdout to a program's JSON; what the training prints there goes to stderr.
         run_directory: where to look for the status on machines other than the first, which alone is told it directly,
             unless $ONECURVE_STATUS_FILE names a file that all machines see. $ONECURVE_STOP_FILE is obeyed likewise.
         shows_everything: let the launching tools' own tracebacks through.
     """
     folder = Path(tempfile.mkdtemp(prefix="onecurve-"))
+    words = words or StopWords()
     try:
         is_first = read_machine_rank(command) == 0
-        stop = _Stop(Path(os.environ.get("ONECURVE_STOP_FILE", folder / "STOP")))
+        stop = _Stop(Path(os.environ.get("ONECURVE_STOP_FILE", folder / "STOP")), words)
         status_file = Path(os.environ.get("ONECURVE_STATUS_FILE", folder / "status.json"))
         if not is_first and "ONECURVE_STATUS_FILE" not in os.environ and run_directory is not None:
             status_file = run_directory / "status.json"
@@ -91,17 +112,14 @@ def supervise(command: Command, run_directory: Path | None, shows_everything: bo
         }
         before = _read_version(status_file)
         with stop.listening():
-            return_code = _launch(command, variables, stop, shows_everything)
+            return_code = _launch(command, variables, stop, shows_everything, keeps_stdout)
         if not is_first:
             if return_code == 0:  # The first machine may still be writing the model, and answers for that itself.
                 return Ending(0, was_stopped=stop.was_asked)
             _wait_for_ending(status_file, before)
         status = read_status(status_file) if _read_version(status_file) != before else None
         if stop.was_forced and (status is None or status.get("exit_code") is None):
-            message = (
-                "ended at once, as asked; what was done after the last checkpoint is lost, `onecurve resume` goes on"
-            )
-            return Ending(1, message, was_stopped=True)
+            return Ending(1, f"ended at once, as asked; {words.lost}", was_stopped=True)
         return judge(return_code, status, stop.was_asked)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -131,12 +149,15 @@ def _wait_for_ending(path: Path, before: int | None) -> None:
         time.sleep(0.1)
 
 
-def _launch(command: Command, variables: Mapping[str, str], stop: _Stop, shows_everything: bool) -> int:
+def _launch(
+    command: Command, variables: Mapping[str, str], stop: _Stop, shows_everything: bool, keeps_stdout: bool
+) -> int:
     try:
         process = subprocess.Popen(
             command.words,
             env=variables,
             stdin=subprocess.DEVNULL,  # A background group that reads the terminal would be halted.
+            stdout=2 if keeps_stdout else None,
             stderr=None if shows_everything else subprocess.PIPE,
             start_new_session=False,
             process_group=0,
@@ -203,8 +224,9 @@ def drop_agent_noise(lines: Iterable[str]) -> Iterator[str]:
 class _Stop:
     """Turns signals into a STOP file: the first asks for a checkpoint, the second ends the processes, the third kills."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, words: StopWords) -> None:
         self.path = path
+        self.words = words
         self.group: int | None = None
         self._count = 0
         self._last = -math.inf
@@ -239,10 +261,10 @@ class _Stop:
         name = signal.Signals(number).name
         if self._count == 1:
             self.path.touch()
-            _say(f"onecurve: {name}: asked the training to write a checkpoint and stop; again to end it at once")
+            _say(f"onecurve: {name}: {self.words.first}; again to end it at once")
         elif self.group is not None:
             forced = signal.SIGTERM if self._count == 2 else signal.SIGKILL
-            _say(f"onecurve: {name} again: ending all processes without a checkpoint")
+            _say(f"onecurve: {name} again: {self.words.second}")
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.group, forced)
 

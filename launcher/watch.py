@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import NotARun
-from launcher.history import count_seconds, count_steps, is_metric, load_history, pick_main_metrics
+from launcher.history import MetricsFile, count_seconds, count_steps, is_metric, load_history, pick_main_metrics
 from launcher.machine import GIB
 from launcher.plan_table import format_seconds
-from launcher.slurm import find_job, find_run
+from launcher.slurm import QueueState, find_job, find_run
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,11 +26,15 @@ _RATE_STEPS = 20
 # An evaluation or a save may take minutes; a training that is silent for longer has likely been killed.
 _STALE_SECONDS = 600.0
 _STALE_STEPS = 50
+# A queue serves many; it is not to be asked at each look.
+_SECONDS_BETWEEN_QUESTIONS = 30.0
+# From the end of the processes that failed to the first word of those that the launcher starts instead.
+_SECONDS_TO_RESTART = 180.0
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-# Tells the state of a run's job in the queue's words.
-Queue = Callable[[Path], str | None]
+# Tells what the queue says of a run's job; None where it has none.
+Queue = Callable[[Path], QueueState | None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ class View:
         is_stale: so long that the training is likely gone without having said so.
         peak_memory_bytes: the most that a process has held; None where the training did not write it.
         num_restarts: starts after the first; None where they were not counted.
+        restarts_left: how often the launcher will start what has just failed again; 0 if it should have done so by now.
         queue_state: of the run's job, in the queue's words.
+        is_over: it has ended, and nothing is known that would start it again.
         losses: of every step so far.
     """
 
@@ -64,9 +71,11 @@ class View:
     is_stale: bool
     peak_memory_bytes: int | None
     num_restarts: int | None
+    restarts_left: int
     last_evaluation: dict[str, Any]
     best_loss: float | None
     queue_state: str | None
+    is_over: bool
     losses: list[float] = field(repr=False, default_factory=list)
 
 
@@ -82,12 +91,6 @@ def find_run_directory(target: str) -> Path:
     return folder
 
 
-def ask_queue(run: Path) -> str | None:
-    """What Slurm says of the job that trains in a run directory, in a line; None where there is none."""
-    job = find_job(run)
-    return None if job is None else job.describe()
-
-
 def wait_for_start(console: Console, run: Path, every_seconds: float) -> bool:
     """While its job waits in the queue, a run directory is empty: say so, and wait for the training to begin.
 
@@ -97,28 +100,63 @@ def wait_for_start(console: Console, run: Path, every_seconds: float) -> bool:
     Returns:
         whether it has begun, or there is no job to wait for.
     """
-    told = None
-    while not (run / "config.yaml").is_file() and (job := find_job(run)) is not None:
-        if job.state != told:
-            console.print(job.describe(), highlight=False, markup=False)
-            told = job.state
-        if job.is_over or not every_seconds:
-            return False
+    told, due = None, -math.inf
+    while not (run / "config.yaml").is_file():
+        if time.monotonic() >= due:
+            due = time.monotonic() + _SECONDS_BETWEEN_QUESTIONS
+            job = find_job(run)
+            if job is None:
+                return True
+            if job.state != told:
+                console.print(job.describe(), highlight=False, markup=False)
+                told = job.state
+            if job.is_over or not every_seconds:
+                return False
         time.sleep(every_seconds)
     return True
 
 
-def build_view(run: Path, queue: Queue | None = None, now: float | None = None) -> View:
+class PatientQueue:
+    """A queue that is asked now and then, in a thread, so that neither a drawing nor Ctrl-C waits for its answer."""
+
+    def __init__(self, queue: Queue, seconds_between: float = _SECONDS_BETWEEN_QUESTIONS) -> None:
+        self._queue = queue
+        self._seconds_between = seconds_between
+        self._due = -math.inf
+        self._thread: threading.Thread | None = None
+        self._answer: QueueState | None = None
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether an answer is on its way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def __call__(self, run: Path) -> QueueState | None:
+        """The last answer; that to a new question if it comes at once."""
+        if not self.is_asking and time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._seconds_between
+            self._thread = threading.Thread(target=self._ask, args=(run,), daemon=True)
+            self._thread.start()
+            self._thread.join(timeout=0.3)
+        return self._answer
+
+    def _ask(self, run: Path) -> None:
+        self._answer = self._queue(run)
+
+
+def build_view(
+    run: Path, queue: Queue | None = None, now: float | None = None, metrics: MetricsFile | None = None
+) -> View:
     """Read the run directory once.
 
     Args:
-        queue: tells the state of the run's job, None where it has none.
         now: seconds since 1970; the clock's, if not given.
+        metrics: the run's, by one who looks again and again.
 
     Raises:
         NotARun: no training has written there.
     """
-    history = load_history(run)
+    history = load_history(run, metrics)
     last = history.steps[-1] if history.steps else {}
     recent = history.steps[-_RATE_STEPS:]
     seconds = count_seconds(recent)
@@ -128,10 +166,16 @@ def build_view(run: Path, queue: Queue | None = None, now: float | None = None) 
     left = silent = None
     if is_running and num_steps is not None and recent:
         left = max(0, num_steps - step) * seconds / len(recent)
+    files = [run / name for name in ("metrics.jsonl", "status.json", "environment.json")]
+    written = max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
+    since = max(0.0, (time.time() if now is None else now) - written)
     if is_running:
-        files = [run / name for name in ("metrics.jsonl", "status.json", "environment.json")]
-        written = max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
-        silent = max(0.0, (time.time() if now is None else now) - written)
+        silent = since
+    restarts_left = int(history.status.get("restarts_left", 0)) if since < _SECONDS_TO_RESTART else 0
+    job = queue(run) if queue is not None else None
+    # Bad input and a divergence would only repeat, and are not tried again.
+    can_go_on = history.state != "finished" and history.status.get("exit_code") not in (2, 3)
+    will_go_on = can_go_on and ((job is not None and not job.is_over) or restarts_left > 0)
     return View(
         run=str(run),
         state=history.state,
@@ -149,9 +193,11 @@ def build_view(run: Path, queue: Queue | None = None, now: float | None = None) 
         is_stale=silent is not None and silent > max(_STALE_SECONDS, _STALE_STEPS * seconds / max(1, len(recent))),
         peak_memory_bytes=history.peak_memory_bytes,
         num_restarts=history.num_restarts,
+        restarts_left=restarts_left,
         last_evaluation=history.evaluations[-1] if history.evaluations else {},
         best_loss=min((line["eval_loss"] for line in history.evaluations if "eval_loss" in line), default=None),
-        queue_state=queue(run) if queue is not None else None,
+        queue_state=None if job is None else job.describe(),
+        is_over=history.state not in ("running", "unknown") and not will_go_on,
         losses=[line["loss"] for line in history.steps],
     )
 
@@ -222,6 +268,8 @@ def _describe_surroundings(view: View) -> list[str]:
     lines = []
     if view.num_restarts:
         lines.append(f"started again {'once' if view.num_restarts == 1 else f'{view.num_restarts} times'}")
+    if view.restarts_left:
+        lines.append(f"starts again from its last checkpoint; {view.restarts_left} more possible")
     if view.queue_state is not None:
         lines.append(view.queue_state)
     if view.is_stale:
@@ -233,20 +281,21 @@ def _describe_surroundings(view: View) -> list[str]:
     return lines
 
 
-def follow(console: Console, run: Path, every_seconds: float, queue: Queue | None = None) -> None:
-    """Draw again and again until the run has ended or the user has seen enough."""
+def follow(console: Console, run: Path, every_seconds: float, queue: Queue = find_job) -> None:
+    """Draw again and again until the run has ended for good or the user has seen enough."""
     from rich.live import Live
 
-    view = build_view(run, queue)
+    patient, metrics = PatientQueue(queue), MetricsFile(run / "metrics.jsonl")
+    view = build_view(run, patient, metrics=metrics)
     first = render(view, _width(console))
     with _noticing_ctrl_c() as asked, Live(first, console=console, refresh_per_second=4) as live:
-        while view.state in ("running", "unknown"):
+        while not view.is_over or (view.state != "finished" and patient.is_asking):
             until = time.monotonic() + every_seconds
             while not asked and time.monotonic() < until:
                 time.sleep(min(0.1, every_seconds))
             if asked:
                 return
-            view = build_view(run, queue)
+            view = build_view(run, patient, metrics=metrics)
             live.update(render(view, _width(console)))
 
 

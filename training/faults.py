@@ -8,7 +8,7 @@
         ├── BadInput       2   data, model or machine can't do what the recipe asks
         ├── WrongTopology  2   the processes that came up are not those that were asked for
         ├── Diverged       3   the loss is not a number any more
-        └── Preempted     75   asked to stop; a good checkpoint was written
+        └── Preempted     75   asked to stop; a good checkpoint was written (or, by predict, nothing)
 
 Anything else is a bug or the machine: its traceback is shown, exit code 1.
 """
@@ -78,7 +78,7 @@ class Diverged(Fault):
 
 
 class Preempted(Fault):
-    """Asked to stop; the run can go on from its last checkpoint."""
+    """Asked to stop: a training can go on from its last checkpoint, a labelling can be started again."""
 
     exit_code = 75
 
@@ -139,6 +139,9 @@ class Outcome:
         if not is_main_process():
             return
         status: dict[str, Any] = {"state": state, "exit_code": exit_code, "step": self.step, "message": message}
+        restarts_left = int(os.environ.get("ONECURVE_RESTARTS_LEFT", "0"))
+        if exit_code == Fault.exit_code and restarts_left > 0:  # Of the other endings none is tried again.
+            status["restarts_left"] = restarts_left
         for path in self.status_files:
             write_atomically(path, json.dumps(status) + "\n")
 
@@ -157,8 +160,11 @@ def report_outcome(main: Callable[[Sequence[str], Outcome], None], arguments: Se
         else:
             _wait_for_main()
         return exit_code
-    except KeyboardInterrupt:
-        message = "ended at once, as asked; what was done after the last checkpoint is lost. Start it again to go on"
+    except KeyboardInterrupt as error:
+        message = (
+            str(error)
+            or "ended at once, as asked; what was done after the last checkpoint is lost. Start it again to go on"
+        )
         _tell_safely(outcome, "failed", 1, message)
         if is_main_process():
             print(f"onecurve: {message}", file=sys.stderr, flush=True)

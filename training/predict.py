@@ -2,43 +2,55 @@
 
     accelerate launch training/predict.py --run runs/demo --input texts.jsonl --output labelled.jsonl
 
-`onecurve predict` runs it. Rows stream through in chunks, so a file may be larger than memory. Chunk i belongs to process
-i mod P, and its micro-batches depend on nothing else, so any number of processes writes the same bytes.
+`onecurve predict` runs it. The file is read twice: first all of it is checked, then it is labelled. Rows stream through in
+chunks, so a file may be larger than memory. Chunk i belongs to process i mod P, and its micro-batches depend on nothing
+else, so any number of processes writes the same bytes.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
+import os
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from training import strategy
 from training.config import Recipe, load_recipe, parse_arguments
-from training.faults import BadInput, Outcome, report_outcome
+from training.faults import BadInput, Outcome, Preempted, launcher_is_gone, report_outcome
 from training.model import load_tokenizer
 from training.reporting import quiet_third_parties
 from training.run_directory import RunDirectory
 from training.sampling import EvaluationPlan
+from training.table_files import (
+    FORMATS,
+    ROWS_PER_CHUNK,
+    Layout,
+    Survey,
+    add_columns,
+    join_chunks,
+    read_chunks,
+    write_chunk,
+)
 from training.tasks import TextClassification, build_task
 
-_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_ROWS_PER_CHUNK = 1_024
-
 Columns = dict[str, list[Any]]
+
+
+class Stopped(Exception):
+    """This process was asked to stop; the others are told when all meet."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +87,103 @@ def parse_request(arguments: Sequence[str]) -> Request:
     if not request.run.final.is_dir():
         raise BadInput(f"{str(request.run.path)!r} has no final/: its training is not finished")
     for name, path in (("--input", request.input), ("--output", request.output)):
-        if path.suffix.lower() not in _FORMATS:
-            raise BadInput(f"{name} {str(path)!r} is none of {', '.join(_FORMATS)}")
+        if path.suffix.lower() not in FORMATS:
+            raise BadInput(f"{name} {str(path)!r} is none of {', '.join(FORMATS)}")
+    if request.output.is_dir():
+        raise BadInput(f"--output {str(request.output)!r} is a folder; give a file")
     return request
 
 
 def main(arguments: Sequence[str], outcome: Outcome) -> None:
-    """Load the model, label chunk after chunk, put the chunks together."""
+    """Check the file, load the model, label chunk after chunk, put the chunks together."""
     quiet_third_parties()
     request = parse_request(arguments)
     recipe = load_recipe(str(request.run.config)).recipe
-    strategy.check_launch(recipe)
-    task = build_task(recipe)
+    strategy.check_processes()
+    if strategy.find_missing_precision(recipe) is not None:
+        outcome.say(
+            f"labels in float32: this machine has no arithmetic of the run's mixed_precision {recipe.mixed_precision}"
+        )
+        recipe = recipe.model_copy(update={"mixed_precision": "no"})
+    _end_at_signals(request.output)
     uses_cpu = strategy.Launched.from_environment().uses_cpu or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=uses_cpu, mixed_precision=recipe.mixed_precision)
-    model = task.model_class.from_pretrained(request.run.final, dtype=torch.float32, use_safetensors=True)
+    scratch = _share_scratch(accelerator, request.output)
+    survey, layout = Survey(request.input, request.output), None
+    try:
+        with contextlib.suppress(Stopped):
+            layout = label_file(request, recipe, accelerator, scratch, survey)
+        # Here all meet: one may have been asked to stop when another was done.
+        was_stopped = torch.tensor([int(layout is None)], device=accelerator.device)
+        if accelerator.gather(was_stopped).any() or layout is None:
+            raise Preempted(
+                f"stopped as asked: {request.output} is not written; start it again to label it from the start"
+            )
+        if accelerator.is_main_process:
+            num_chunks = math.ceil(survey.num_rows / ROWS_PER_CHUNK)
+            join_chunks([scratch / f"{number:08d}" for number in range(num_chunks)], layout)
+    finally:
+        if accelerator.is_main_process:
+            shutil.rmtree(scratch, ignore_errors=True)
+    outcome.say(f"{survey.num_rows} rows labelled: {request.output}")
+    accelerator.end_training()
+
+
+def _end_at_signals(output: Path) -> None:
+    """Let a signal to this process end it at once, but not without clearing up behind it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in signals:  # torch's agent repeats what the terminal or the launcher has sent.
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(f"ended at once, as asked: {output} is not written")
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for each in signals:
+        signal.signal(each, end)
+
+
+def _share_scratch(accelerator: Accelerator, output: Path) -> Path:
+    """A folder beside the output, made by one process and known to all.
+
+    Raises:
+        BadInput: on all processes, if it can't be made.
+    """
+    shared = ["", ""]
+    if accelerator.is_main_process:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            shared[0] = tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.")
+        except OSError as error:
+            shared[1] = f"--output: {str(output.parent)!r} can't be written to: {error.strerror}; give another folder"
+    broadcast_object_list(shared)
+    if shared[1]:
+        raise BadInput(shared[1])
+    return Path(shared[0])
+
+
+def check_stop() -> None:
+    """Look whether the launcher asks for a stop; before each batch.
+
+    Raises:
+        Stopped: it does, or is gone.
+    """
+    path = os.environ.get("ONECURVE_STOP_FILE")
+    if launcher_is_gone() or (path is not None and os.path.exists(path)):
+        raise Stopped
+
+
+def label_file(request: Request, recipe: Recipe, accelerator: Accelerator, scratch: Path, survey: Survey) -> Layout:
+    """Check all rows, then label the chunks that are this process's and leave them in the scratch folder.
+
+    Raises:
+        BadInput: the file can't be read or labelled; on all processes, before anything is labelled.
+        Stopped: this process was asked to stop.
+    """
+    task = build_task(recipe)
+    check_rows(survey, task)
+    model = task.model_class.from_pretrained(
+        request.run.final, dtype=torch.float32, use_safetensors=True, trust_remote_code=recipe.trust_remote_code
+    )
     model.to(accelerator.device).eval()
     if task.problem_type != "regression":
         task.label_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
@@ -97,80 +191,37 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     tokenizer = load_tokenizer(final, model.config)
     size = request.batch_size or recipe.per_device_batch_size
 
-    scratch = _share_scratch(accelerator, request.output)
-    num_rows = num_chunks = 0
-    try:
-        for number, columns in enumerate(read_chunks(request.input, task)):
-            start, num_chunks = num_rows, number + 1
-            num_rows += len(columns[task.text_columns[0]])
-            if number % accelerator.num_processes == accelerator.process_index:
-                check_texts(columns, task, request.input, start)
-                added = label(columns, task, tokenizer, model, accelerator, recipe, size)
-                write_chunk(scratch / f"{number:08d}", {**columns, **added}, request.output)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            join_chunks([scratch / f"{number:08d}" for number in range(num_chunks)], request.output)
-    finally:
-        if accelerator.is_main_process:
-            shutil.rmtree(scratch, ignore_errors=True)
-    outcome.say(f"{num_rows} rows labelled: {request.output}")
-    accelerator.end_training()
+    layout = survey.build_layout(describe_example(task))
+    for number, rows in enumerate(read_chunks(request.input)):
+        if number % accelerator.num_processes == accelerator.process_index:
+            columns = {name: [row[name] for row in rows] for name in task.text_columns}
+            added = label(columns, task, tokenizer, model, accelerator, recipe, size)
+            write_chunk(scratch / f"{number:08d}", add_columns(rows, added), layout)
+    return layout
 
 
-def _share_scratch(accelerator: Accelerator, output: Path) -> Path:
-    """A folder beside the output, made by one process and known to all."""
-    shared = [""]
-    if accelerator.is_main_process:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shared[0] = tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.")
-    broadcast_object_list(shared)
-    return Path(shared[0])
-
-
-def read_chunks(path: Path, task: TextClassification) -> Iterator[Columns]:
-    """Rows in the file's order, a thousand at a time, every column as it came.
+def check_rows(survey: Survey, task: TextClassification) -> None:
+    """Read the whole file and refuse one that can't be labelled: every process finds the same, before the work.
 
     Raises:
-        BadInput: the file can't be read, has no text column, or already has a column that would be added.
+        BadInput: naming the first row without text, counted from 1, or what else is wrong with the file.
     """
-    kind = _FORMATS[path.suffix.lower()]
-    options = {"sep": "\t" if path.suffix.lower() == ".tsv" else ","} if kind == "csv" else {}
-    first = True
-    try:
-        stream = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True, **options)
-        for columns in stream.iter(batch_size=_ROWS_PER_CHUNK):
-            if first:
-                _check_columns(columns, task, path)
-                first = False
-            yield dict(columns)
-    except BadInput:
-        raise
-    except Exception as error:  # The readers raise whatever their parsers do.
-        cause = error.__cause__ or error
-        raise BadInput(f"{path}: cannot be read as {kind}: {' '.join(str(cause).split())}") from None
-    if first:
+    path = survey.input
+    for rows in read_chunks(path):
+        check_stop()
+        start = survey.num_rows + 1
+        survey.look(rows)
+        for name in task.text_columns:
+            if name not in survey.columns:
+                raise BadInput(f"{path}: text column {name!r} is not there; it has {', '.join(survey.columns)}")
+            for number, row in enumerate(rows, start):
+                text = row.get(name)
+                if text is not None and not isinstance(text, str):
+                    raise BadInput(f"{path}, row {number}: text column {name!r} holds {text!r:.40}, which is no text")
+                if not text or not text.strip():
+                    raise BadInput(f"{path}, row {number}: text column {name!r} is empty; fill or remove the row")
+    if not survey.num_rows:
         raise BadInput(f"{path}: has no rows")
-
-
-def _check_columns(columns: Columns, task: TextClassification, path: Path) -> None:
-    for name in task.text_columns:
-        if name not in columns:
-            raise BadInput(f"{path}: text column {name!r} is not there; it has {', '.join(columns)}")
-    taken = [name for name in columns if name in ("prediction", "score") or name.startswith("probability_")]
-    if taken:
-        raise BadInput(f"{path}: has columns that would be overwritten: {', '.join(taken)}; rename them")
-
-
-def check_texts(columns: Columns, task: TextClassification, path: Path, start: int) -> None:
-    """Refuse a row without text.
-
-    Raises:
-        BadInput: naming the row, counted from 1.
-    """
-    for name in task.text_columns:
-        for number, text in enumerate(columns[name], start=start + 1):
-            if not isinstance(text, str) or not text.strip():
-                raise BadInput(f"{path}, row {number}: text column {name!r} is empty; fill or remove the row")
 
 
 def label(
@@ -188,6 +239,7 @@ def label(
     predictions: list[Any] = [None] * len(lengths)
     scores: list[Any] = [None] * len(lengths)
     for plan in EvaluationPlan(lengths, 1, batch_size, recipe.per_device_batch_tokens):
+        check_stop()
         rows = {name: [values[index] for index in plan.indices] for name, values in features.items()}
         batch = tokenizer.pad(rows, return_tensors="pt").to(accelerator.device)
         with torch.no_grad(), accelerator.autocast():
@@ -215,45 +267,11 @@ def describe(task: TextClassification, predictions: Sequence[Any], scores: Seque
     }
 
 
-def write_chunk(path: Path, columns: Columns, output: Path) -> None:
-    """Write a chunk as it will stand in the output: Parquet, or text without a header."""
-    suffix = output.suffix.lower()
-    if suffix == ".parquet":
-        pyarrow.parquet.write_table(pa.table(columns), path)
-    elif suffix in (".csv", ".tsv"):
-        flat = {name: [_to_cell(value) for value in values] for name, values in columns.items()}
-        # The header travels with every chunk; only the first one's is kept.
-        options = pyarrow.csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ",")
-        pyarrow.csv.write_csv(pa.table(flat), path, options)
-    else:
-        names = list(columns)
-        with path.open("w", encoding="utf-8") as file:
-            for row in zip(*columns.values(), strict=True):
-                file.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str) + "\n")
-
-
-def _to_cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
-
-
-def join_chunks(chunks: Sequence[Path], output: Path) -> None:
-    """Put the chunks behind each other and give the whole its name in one step."""
-    joined = chunks[0].parent / "joined"
-    if output.suffix.lower() == ".parquet":
-        schema = pyarrow.parquet.read_schema(chunks[0])
-        with pyarrow.parquet.ParquetWriter(joined, schema) as writer:
-            for chunk in chunks:
-                writer.write_table(pyarrow.parquet.read_table(chunk).cast(schema))
-    else:
-        has_header = output.suffix.lower() in (".csv", ".tsv")
-        with joined.open("wb") as target:
-            for number, chunk in enumerate(chunks):
-                with chunk.open("rb") as source:
-                    if has_header and number:
-                        source.readline()
-                    shutil.copyfileobj(source, target)
-                chunk.unlink()
-    joined.replace(output)
+def describe_example(task: TextClassification) -> dict[str, Any]:
+    """Names and kinds of the columns to add, as those of one row."""
+    count = task.num_labels
+    prediction = np.ones(count) if task.problem_type == "multi_label_classification" else 0
+    return {name: values[0] for name, values in describe(task, [prediction], [np.zeros(count)]).items()}
 
 
 if __name__ == "__main__":

@@ -65,24 +65,41 @@ class Launched:
 
 
 def check_launch(recipe: Recipe) -> None:
-    """Refuse a launch that lost its processes, or a device that can't do what the recipe asks, before anything else.
+    """Refuse a launch that lost its processes, or a machine that can't do what the recipe asks, before anything else.
 
     Raises:
         WrongTopology: fewer processes came up than the launcher was asked for.
-        BadInput: the device has no arithmetic of the recipe's mixed_precision.
+        BadInput: the tracker is not installed, or the device has no arithmetic of the recipe's mixed_precision.
     """
-    launched = Launched.from_environment()
-    device = _find_device(launched)
     if recipe.report_to != "none" and recipe.report_to not in {str(name) for name in get_available_trackers()}:
         raise BadInput(f"report_to: {recipe.report_to} is not installed; `pip install onecurve[trackers]` brings it")
+    missing = find_missing_precision(recipe)
+    if missing is not None:
+        raise BadInput(missing)
+    check_processes()
+
+
+def find_missing_precision(recipe: Recipe) -> str | None:
+    """Why this device has no arithmetic of the recipe's mixed_precision; None if it has."""
+    device = _find_device(Launched.from_environment())
     if recipe.mixed_precision == "fp16" and device in ("cpu", "mps"):
-        raise BadInput(f"mixed_precision: fp16 needs a GPU, this is {device}; use bf16 or no")
+        return f"mixed_precision: fp16 needs a GPU, this is {device}; use bf16 or no"
     if (
         recipe.mixed_precision == "bf16"
         and device == "cuda"
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
-        raise BadInput("mixed_precision: this GPU has no bf16 arithmetic (Ampere or newer has); use fp16 or no")
+        return "mixed_precision: this GPU has no bf16 arithmetic (Ampere or newer has); use fp16 or no"
+    return None
+
+
+def check_processes() -> None:
+    """Refuse a launch that lost its processes.
+
+    Raises:
+        WrongTopology: fewer processes came up than the launcher was asked for.
+    """
+    launched = Launched.from_environment()
     asked = os.environ.get("ONECURVE_NUM_PROCESSES")
     if asked is not None and asked != str(launched.num_processes):
         raise WrongTopology(

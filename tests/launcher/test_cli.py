@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from launcher.command import Command
 from tests.launcher.conftest import ROOT, Onecurve
 
 COMMANDS = ("run", "check", "plan", "compare", "watch", "report", "resume", "predict")
@@ -70,8 +72,38 @@ def test_completion_is_offered(onecurve: Onecurve) -> None:
         assert "_ONECURVE_COMPLETE" in result.stdout, shell
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("onecurve re", {"resume", "report"}),
+        ("onecurve run --max", {"--max-restarts", "--max_restarts"}),
+        ("onecurve predict RUN --bat", {"--batch_size", "--batch-size"}),
+    ],
+)
+def test_bash_completes(words: str, expected: set[str], tmp_path: Path, onecurve: Onecurve) -> None:
+    script = onecurve(
+        "--show-completion", "bash", environment={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    ).stdout
+    program = tmp_path / "onecurve"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m launcher "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    asked = f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _onecurve_completion {program}"
+    result = subprocess.run(
+        ["bash", "-c", f'{script}\n{asked}\necho "${{COMPREPLY[@]}}"'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert set(result.stdout.split()) == expected, result.stderr
+
+
 WRONG: list[tuple[list[str], str]] = [
-    ([], ""),
+    (["run", "RECIPE", "--topolgy", "cpu"], "--topolgy: unknown option; did you mean --topology?"),
+    (["run", "RECIPE", "--max-restart", "3"], "--max-restart: unknown option; did you mean --max"),
+    (["run", "RECIPE", "--dry-rum"], "--dry-rum: unknown option; did you mean --dry"),
+    (["plan", "RECIPE", "--device", "8xH100"], "--device: unknown option; did you mean --devices?"),
     (["rum", "RECIPE"], "No such command 'rum'. Did you mean 'run'"),
     (["run"], "Missing argument 'RECIPE'"),
     (["run", "nowhere.yaml"], "no such file"),
@@ -131,8 +163,28 @@ def test_thirty_wrong_inputs_each_give_one_message(
         assert code == 2, (words, captured)
         assert expected in captured.err + captured.out, (words, captured)
         assert "Traceback" not in captured.err, words
-        if words:
-            assert len(re.findall("^onecurve: ", captured.err, flags=re.MULTILINE)) == 1, (words, captured.err)
+        assert len(re.findall("^onecurve: ", captured.err, flags=re.MULTILINE)) == 1, (words, captured.err)
+
+
+def test_without_a_word_it_explains_itself(onecurve: Onecurve) -> None:
+    result = onecurve()
+    assert (result.returncode, result.stderr) == (2, "")
+    assert result.stdout == onecurve("--help").stdout
+
+
+def test_underscores_are_as_good_as_hyphens(recipe_file: Path, onecurve: Onecurve) -> None:
+    assert onecurve("run", recipe_file, "--dry_run", "--max_restarts", "1").returncode == 0
+
+
+def test_a_program_reads_errors_as_json(recipe_file: Path, onecurve: Onecurve) -> None:
+    result = onecurve("run", recipe_file, "--train_file", "nowhere.jsonl", "--max_length", "4096", "--json")
+    told = json.loads(result.stdout)
+    assert result.returncode == told["exit_code"] == 2
+    assert len(told["problems"]) == 2
+    assert all(problem in result.stderr for problem in told["problems"])
+    told = json.loads(onecurve("plan", recipe_file, "--learning_rat", "1", "--json").stdout)
+    assert told["problems"] == ["learning_rat: unknown key; did you mean learning_rate?"]
+    assert json.loads(onecurve("watch", "nowhere", "--json").stdout)["message"].startswith("'nowhere' is neither")
 
 
 def test_debug_shows_the_traceback(recipe_file: Path, onecurve: Onecurve) -> None:
@@ -150,13 +202,22 @@ def test_dry_run_is_a_command_that_can_be_copied(recipe_file: Path, onecurve: On
     assert launch["command"][1:3] == ["launch", "--quiet"]
     assert launch["command"][-2:] == ["--seed", "7"]
     assert not launch["findings"]
+    shown = onecurve("run", recipe_file, "--topology", "multi_cpu", "--seed", "7", "--dry-run")
+    words = shlex.split(shown.stdout)  # The port is any that is free.
+    assert (words[-4:], "because" in shown.stdout) == (launch["command"][-4:], False), "stdout is the command alone"
+
+
+def test_a_value_that_looks_like_a_flag_stays_a_value(recipe_file: Path, onecurve: Onecurve) -> None:
+    launch = json.loads(onecurve("run", recipe_file, "--output_dir=--odd", "--dry-run", "--json").stdout)
+    assert launch["command"][-1] == "--output_dir=--odd"
 
 
 def test_a_training_runs_and_is_known_afterwards(recipe_file: Path, recipe: dict[str, Any], onecurve: Onecurve) -> None:
     run = recipe["output_dir"]
     result = onecurve("run", recipe_file, "--max_train_steps", "3", "--json")
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1]) == {"exit_code": 0, "run": run, "message": ""}
+    assert json.loads(result.stdout) == {"exit_code": 0, "run": run, "message": ""}
+    assert "step 3" in result.stderr, "what the training says is not lost"
     shown = onecurve("watch", run, "--once")
     assert "finished" in shown.stdout
     assert "step 3 of 3" in shown.stdout
@@ -177,6 +238,24 @@ def test_a_finished_run_is_resumed_by_saying_so(recipe_file: Path, recipe: dict[
     again = onecurve("resume", recipe["output_dir"])
     assert again.returncode == 0, again.stderr
     assert "is finished" in again.stdout
+
+
+def test_a_training_is_told_how_often_it_will_be_started_again(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launcher.cli import run_command_line
+    from launcher.supervise import Ending
+
+    told: list[str] = []
+
+    def crash(command: Command, *_: object, **__: object) -> Ending:
+        told.append(command.environment["ONECURVE_RESTARTS_LEFT"])
+        return Ending(1)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("launcher.supervise.supervise", crash)
+    assert run_command_line(["run", str(recipe_file), "--max-restarts", "2"]) == 1
+    assert told == ["2", "1", "0"]
 
 
 def test_two_processes_that_fail_leave_one_message_and_their_exit_code(recipe_file: Path, onecurve: Onecurve) -> None:
@@ -276,10 +355,17 @@ def test_predict_keeps_order_on_any_number_of_processes(
 
 @pytest.mark.slow
 def test_deep_check_describes_the_data(recipe_file: Path, onecurve: Onecurve) -> None:
-    good = onecurve("check", recipe_file, "--deep")
+    good = onecurve("check", recipe_file, "--deep", "--eval_only")
     assert good.returncode == 0, good.stdout + good.stderr
     assert "203 rows" in good.stdout
     assert "labels" in good.stdout
+
+
+@pytest.mark.slow
+def test_fetch_takes_what_run_takes(recipe_file: Path, onecurve: Onecurve) -> None:
+    result = onecurve("fetch", recipe_file, "--eval_only", "--output_dir=--odd")
+    assert result.returncode == 0, result.stderr
+    assert "train: 203 rows" in result.stdout
 
 
 @pytest.mark.slow

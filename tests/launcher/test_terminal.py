@@ -99,6 +99,70 @@ def test_watch_follows_until_the_end(terminal: Terminal, write_run: Callable[...
     assert _finish(child)[0] == 0
 
 
+def write_state(run: Path, state: str, exit_code: int | None, **more: int) -> None:
+    content = json.dumps({"state": state, "exit_code": exit_code, **more})
+    (run / "new").write_text(content, encoding="utf-8")
+    (run / "new").replace(run / "status.json")
+
+
+def test_watch_follows_over_a_restart(terminal: Terminal, write_run: Callable[..., Path]) -> None:
+    run = write_run("one", state="running")
+    child = terminal("watch", run, "--every", "0.2")
+    child.expect("running")
+    write_state(run, "failed", 1, restarts_left=1)
+    child.expect("starts again from its last checkpoint")
+    write_state(run, "running", None)
+    child.expect("running")
+    write_state(run, "failed", 1)
+    child.expect("failed")
+    assert _finish(child)[0] == 0
+
+
+def write_program(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of Slurm's on the path, which notes that it was asked."""
+    path.write_text(f"#!/bin/sh\necho asked >> {path.parent}/asked\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    folder = path.parent
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_watch_follows_a_job_that_is_queued_again(
+    terminal: Terminal, write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_program(
+        tmp_path / "squeue", "printf '%-30s%-80s%-12s%-24s%-400s\\n' PENDING BeginTime 1 1:00 ''", monkeypatch
+    )
+    run = write_run("one", state="preempted")
+    (run / "slurm_job_id").write_text("7\n", encoding="utf-8")
+    child = terminal("watch", run, "--every", "0.2")
+    child.expect("preempted")
+    child.expect(r"Slurm job 7: PENDING \(BeginTime\); queued again 1 time")
+    for number in range(8):  # Each is a look.
+        with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            line = {"event": "train", "step": 100 + number, "epoch": 1, "loss": 1, "tokens": 1, "tokens_per_second": 1}
+            file.write(f"\n{json.dumps(line)}\n")
+        child.expect(f"step {100 + number}")
+    write_state(run, "running", None)
+    child.expect("running")
+    write_state(run, "finished", 0)
+    child.expect("finished")
+    assert _finish(child)[0] == 0
+    assert (tmp_path / "asked").read_text(encoding="utf-8") == "asked\n", "once, however often the view is drawn"
+
+
+def test_a_slow_queue_holds_nobody_back(
+    terminal: Terminal, write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_program(tmp_path / "squeue", "exec sleep 50", monkeypatch)
+    run = write_run("one", state="running")
+    (run / "slurm_job_id").write_text("7\n", encoding="utf-8")
+    child = terminal("watch", run)
+    child.timeout = 25
+    child.expect("running")
+    child.sendintr()
+    assert _finish(child)[0] == 0
+
+
 def test_watch_ends_quietly_when_one_has_seen_enough(terminal: Terminal, write_run: Callable[..., Path]) -> None:
     child = terminal("watch", write_run("one", state="running"))
     child.expect("running")
@@ -106,6 +170,28 @@ def test_watch_ends_quietly_when_one_has_seen_enough(terminal: Terminal, write_r
     code, shown = _finish(child)
     assert code == 0
     assert "Traceback" not in shown
+
+
+def test_a_screen_of_slurms_commands(
+    terminal: Terminal, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_program(tmp_path / "sbatch", "echo 'sbatch: Job 7 to start now' >&2", monkeypatch)
+    write_program(tmp_path / "squeue", "exit 1", monkeypatch)
+    write_program(tmp_path / "scancel", "", monkeypatch)
+    code, shown = _finish(terminal("submit", recipe_file, "--dry-run"))
+    assert (code, "Job 7 to start now" in shown, "finetune.sh --config" in shown) == (0, True, True), shown
+    code, shown = _finish(terminal("cancel", "7"))
+    assert (code, shown.strip()) == (0, "job 7 is ended; submit it again to go on from its last checkpoint")
+    code, shown = _finish(terminal("cancel", "nowhere"))
+    assert (code, shown.strip()) == (
+        2, "onecurve: 'nowhere' is neither a job's number nor a run directory of one"
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_screen_of_fetch(terminal: Terminal, recipe_file: Path) -> None:
+    code, shown = _finish(terminal("fetch", recipe_file))
+    assert (code, "ready for machines without a network" in shown) == (0, True), shown
 
 
 @pytest.mark.slow

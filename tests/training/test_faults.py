@@ -171,3 +171,17 @@ def test_only_rank_0_speaks(status: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert not status.exists()
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+@pytest.mark.parametrize(("error", "is_told"), [(ValueError("a bug"), True), (BadInput("a bad row"), False)])
+def test_the_status_of_a_crash_says_that_another_start_follows(
+    error: Exception, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONECURVE_STATUS_FILE", str(tmp_path / "status.json"))
+    monkeypatch.setenv("ONECURVE_RESTARTS_LEFT", "2")
+
+    def fail(arguments: Sequence[str], outcome: Outcome) -> None:
+        raise error
+
+    report_outcome(fail, [])
+    assert read(tmp_path / "status.json").get("restarts_left") == (2 if is_told else None)

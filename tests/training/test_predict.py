@@ -1,0 +1,341 @@
+"""Labelling a file: every row as it came, whatever its format; one message for what is wrong, nothing left behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import yaml
+
+from tests.conftest import ROOT, TINY, to_flags
+
+NUM_ROWS = 10_100  # Ten chunks.
+
+Predict = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, news: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps."""
+    from training.faults import report_outcome
+    from training.run import main
+    from training.strategy import forget_state
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    settings = {
+        "model_name_or_path": str(tiny_model),
+        "train_file": str(news / "train.jsonl"),
+        "validation_file": str(news / "validation.jsonl"),
+        "output_dir": str(folder),
+        **TINY,
+        "max_train_steps": 2,
+    }
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        assert report_outcome(main, to_flags(settings)) == 0
+    finally:
+        forget_state()
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    return folder
+
+
+@pytest.fixture
+def predict(capsys: pytest.CaptureFixture[str]) -> Iterator[Predict]:
+    """Label in this process: predict(run, source, target, *flags) -> exit code and all that was said."""
+    from training.faults import report_outcome
+    from training.predict import main
+    from training.strategy import forget_state
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def label(run: Path, source: Path, target: Path, *flags: str) -> tuple[int, str]:
+        capsys.readouterr()
+        try:
+            code = report_outcome(main, ["--run", str(run), "--input", str(source), "--output", str(target), *flags])
+        finally:
+            forget_state()
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    yield label
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def build_rows() -> list[dict[str, Any]]:
+    """Rows that a guess would spoil: numbers with zeros in front, words that mean a gap, gaps late in the file."""
+    return [
+        {
+            "id": f"{number:06d}",
+            "text": f'row {number} says\n"so", twice\t{"word " * (number % 7)}',
+            "word": ("NA", "null", "1.0", "2020-01-01", "a\rb", "")[number % 6],
+            "count": number if number % 1_500 else None,
+            "late": {"kind": "x"} if number >= 5_000 else None,
+        }
+        for number in range(NUM_ROWS)
+    ]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        schema = pa.schema(
+            [
+                ("id", pa.string()), ("text", pa.large_string()), ("word", pa.string()), ("count", pa.int32()),
+                ("late", pa.struct([("kind", pa.string())])),
+            ]
+        )  # fmt: skip
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema), path)
+    elif path.suffix == ".jsonl":
+        text = "".join(
+            json.dumps({name: value for name, value in row.items() if value is not None}) + "\n" for row in rows
+        )
+        path.write_text(text, encoding="utf-8")
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", quoting=csv.QUOTE_ALL)
+            writer.writerow(rows[0])
+            writer.writerows([to_cell(value) for value in row.values()] for row in rows)
+    return path
+
+
+def to_cell(value: Any) -> str:
+    return "" if value is None else json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def read_back(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+        return rows
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
+
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", FORMATS)
+def test_every_column_comes_out_as_it_went_in(source: str, trained: Path, tmp_path: Path, predict: Predict) -> None:
+    rows = build_rows()
+    path = write_rows(tmp_path / f"texts{source}", rows)
+    columns = list(rows[0])
+    added: list[Any] = []
+    for target in FORMATS:
+        output = tmp_path / f"labelled{target}"
+        code, said = predict(trained, path, output, "--batch_size", "512")
+        assert code == 0, said
+        labelled = read_back(output)
+        assert len(labelled) == NUM_ROWS
+        for row, found in zip(rows, labelled, strict=True):
+            if source in (".csv", ".tsv") or target in (".csv", ".tsv"):
+                assert {name: to_cell(found[name]) for name in columns} == {
+                    name: to_cell(value) for name, value in row.items()
+                }
+            else:  # A key that a row of JSON Lines lacks is a gap elsewhere.
+                assert {name: found.get(name) for name in columns} == row
+            if (source, target) == (".jsonl", ".jsonl"):
+                assert ("late" in found) == (row["late"] is not None)
+            assert list(found)[-7:-5] == ["prediction", "score"]
+        added.append([(row["prediction"], float(row["score"])) for row in labelled])
+    assert added[0] == added[1] == added[2] == added[3]
+
+
+@pytest.mark.slow
+def test_parquet_keeps_its_types(trained: Path, tmp_path: Path, predict: Predict) -> None:
+    path = write_rows(tmp_path / "texts.parquet", build_rows()[:2_000])
+    code, said = predict(trained, path, tmp_path / "labelled.parquet", "--batch_size", "512")
+    assert code == 0, said
+    before = pyarrow.parquet.read_schema(path)
+    assert pyarrow.parquet.read_schema(tmp_path / "labelled.parquet").names[: len(before)] == before.names
+    assert (
+        pyarrow.parquet.read_table(tmp_path / "labelled.parquet")
+        .select(before.names)
+        .equals(pyarrow.parquet.read_table(path))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", "text,id\nx,1\n,2\n", "row 2: text column 'text' is empty"),
+        ("a.csv", "text,text\nx,1\n", "several columns of the name 'text'"),
+        ("a.csv", "text,id\nx,1\nx,y,2\n", "line 3: 3 fields where the header has 2"),
+        ("a.csv", 'text\n"x\n', "line 2: unexpected end of data; is a double quote left open?"),
+        ("a.csv", "text,score\nx,1\n", "would be overwritten: score"),
+        ("a.csv", "text\n", "has no rows"),
+        ("a.jsonl", '{"body": "x"}\n', "text column 'text' is not there; it has body"),
+        ("a.jsonl", '{"text": "x"}\n{"text": 5}\n', "row 2: text column 'text' holds 5, which is no text"),
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', "line 2: not valid JSON"),
+        ("a.jsonl", '{"text": "\\ud83d\\ude00"}\n{"text": "x", "id": "\\ud83d"}\n', "line 2: not valid JSON"),
+        ("a.jsonl", '{"text": "x"}\n["x"]\n', "line 2: expected a JSON object, got list"),
+        ("a.jsonl", '{"text": "x"}\n{"text": "x", "score": 1}\n', "would be overwritten: score"),
+        ("a.json", '[{"text": "x"}, {"text": ""}]', "row 2: text column 'text' is empty"),
+        ("a.parquet", "no table", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(
+    name: str, text: str, expected: str, trained: Path, tmp_path: Path, predict: Predict
+) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    code, said = predict(trained, path, tmp_path / "out" / "labelled.csv")
+    assert expected in said
+    assert (code, said.count("\n")) == (2, 1)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_parquet_cannot_keep_is_refused_before_the_work(trained: Path, tmp_path: Path, predict: Predict) -> None:
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": "x", "id": number if number < 1_100 else "none"} for number in range(1_200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    code, said = predict(trained, path, tmp_path / "labelled.parquet")
+    assert code == 2
+    assert "rows 1,025 to 1,200: column 'id' holds values of several kinds" in said
+    assert "let --output end in .jsonl" in said
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    trained: Path, news: Path, tmp_path: Path, predict: Predict
+) -> None:
+    (tmp_path / "file").touch()
+    code, said = predict(trained, news / "validation.jsonl", tmp_path / "file" / "labelled.csv")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "can't be written to: File exists; give another folder" in said
+    (tmp_path / "folder.csv").mkdir()
+    code, said = predict(trained, news / "validation.jsonl", tmp_path / "folder.csv")
+    assert code == 2
+    assert "is a folder; give a file" in said
+
+
+def change_config(run: Path, target: Path, **settings: Any) -> Path:
+    """A copy of a finished run, as far as labelling looks at it, with other settings."""
+    shutil.copytree(run / "final", target / "final")
+    content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    (target / "config.yaml").write_text(yaml.safe_dump({**content, **settings}), encoding="utf-8")
+    return target
+
+
+def test_labelling_needs_nothing_that_only_training_needs(
+    trained: Path, news: Path, tmp_path: Path, predict: Predict
+) -> None:
+    plain, other = tmp_path / "plain.jsonl", tmp_path / "other.jsonl"
+    run = change_config(trained, tmp_path / "run", mixed_precision="fp16", report_to="mlflow", train_file="gone.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.strategy.get_available_trackers", list)
+        code, said = predict(run, news / "validation.jsonl", other)
+    assert code == 0, said
+    assert "labels in float32: this machine has no arithmetic of the run's mixed_precision fp16" in said
+    assert predict(trained, news / "validation.jsonl", plain)[0] == 0
+    assert other.read_bytes() == plain.read_bytes()
+
+
+def test_a_model_with_code_of_its_own_runs_it(trained: Path, news: Path, tmp_path: Path, predict: Predict) -> None:
+    run = change_config(trained, tmp_path / "run", trust_remote_code=True)
+    code = (
+        "from transformers import BertForSequenceClassification\n"
+        "class Own(BertForSequenceClassification):\n"
+        "    def forward(self, *args, **kwargs):\n"
+        "        found = super().forward(*args, **kwargs)\n"
+        "        found.logits[:, 3] += 1000\n"
+        "        return found\n"
+    )
+    (run / "final" / "modeling_own.py").write_text(code, encoding="utf-8")
+    config = json.loads((run / "final" / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_own.Own"}
+    (run / "final" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    target = tmp_path / "labelled.jsonl"
+    exit_code, said = predict(run, news / "validation.jsonl", target)
+    assert exit_code == 0, said
+    assert {row["prediction"] for row in read_back(target)} == {config["id2label"]["3"]}
+
+
+# In real processes --------------------------------------------------------------------------------------------
+
+
+def write_texts(path: Path, count: int, empty: int | None = None) -> Path:
+    rows = [{"text": f"the text of row {number}" if number != empty else " "} for number in range(1, count + 1)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_bad_row_of_another_process_is_told_at_once(trained: Path, tmp_path: Path) -> None:
+    """Row 1500 is in the second chunk, which the second process labels."""
+    source = write_texts(tmp_path / "texts.jsonl", 1_600, empty=1_500)
+    words = ["--input", source, "--output", tmp_path / "labelled.jsonl", "--num_processes", 2]
+    began = time.monotonic()
+    with start("-m", "launcher", "predict", trained, *words) as process:
+        _, told = process.communicate(timeout=300)
+    assert process.returncode == 2, told
+    assert [line for line in told.splitlines() if line.startswith("onecurve: ")] == [
+        f"onecurve: {source}, row 1500: text column 'text' is empty; fill or remove the row"
+    ]
+    assert time.monotonic() - began < 55, "nobody waits for a word that does not come"
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
+
+
+def wait_for_first_chunk(folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if list(folder.glob(".labelled.jsonl.*/0*")):
+            return
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(f"nothing was labelled: {process.communicate()}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "num_processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_stop_is_obeyed_and_leaves_nothing(
+    number: signal.Signals, num_processes: int, trained: Path, tmp_path: Path
+) -> None:
+    source = write_texts(tmp_path / "texts.jsonl", 200_000)
+    words = ["--input", source, "--output", tmp_path / "labelled.jsonl", "--num_processes", num_processes]
+    with start("-m", "launcher", "predict", trained, *words, "--batch_size", "4") as process:
+        wait_for_first_chunk(tmp_path, process)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 75, told
+    assert f"{number.name}: asked the labelling to stop; again to end it at once" in told
+    assert "labelled.jsonl is not written; start it again" in told
+    assert "checkpoint" not in told
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_ended_at_once_clears_up(trained: Path, tmp_path: Path) -> None:
+    source = write_texts(tmp_path / "texts.jsonl", 200_000)
+    words = ["--run", trained, "--input", source, "--output", tmp_path / "labelled.jsonl", "--batch_size", "4"]
+    with start("training/predict.py", *words) as process:
+        wait_for_first_chunk(tmp_path, process)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 1, told
+    assert told.splitlines() == [f"onecurve: ended at once, as asked: {tmp_path / 'labelled.jsonl'} is not written"]
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
