@@ -26,10 +26,12 @@ from launcher.memory import (
     count_checkpoint_bytes,
     count_final_bytes,
     fits,
+    fits_host,
     largest_batch,
     plan_memory,
 )
 from launcher.shape import ModelShape
+from launcher.topology import list_candidates
 
 if TYPE_CHECKING:
     from training.config import Recipe
@@ -49,9 +51,6 @@ _KNOWN_DEVICES: dict[str, tuple[float, float, float]] = {
     "MI300X": (163.4, 1307, 192),
     "MI250X": (23.9, 191, 64),
 }
-
-# Share of peak that a well-fed fine-tuning reaches; PaLM (Chowdhery et al. 2022) reports 46 %, Llama 3 38 to 43 %.
-DEFAULT_MFU = 0.4
 
 _ROWS_SAMPLED = 500
 _CHARACTERS_PER_TOKEN = 4.2
@@ -191,15 +190,19 @@ def build_work(
     if recipe.per_device_batch_tokens is not None:
         micro_batch = max(1, min(micro_batch, recipe.per_device_batch_tokens // length))
     dropout = recipe.dropout if recipe.dropout is not None else (shape.dropout if shape is not None else 0.0)
-    eager = recipe.attn_implementation == "eager"
+    # What training/cpu_dropout.py exchanges on a CPU: masks of two bytes, and attention that bf16 makes the faster one.
+    exchanges = kind == "cpu" and recipe.dropout_masks == "bytes" and not recipe.torch_compile
+    keeps_attention = recipe.attn_implementation == "eager" or (kind == "cpu" and dropout > 0)
+    if exchanges and recipe.mixed_precision == "bf16" and recipe.attn_implementation is None:
+        keeps_attention = True
     return Work(
         num_examples=micro_batch,
         length=length,
         num_micro_batches=math.ceil(share / micro_batch),
         mixed_precision=recipe.mixed_precision,
         gradient_checkpointing=recipe.gradient_checkpointing,
-        keeps_attention=eager or (kind == "cpu" and dropout > 0),
-        mask_bytes=0 if dropout == 0 else 4 if kind == "cpu" else 1,
+        keeps_attention=keeps_attention,
+        mask_bytes=0 if dropout == 0 else 2 if exchanges else 4 if kind == "cpu" else 1,
     )
 
 
@@ -333,7 +336,7 @@ def build_plan(
         if (strategy == "one process") != (num_processes == 1) and not (num_processes == 1 and "offload" in strategy):
             continue
         memory = plan_memory(shape, strategy, work, num_processes)
-        on_host = memory.host * devices.count <= host_bytes * 0.9
+        on_host = fits_host(memory, devices.count, host_bytes)
         strategies.append(
             StrategyPlan(
                 memory,
@@ -361,14 +364,11 @@ def build_plan(
         checkpoint_bytes=count_checkpoint_bytes(shape),
         final_bytes=count_final_bytes(shape),
         strategies=tuple(strategies),
-        recommended=_recommend(strategies),
+        recommended=_recommend(strategies, list_candidates(devices.kind, num_processes, num_nodes)),
     )
 
 
-def _recommend(strategies: Sequence[StrategyPlan]) -> str | None:
-    """The simplest that fits: one process or DDP, then FSDP2, then ZeRO, offload last."""
-    order: tuple[Strategy, ...] = (
-        "one process", "DDP", "FSDP2", "ZeRO-2", "ZeRO-3", "ZeRO-2 offload", "FSDP2 offload", "ZeRO-3 offload"
-    )  # fmt: skip
+def _recommend(strategies: Sequence[StrategyPlan], candidates: Sequence[tuple[Strategy, str]]) -> str | None:
+    """The first candidate of `run` that fits."""
     fitting = {plan.memory.strategy for plan in strategies if plan.fits}
-    return next((strategy for strategy in order if strategy in fitting), None)
+    return next((strategy for strategy, _ in candidates if strategy in fitting), None)

@@ -10,13 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from launcher.errors import UnknownTopology, Unsuitable
 from launcher.machine import GIB, Machine
-from launcher.memory import CPU_OVERHEAD_BYTES, GPU_OVERHEAD_BYTES, MemoryPlan, Strategy, Work, fits, plan_memory
+from launcher.memory import (
+    CPU_OVERHEAD_BYTES,
+    GPU_OVERHEAD_BYTES,
+    MemoryPlan,
+    Strategy,
+    Work,
+    describe_host_need,
+    fits,
+    fits_host,
+    plan_memory,
+)
 from launcher.shape import ModelShape
 
 
@@ -173,13 +183,48 @@ def build_topology(
 
 
 def _refuse_hidden_gpus(machine: Machine) -> None:
-    """Training on the CPU of a job that holds GPUs would waste them without a word."""
+    """Training on the CPU of a machine or a job that has GPUs would waste them without a word."""
+    if machine.driver_problem is not None:
+        raise Unsuitable(describe_driver_problem(machine.driver_problem))
     num_granted = machine.slurm.num_gpus if machine.slurm is not None else 0
     if num_granted and machine.kind == "cpu":
         raise Unsuitable(
             f"Slurm granted {num_granted} GPU{'s' * (num_granted != 1)} on this node, but nvidia-smi shows none: ask for "
             "another node (sbatch --exclude NODE) and tell the cluster's staff; or ask for none"
         )
+
+
+def describe_driver_problem(problem: str) -> str:
+    """What to do where nvidia-smi fails."""
+    return (
+        f"nvidia-smi is here but fails ({problem}), so no GPU can be used: mend the driver; or hide the GPUs "
+        "(CUDA_VISIBLE_DEVICES=-1) or name a CPU --topology (cpu, multi_cpu)"
+    )
+
+
+def count_processes(machine: Machine, num_processes: int | None) -> int:
+    """Processes over all machines: as many as were asked for, else one a device."""
+    num_machines = machine.slurm.num_nodes if machine.slurm is not None else 1
+    return num_processes or max(1, len(machine.devices)) * num_machines
+
+
+def list_candidates(
+    kind: Literal["cuda", "mps", "cpu"], num_processes: int, num_machines: int
+) -> tuple[tuple[Strategy, str], ...]:
+    """What is tried on these devices, the simplest first, and the YAML that does it; `run` and `plan` choose from it.
+
+    ZeRO-2 and ZeRO-3 are not among them: FSDP2 needs less memory than both, and no other package.
+    """
+    if kind == "cpu":
+        return (("one process", "cpu"),) if num_processes == 1 else (("DDP", "multi_cpu"),)
+    if num_processes == 1:
+        offload: tuple[tuple[Strategy, str], ...] = (("ZeRO-3 offload", "deepspeed_zero3_offload"),)
+        return (("one process", "single_gpu"), *(offload if kind == "cuda" else ()))
+    return (
+        ("DDP", "multi_node" if num_machines > 1 else "multi_gpu"),
+        ("FSDP2", "fsdp"),
+        ("ZeRO-3 offload", "deepspeed_zero3_offload"),
+    )
 
 
 def choose_topology(
@@ -189,7 +234,7 @@ def choose_topology(
 
     Args:
         shape: the model's; None where its config.json is not on this machine.
-        work: a micro-batch at the recipe's full length.
+        work: a micro-batch at the recipe's full length, with as many processes as `count_processes` says.
 
     Raises:
         UnknownTopology: the YAML that suits is not among the project's.
@@ -198,42 +243,40 @@ def choose_topology(
     _refuse_hidden_gpus(machine)
     found = f"found     {machine.describe()}"
     num_machines = machine.slurm.num_nodes if machine.slurm is not None else 1
-    num_devices = num_processes or max(1, len(machine.devices)) * num_machines
+    num_devices = count_processes(machine, num_processes)
+    candidates = list_candidates(machine.kind, num_devices, num_machines)
     if machine.kind == "cpu":
-        name = "cpu" if num_devices == 1 else "multi_cpu"
+        strategy, name = candidates[0]
         reason = "no accelerator is here; one process uses all cores" if num_devices == 1 else "DDP over gloo"
         if shape is not None:
-            plan = plan_memory(shape, "one process" if num_devices == 1 else "DDP", work, num_devices)
+            plan = plan_memory(shape, strategy, work, num_devices)
             reason += f"; a step peaks near {(plan.peak + CPU_OVERHEAD_BYTES) / GIB:.1f} GiB"
         return build_topology(root, machine, name, num_processes, (found, f"chosen    {name}", f"because   {reason}"))
     smallest = min(device.memory_bytes for device in machine.devices)
-    configs = find_configs(root)
-    if num_devices == 1:
-        candidates: tuple[tuple[str, Strategy], ...] = (
-            ("single_gpu", "one process"), ("deepspeed_zero3_offload", "ZeRO-3 offload")
-        )  # fmt: skip
-    else:
-        whole = "multi_node" if num_machines > 1 and "multi_node" in configs else "multi_gpu"
-        candidates = ((whole, "DDP"), ("fsdp", "FSDP2"), ("deepspeed_zero3_offload", "ZeRO-3 offload"))
     if shape is None or machine.kind == "mps":
-        name, why = candidates[0][0], "the model's size is not known here, so each device is taken to hold it whole"
+        name, why = candidates[0][1], "the model's size is not known here, so each device is taken to hold it whole"
         if shape is not None:
             why = "one process: Apple's GPU is a single device"
         return build_topology(root, machine, name, num_processes, (found, f"chosen    {name}", f"because   {why}"))
     tried: list[MemoryPlan] = []
-    for name, strategy in candidates:
+    num_local = max(1, num_devices // num_machines)
+    for strategy, name in candidates:
         tried.append(plan_memory(shape, strategy, work, num_devices))
-        if fits(tried[-1], smallest, GPU_OVERHEAD_BYTES) or name == candidates[-1][0]:
+        is_last = name == candidates[-1][1]
+        if is_last or (fits(tried[-1], smallest) and fits_host(tried[-1], num_local, machine.memory_bytes)):
             break
-    lines = (found, f"chosen    {name} ({tried[-1].strategy})", f"because   {_explain(tried, smallest)}")
+    why = _explain(tried, smallest, num_local, machine.memory_bytes)
+    lines = (found, f"chosen    {name} ({tried[-1].strategy})", f"because   {why}")
     return build_topology(root, machine, name, num_processes, lines)
 
 
-def _explain(tried: list[MemoryPlan], device_bytes: int) -> str:
+def _explain(tried: list[MemoryPlan], device_bytes: int, num_local: int, host_bytes: int) -> str:
     def needs(plan: MemoryPlan) -> str:
         return f"{plan.strategy} needs {(plan.peak + GPU_OVERHEAD_BYTES) / GIB:.1f} GiB of {device_bytes / GIB:.0f}"
 
     if len(tried) == 1:
         return f"{needs(tried[0])} on each device, so nothing need be sharded"
     verdict = "" if fits(tried[-1], device_bytes) else ", which is still too much: lower per_device_batch_size"
+    if not fits_host(tried[-1], num_local, host_bytes):
+        verdict += f"; {describe_host_need(tried[-1], num_local, host_bytes)}"
     return "; ".join(needs(plan) for plan in tried) + verdict
