@@ -283,7 +283,7 @@ def check(
     from launcher.command import find_root, parse_overrides
     from launcher.deep_check import check_deeply
     from launcher.machine import detect_machine
-    from launcher.preflight import Finding, check_machine, check_recipe
+    from launcher.preflight import Finding, check_machine, check_recipe, describe_model
     from training.config import RecipeError, load_recipe
 
     root, machine = find_root(), detect_machine()
@@ -292,18 +292,27 @@ def check(
         findings = check_machine(root, machine)
     else:
         overrides = parse_overrides(context.args)
+        wrong: list[str] = []
+        remainder: Recipe | None = None
         try:
-            resolved = load_recipe(str(recipe), overrides)
+            remainder = load_recipe(str(recipe), overrides).recipe
         except RecipeError as error:
-            findings = [Finding("error", f"{error.origin}: {problem}") for problem in error.problems]
-        else:
-            chosen = _pick_topology(root, machine, resolved.recipe, topology, num_processes)
-            facts = list(chosen.reasons)
-            findings = check_recipe(resolved.recipe, chosen, machine)
-            if deep and not any(finding.severity == "error" for finding in findings):
-                deep_facts, deep_findings = check_deeply(str(recipe), overrides, root)
-                facts += deep_facts
-                findings += deep_findings
+            wrong, remainder = [f"{error.origin}: {problem}" for problem in error.problems], error.remainder
+        findings = []
+        if remainder is not None:
+            chosen = None
+            try:
+                chosen = _pick_topology(root, machine, remainder, topology, num_processes)
+                facts = list(chosen.reasons)
+            except LauncherError as error:
+                wrong.append(str(error))
+            facts += describe_model(remainder)
+            findings = check_recipe(remainder, chosen, machine)
+        findings = [*(Finding("error", message) for message in wrong), *findings]
+        if deep and not any(finding.severity == "error" for finding in findings):
+            deep_facts, deep_findings = check_deeply(str(recipe), overrides, root)
+            facts += deep_facts
+            findings += deep_findings
     num_errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
         print(json.dumps({"facts": facts, "findings": [asdict(finding) for finding in findings]}, indent=2))

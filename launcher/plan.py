@@ -79,7 +79,7 @@ class DeviceKind:
 
 @dataclass(frozen=True)
 class DataEstimate:
-    """The training data in numbers; counted where the files are here, sampled where reading all would take long.
+    """The training data in numbers: rows counted, which reads a CSV whole; lengths from the first rows of some files.
 
     Attributes:
         num_examples: None where the data is not on this machine.
@@ -209,11 +209,11 @@ def build_work(
 def count_flops(shape: ModelShape, num_tokens: float, length: float, gradient_checkpointing: bool = False) -> float:
     """Operations of forward and backward over `num_tokens` tokens in sequences of `length`.
 
-    6 for each parameter in a matrix product and token, and 12 x layers x hidden x length for each token's attention
+    6 for each parameter in a matrix product that a token meets, and 12 x layers x hidden x length for each token's attention
     (Chowdhery et al. 2022, "PaLM", appendix B; half of the latter for a decoder's triangle). Recomputing the forward
     costs a third more (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
     """
-    in_products = shape.num_layers * shape.layer_parameters
+    in_products = shape.num_layers * (shape.layer_parameters - shape.idle_parameters)
     attention = 12 * shape.num_layers * shape.num_heads * shape.head_size * length * (0.5 if shape.is_decoder else 1)
     return (6 * in_products + attention) * num_tokens * (4 / 3 if gradient_checkpointing else 1)
 
@@ -240,13 +240,36 @@ def count_communication(
     return int(ring * shape.num_parameters * (2 * size * num_micro_batches + reduces))
 
 
+def count_examples(recipe: Recipe) -> int | None:
+    """Examples that are trained on; None where the data is not in files.
+
+    Raises:
+        UnreadableData, OSError: a file can't be read.
+    """
+    if recipe.train_file is None:
+        return None
+    num_examples = sum(count_rows(path) for pattern in recipe.train_file for path in expand(pattern))
+    if recipe.validation_file is None:
+        num_examples -= round(num_examples * recipe.validation_fraction)
+    return min(num_examples, recipe.max_train_samples or num_examples)
+
+
+def count_steps(recipe: Recipe, num_examples: int | None) -> tuple[int | None, int | None]:
+    """Steps of an epoch and of the whole training, as far as they are known."""
+    steps_per_epoch = math.ceil(num_examples / recipe.train_batch_size) if num_examples else None
+    num_steps = recipe.max_train_steps
+    if num_steps is None and steps_per_epoch is not None:
+        num_steps = math.ceil(recipe.num_train_epochs * steps_per_epoch)
+    return steps_per_epoch, num_steps
+
+
 def estimate_data(recipe: Recipe) -> DataEstimate:
     """Rows and lengths of the training data, as far as this machine has it."""
     if recipe.train_file is None:
         return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not on this machine")
     try:
         paths = [path for pattern in recipe.train_file for path in expand(pattern)]
-        num_examples = sum(count_rows(path) for path in paths)
+        num_examples = count_examples(recipe)
         texts = []
         for path in paths[:4]:
             for row in read_head(path, _ROWS_SAMPLED // min(4, len(paths))).rows:
@@ -254,10 +277,6 @@ def estimate_data(recipe: Recipe) -> DataEstimate:
                 texts.append(" ".join(text for text in pair if isinstance(text, str)))
     except (UnreadableData, OSError):
         return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not readable here")
-    if recipe.validation_file is None:
-        num_examples -= round(num_examples * recipe.validation_fraction)
-    if recipe.max_train_samples is not None:
-        num_examples = min(num_examples, recipe.max_train_samples)
     if not texts or not num_examples:
         return DataEstimate(num_examples or None, recipe.max_length, recipe.max_length, 0.0, "no rows")
     lengths, source = count_tokens(texts, recipe)
@@ -320,10 +339,7 @@ def build_plan(
     num_processes = devices.count * num_nodes
     work = build_work(recipe, shape, devices.kind, recipe.max_length, num_processes)
     overhead = CPU_OVERHEAD_BYTES if devices.kind == "cpu" else GPU_OVERHEAD_BYTES
-    steps_per_epoch = math.ceil(data.num_examples / recipe.train_batch_size) if data.num_examples else None
-    num_steps = recipe.max_train_steps
-    if num_steps is None and steps_per_epoch is not None:
-        num_steps = math.ceil(recipe.num_train_epochs * steps_per_epoch)
+    steps_per_epoch, num_steps = count_steps(recipe, data.num_examples)
     padded_length = data.mean_length / (1 - data.padding)
     flops_per_step = count_flops(
         shape, recipe.train_batch_size * padded_length, padded_length, recipe.gradient_checkpointing

@@ -7,6 +7,7 @@ the whole model with its optimizer; FSDP where it does not; ZeRO-3 with offload 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,22 +105,57 @@ def resolve_config(root: Path, name: str) -> Path:
     raise UnknownTopology(f"--topology {name}: unknown; {hint}There are: {', '.join(configs)}, or the path of a YAML")
 
 
-def read_strategy(content: Mapping[str, Any]) -> Strategy:
-    """The strategy that an accelerate YAML makes accelerate use."""
+def read_strategy(content: Mapping[str, Any], path: Path = Path("the YAML")) -> Strategy:
+    """The strategy that an accelerate YAML makes accelerate use.
+
+    Raises:
+        UnknownTopology: a section or a stage is not what accelerate could read.
+    """
     kind = str(content.get("distributed_type", "NO")).upper()
-    nested = content.get("deepspeed_config") or content.get("fsdp_config") or {}
     if kind == "DEEPSPEED":
-        stage = nested.get("zero_stage", 2)
+        nested = _read_section(content, "deepspeed_config", path)
+        if nested.get("deepspeed_config_file"):
+            nested = _read_deepspeed_file(Path(str(nested["deepspeed_config_file"])), path)
         moved = {nested.get("offload_optimizer_device"), nested.get("offload_param_device")} & {"cpu", "nvme"}
-        strategies: dict[int, tuple[Strategy, Strategy]] = {
-            1: ("ZeRO-1", "ZeRO-1"), 2: ("ZeRO-2", "ZeRO-2 offload"), 3: ("ZeRO-3", "ZeRO-3 offload")
+        strategies: dict[str, tuple[Strategy, Strategy]] = {
+            "0": ("DDP", "DDP"), "1": ("ZeRO-1", "ZeRO-1"), "2": ("ZeRO-2", "ZeRO-2 offload"),
+            "3": ("ZeRO-3", "ZeRO-3 offload"),
         }  # fmt: skip
-        plain, offloaded = strategies.get(stage, ("DDP", "DDP"))
-        return offloaded if moved else plain
+        stage = nested.get("zero_stage", 2)
+        if str(stage) not in strategies:
+            raise UnknownTopology(f"{path}: deepspeed_config: zero_stage must be 0, 1, 2 or 3, got {stage!r}")
+        return strategies[str(stage)][bool(moved)]
     if kind == "FSDP":
+        nested = _read_section(content, "fsdp_config", path)
         moved_to_host = nested.get("fsdp_offload_params", nested.get("offload_params"))
         return "FSDP2 offload" if moved_to_host else "FSDP2"
     return "one process" if kind == "NO" else "DDP"
+
+
+def _read_section(content: Mapping[str, Any], section: str, path: Path) -> dict[str, Any]:
+    nested = content.get(section) or {}
+    if not isinstance(nested, dict):
+        raise UnknownTopology(f"{path}: {section} must be a mapping of keys to values")
+    return nested
+
+
+def _read_deepspeed_file(file: Path, path: Path) -> dict[str, Any]:
+    """What DeepSpeed's own JSON says of stage and offload, under the names of accelerate's keys."""
+    try:
+        zero = json.loads(file.read_text(encoding="utf-8")).get("zero_optimization", {})
+        devices = {key: (zero.get(key) or {}).get("device") for key in ("offload_optimizer", "offload_param")}
+        return {"zero_stage": zero.get("stage", 0), **{f"{key}_device": device for key, device in devices.items()}}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UnknownTopology(
+            f"{path}: deepspeed_config_file {str(file)!r} can't be read as DeepSpeed's JSON: {error}"
+        ) from None
+
+
+def _read_num_processes(content: Mapping[str, Any], path: Path) -> int:
+    number = content.get("num_processes", 2)
+    if isinstance(number, bool) or not str(number).isdigit() or int(number) < 1:
+        raise UnknownTopology(f"{path}: num_processes must be a whole number of 1 or more, got {number!r}")
+    return int(number)
 
 
 def build_topology(
@@ -128,13 +164,13 @@ def build_topology(
     """The topology of one YAML on this machine; `num_processes` beats what the machine and the YAML suggest.
 
     Raises:
-        UnknownTopology: no such YAML.
+        UnknownTopology: no such YAML, or one that accelerate could not read.
         Unsuitable: more processes asked for than one process by nature can be, or than there are GPUs; or Slurm's nodes
             don't fit it.
     """
     path = resolve_config(root, name)
     content = read_yaml(path)
-    strategy = read_strategy(content)
+    strategy, num_named = read_strategy(content, path), _read_num_processes(content, path)
     slurm = machine.slurm
     num_machines = slurm.num_nodes if slurm is not None else 1
     if slurm is not None and slurm.num_nodes > 1 and slurm.is_batch_shell:
@@ -162,7 +198,7 @@ def build_topology(
         chosen = len(machine.devices) * num_machines
     else:
         # No GPU: a rehearsal over gloo. The YAML of a CPU topology says how many; others name a cluster's size.
-        chosen = int(content.get("num_processes", 2)) if uses_cpu else 2
+        chosen = num_named if uses_cpu else 2
         if num_machines > 1:
             chosen = num_machines
     if machine.kind == "cuda" and not uses_cpu and chosen > len(machine.devices) * num_machines:

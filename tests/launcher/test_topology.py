@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -261,7 +262,35 @@ def test_threads_share_the_cores(root: Path) -> None:
 def test_strategies_are_read_from_the_yaml() -> None:
     assert read_strategy({"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 1}}) == "ZeRO-1"
     assert read_strategy({"distributed_type": "FSDP", "fsdp_config": {"offload_params": True}}) == "FSDP2 offload"
+    assert read_strategy({"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": "3"}}) == "ZeRO-3"
     assert read_strategy({}) == "one process"
+
+
+def test_deepspeeds_own_file_says_the_stage(tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    content = {"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": str(file)}}
+    file.write_text('{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}', encoding="utf-8")
+    assert read_strategy(content) == "ZeRO-3 offload"
+    file.write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
+    assert read_strategy(content) == "ZeRO-1"
+    file.write_text("[1]", encoding="utf-8")
+    with pytest.raises(UnknownTopology, match="can't be read as DeepSpeed's JSON"):
+        read_strategy(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("distributed_type: FSDP\nfsdp_config: [1]", "own.yaml: fsdp_config must be a mapping"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: 3", "own.yaml: deepspeed_config must be a mapping"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 4}", "zero_stage must be 0, 1, 2 or 3, got 4"),
+        ("distributed_type: MULTI_GPU\nuse_cpu: true\nnum_processes: two", "whole number of 1 or more, got 'two'"),
+    ],
+)
+def test_a_yaml_that_is_wrong_is_no_bug(root: Path, text: str, expected: str) -> None:
+    (root / "accelerate_configs" / "own.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UnknownTopology, match=re.escape(expected)):
+        build_topology(root, machine(0), "own", None)
 
 
 def test_shape_of_a_70b_model() -> None:
