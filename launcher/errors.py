@@ -10,8 +10,9 @@
         ├── Unsuitable            2   this machine can't do what was asked
         ├── PreflightFailed       2   `check` found errors; holds all of them
         ├── UnreadableModel       2   no config.json to do arithmetic with
+        │   └── UncountableModel  2   one that does not tell how large the model is
         ├── NotARun               2   a folder that no training has written
-        └── LaunchFailed          1   the processes ended and nobody could say why
+        └── LaunchFailed          1   a program could not be started, or did not answer
 
 The training's own exit codes (0 finished, 2 bad input, 3 diverged, 75 preempted, 1 anything else) pass through `run` and
 `resume` unchanged. Anything that is not in this tree is a bug: exit code 1, and `--debug` shows its traceback.
@@ -53,11 +54,15 @@ class UnreadableModel(LauncherError):
     """No config.json to do arithmetic with."""
 
 
+class UncountableModel(UnreadableModel):
+    """A config.json that does not tell how large the model is. It may be trained all the same."""
+
+
 class NotARun(LauncherError):
     """A folder that no training has written."""
 
 
 class LaunchFailed(LauncherError):
-    """The processes ended and nobody could say why."""
+    """A program could not be started, or did not answer."""
 
     exit_code = 1

@@ -44,6 +44,7 @@ class SlurmStep:
 
     Attributes:
         num_gpus: granted on this node.
+        num_cpus: likewise, hyperthreads counted; 0 where Slurm does not say.
     """
 
     job_id: str
@@ -52,6 +53,7 @@ class SlurmStep:
     head_address: str
     is_batch_shell: bool
     num_gpus: int = 0
+    num_cpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,21 +65,21 @@ class Machine:
         devices: CUDA devices that are visible; one entry for Apple's GPU; empty on a CPU.
         num_cores: physical cores that this process may use.
         memory_bytes: host memory that this process may use: a container's limit, or the machine's.
-        available_bytes: of it, what is not in use.
+        driver_problem: why nvidia-smi, which is here, could not list devices; there may be some that can't be used.
     """
 
     kind: Literal["cuda", "mps", "cpu"]
     devices: tuple[Device, ...]
     num_cores: int
     memory_bytes: int
-    available_bytes: int
     slurm: SlurmStep | None = None
+    driver_problem: str | None = None
 
     def describe(self) -> str:
         """A line for people."""
         host = f"{self.num_cores} core{'s' * (self.num_cores != 1)}, {self.memory_bytes / GIB:.0f} GiB memory"
         if self.kind == "cpu":
-            return f"no GPU, {host}"
+            return f"no GPU{' that answers' * (self.driver_problem is not None)}, {host}"
         names = sorted({f"{device.name}, {device.memory_bytes / GIB:.0f} GiB" for device in self.devices})
         return f"{len(self.devices)} GPU{'s' * (len(self.devices) != 1)} ({'; '.join(names)}), {host}"
 
@@ -89,31 +91,37 @@ def detect_machine(environment: Mapping[str, str] | None = None) -> Machine:
         Unsuitable: Slurm's environment is incomplete.
     """
     environment = os.environ if environment is None else environment
-    devices = find_nvidia_devices(environment)
-    total, available = read_host_memory()
+    devices, problem = find_nvidia_devices(environment)
+    memory = read_host_memory()
     kind: Literal["cuda", "mps", "cpu"] = "cuda" if devices else "cpu"
     if not devices and platform.system() == "Darwin" and platform.machine() == "arm64":
         # Apple's GPU shares the host's memory; Metal grants about three quarters of it (recommendedMaxWorkingSetSize).
-        kind, devices = "mps", (Device(0, "Apple GPU", total * 3 // 4),)
-    return Machine(kind, devices, count_cores(environment), total, available, find_slurm_step(environment))
+        kind, devices = "mps", (Device(0, "Apple GPU", memory * 3 // 4),)
+    return Machine(kind, devices, count_cores(environment), memory, find_slurm_step(environment), problem)
 
 
-def find_nvidia_devices(environment: Mapping[str, str]) -> tuple[Device, ...]:
-    """NVIDIA devices as nvidia-smi lists them, those that CUDA_VISIBLE_DEVICES hides left out."""
-    if shutil.which("nvidia-smi", path=environment.get("PATH")) is None:
-        return ()
+def find_nvidia_devices(environment: Mapping[str, str]) -> tuple[tuple[Device, ...], str | None]:
+    """NVIDIA devices as nvidia-smi lists them, those that CUDA_VISIBLE_DEVICES hides left out, and why it could not."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1") or shutil.which("nvidia-smi", path=environment.get("PATH")) is None:
+        return (), None
     try:
         result = subprocess.run(
             ["nvidia-smi", f"--query-gpu={_NVIDIA_FIELDS}", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=30,
-            check=True,
+            check=False,
             env=dict(environment),
         )
-    except (OSError, subprocess.SubprocessError):
-        return ()  # A driver that does not answer: PyTorch would find no device either.
-    return parse_nvidia_devices(result.stdout, environment.get("CUDA_VISIBLE_DEVICES"))
+    except subprocess.TimeoutExpired:
+        return (), "it did not answer in 30 seconds"
+    except OSError as error:
+        return (), f"it can't be started: {error.strerror}"
+    if result.returncode != 0:
+        said = " ".join(f"{result.stdout} {result.stderr}".split())
+        return (), f"exit code {result.returncode}" + (f": {said[:200]}" if said else "")
+    return parse_nvidia_devices(result.stdout, visible), None
 
 
 def parse_nvidia_devices(text: str, visible: str | None) -> tuple[Device, ...]:
@@ -157,9 +165,13 @@ def count_cores(environment: Mapping[str, str]) -> int:
 
     Not every Slurm binds a job to the cores that it was granted, so their number is a bound of its own.
     """
+    cores, granted = _count_usable_cores(), _count_granted_cores(environment)
+    return max(1, min(cores, granted)) if granted else cores
+
+
+def _count_granted_cores(environment: Mapping[str, str]) -> int:
     granted = environment.get("SLURM_CPUS_ON_NODE", "")
-    cores = _count_usable_cores()
-    return max(1, min(cores, int(granted))) if granted.isdigit() else cores
+    return int(granted) if granted.isdigit() else 0
 
 
 def _count_usable_cores() -> int:
@@ -175,21 +187,15 @@ def _count_usable_cores() -> int:
     return max(1, min(len(siblings), int(limit)))
 
 
-def read_host_memory() -> tuple[int, int]:
-    """Bytes of memory that this process may use, and bytes of it that are free."""
-    fields = {}
+def read_host_memory() -> int:
+    """Bytes of memory that this process may use."""
     for line in _read_text(Path("/proc/meminfo")).splitlines():
         name, _, value = line.partition(":")
-        fields[name] = int(value.split()[0]) * 1024
-    if "MemTotal" in fields:
-        total, available = fields["MemTotal"], fields.get("MemAvailable", fields["MemTotal"])
-        limit = _read_text(Path("/sys/fs/cgroup/memory.max"))
-        used = _read_text(Path("/sys/fs/cgroup/memory.current"))
-        if limit.isdigit() and used.isdigit():
-            total, available = min(total, int(limit)), min(available, max(0, int(limit) - int(used)))
-        return total, available
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return total, total
+        if name == "MemTotal":
+            total = int(value.split()[0]) * 1024
+            limit = _read_text(Path("/sys/fs/cgroup/memory.max"))
+            return min(total, int(limit)) if limit.isdigit() else total
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _read_text(path: Path) -> str:
@@ -222,6 +228,7 @@ def find_slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
         head_address=first_host(nodes) if num_nodes > 1 else "localhost",
         is_batch_shell="SLURM_STEP_ID" not in environment or environment.get("SLURM_STEP_ID") == "4294967291",
         num_gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
+        num_cpus=_count_granted_cores(environment),
     )
 
 

@@ -39,6 +39,8 @@ GPU_OVERHEAD_BYTES = int(1.2 * GIB)
 CPU_OVERHEAD_BYTES = int(0.6 * GIB)
 # Share of a device that may be planned with; the rest is lost to the allocator's fragmentation.
 USABLE_SHARE = 0.92
+# Share of a machine's memory that offloading may take; the rest is the processes' own.
+USABLE_HOST_SHARE = 0.9
 # DeepSpeed's defaults, in numbers: reduce_bucket_size and stage3_max_live_parameters.
 _ZERO_BUCKET = 500_000_000
 _ZERO_LIVE_PARAMETERS = 1_000_000_000
@@ -54,8 +56,8 @@ class Work:
         num_micro_batches: of one step on one process; gradients wait while later ones are computed.
         mixed_precision: the recipe's.
         gradient_checkpointing: the recipe's.
-        keeps_attention: whether attention probabilities are kept: eager attention, and on a CPU any with dropout.
-        mask_bytes: of one kept dropout decision: 1 on a GPU, 4 on a CPU, which keeps the noise itself.
+        keeps_attention: whether attention probabilities are kept: eager attention, and on a CPU any with dropout or in bf16.
+        mask_bytes: of one kept dropout decision: 1 on a GPU; on a CPU 2, or 4 where torch keeps the noise itself.
     """
 
     num_examples: int
@@ -177,6 +179,19 @@ def count_final_bytes(shape: ModelShape) -> int:
 def fits(plan: MemoryPlan, device_bytes: int, overhead_bytes: int = GPU_OVERHEAD_BYTES) -> bool:
     """Whether a plan fits a device with its overhead and some room for fragmentation."""
     return plan.peak + overhead_bytes <= device_bytes * USABLE_SHARE
+
+
+def fits_host(plan: MemoryPlan, num_local_processes: int, host_bytes: int) -> bool:
+    """Whether a machine's memory takes what the processes on it move there."""
+    return plan.host * num_local_processes <= host_bytes * USABLE_HOST_SHARE
+
+
+def describe_host_need(plan: MemoryPlan, num_local_processes: int, host_bytes: int) -> str:
+    """How much more of the machine's memory an offload would take than there is."""
+    return (
+        f"{plan.strategy} moves {plan.host * num_local_processes / GIB:.1f} GiB to the machine's own memory, of which "
+        f"{host_bytes * USABLE_HOST_SHARE / GIB:.1f} are usable: take more devices or nodes, or a smaller model"
+    )
 
 
 def largest_batch(

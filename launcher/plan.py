@@ -26,10 +26,12 @@ from launcher.memory import (
     count_checkpoint_bytes,
     count_final_bytes,
     fits,
+    fits_host,
     largest_batch,
     plan_memory,
 )
 from launcher.shape import ModelShape
+from launcher.topology import list_candidates
 
 if TYPE_CHECKING:
     from training.config import Recipe
@@ -49,9 +51,6 @@ _KNOWN_DEVICES: dict[str, tuple[float, float, float]] = {
     "MI300X": (163.4, 1307, 192),
     "MI250X": (23.9, 191, 64),
 }
-
-# Share of peak that a well-fed fine-tuning reaches; PaLM (Chowdhery et al. 2022) reports 46 %, Llama 3 38 to 43 %.
-DEFAULT_MFU = 0.4
 
 _ROWS_SAMPLED = 500
 _CHARACTERS_PER_TOKEN = 4.2
@@ -80,7 +79,7 @@ class DeviceKind:
 
 @dataclass(frozen=True)
 class DataEstimate:
-    """The training data in numbers; counted where the files are here, sampled where reading all would take long.
+    """The training data in numbers: rows counted, which reads a CSV whole; lengths from the first rows of some files.
 
     Attributes:
         num_examples: None where the data is not on this machine.
@@ -191,26 +190,30 @@ def build_work(
     if recipe.per_device_batch_tokens is not None:
         micro_batch = max(1, min(micro_batch, recipe.per_device_batch_tokens // length))
     dropout = recipe.dropout if recipe.dropout is not None else (shape.dropout if shape is not None else 0.0)
-    eager = recipe.attn_implementation == "eager"
+    # What training/cpu_dropout.py exchanges on a CPU: masks of two bytes, and attention that bf16 makes the faster one.
+    exchanges = kind == "cpu" and recipe.dropout_masks == "bytes" and not recipe.torch_compile
+    keeps_attention = recipe.attn_implementation == "eager" or (kind == "cpu" and dropout > 0)
+    if exchanges and recipe.mixed_precision == "bf16" and recipe.attn_implementation is None:
+        keeps_attention = True
     return Work(
         num_examples=micro_batch,
         length=length,
         num_micro_batches=math.ceil(share / micro_batch),
         mixed_precision=recipe.mixed_precision,
         gradient_checkpointing=recipe.gradient_checkpointing,
-        keeps_attention=eager or (kind == "cpu" and dropout > 0),
-        mask_bytes=0 if dropout == 0 else 4 if kind == "cpu" else 1,
+        keeps_attention=keeps_attention,
+        mask_bytes=0 if dropout == 0 else 2 if exchanges else 4 if kind == "cpu" else 1,
     )
 
 
 def count_flops(shape: ModelShape, num_tokens: float, length: float, gradient_checkpointing: bool = False) -> float:
     """Operations of forward and backward over `num_tokens` tokens in sequences of `length`.
 
-    6 for each parameter in a matrix product and token, and 12 x layers x hidden x length for each token's attention
+    6 for each parameter in a matrix product that a token meets, and 12 x layers x hidden x length for each token's attention
     (Chowdhery et al. 2022, "PaLM", appendix B; half of the latter for a decoder's triangle). Recomputing the forward
     costs a third more (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
     """
-    in_products = shape.num_layers * shape.layer_parameters
+    in_products = shape.num_layers * (shape.layer_parameters - shape.idle_parameters)
     attention = 12 * shape.num_layers * shape.num_heads * shape.head_size * length * (0.5 if shape.is_decoder else 1)
     return (6 * in_products + attention) * num_tokens * (4 / 3 if gradient_checkpointing else 1)
 
@@ -237,13 +240,36 @@ def count_communication(
     return int(ring * shape.num_parameters * (2 * size * num_micro_batches + reduces))
 
 
+def count_examples(recipe: Recipe) -> int | None:
+    """Examples that are trained on; None where the data is not in files.
+
+    Raises:
+        UnreadableData, OSError: a file can't be read.
+    """
+    if recipe.train_file is None:
+        return None
+    num_examples = sum(count_rows(path) for pattern in recipe.train_file for path in expand(pattern))
+    if recipe.validation_file is None:
+        num_examples -= round(num_examples * recipe.validation_fraction)
+    return min(num_examples, recipe.max_train_samples or num_examples)
+
+
+def count_steps(recipe: Recipe, num_examples: int | None) -> tuple[int | None, int | None]:
+    """Steps of an epoch and of the whole training, as far as they are known."""
+    steps_per_epoch = math.ceil(num_examples / recipe.train_batch_size) if num_examples else None
+    num_steps = recipe.max_train_steps
+    if num_steps is None and steps_per_epoch is not None:
+        num_steps = math.ceil(recipe.num_train_epochs * steps_per_epoch)
+    return steps_per_epoch, num_steps
+
+
 def estimate_data(recipe: Recipe) -> DataEstimate:
     """Rows and lengths of the training data, as far as this machine has it."""
     if recipe.train_file is None:
         return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not on this machine")
     try:
         paths = [path for pattern in recipe.train_file for path in expand(pattern)]
-        num_examples = sum(count_rows(path) for path in paths)
+        num_examples = count_examples(recipe)
         texts = []
         for path in paths[:4]:
             for row in read_head(path, _ROWS_SAMPLED // min(4, len(paths))).rows:
@@ -251,10 +277,6 @@ def estimate_data(recipe: Recipe) -> DataEstimate:
                 texts.append(" ".join(text for text in pair if isinstance(text, str)))
     except (UnreadableData, OSError):
         return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not readable here")
-    if recipe.validation_file is None:
-        num_examples -= round(num_examples * recipe.validation_fraction)
-    if recipe.max_train_samples is not None:
-        num_examples = min(num_examples, recipe.max_train_samples)
     if not texts or not num_examples:
         return DataEstimate(num_examples or None, recipe.max_length, recipe.max_length, 0.0, "no rows")
     lengths, source = count_tokens(texts, recipe)
@@ -317,10 +339,7 @@ def build_plan(
     num_processes = devices.count * num_nodes
     work = build_work(recipe, shape, devices.kind, recipe.max_length, num_processes)
     overhead = CPU_OVERHEAD_BYTES if devices.kind == "cpu" else GPU_OVERHEAD_BYTES
-    steps_per_epoch = math.ceil(data.num_examples / recipe.train_batch_size) if data.num_examples else None
-    num_steps = recipe.max_train_steps
-    if num_steps is None and steps_per_epoch is not None:
-        num_steps = math.ceil(recipe.num_train_epochs * steps_per_epoch)
+    steps_per_epoch, num_steps = count_steps(recipe, data.num_examples)
     padded_length = data.mean_length / (1 - data.padding)
     flops_per_step = count_flops(
         shape, recipe.train_batch_size * padded_length, padded_length, recipe.gradient_checkpointing
@@ -333,7 +352,7 @@ def build_plan(
         if (strategy == "one process") != (num_processes == 1) and not (num_processes == 1 and "offload" in strategy):
             continue
         memory = plan_memory(shape, strategy, work, num_processes)
-        on_host = memory.host * devices.count <= host_bytes * 0.9
+        on_host = fits_host(memory, devices.count, host_bytes)
         strategies.append(
             StrategyPlan(
                 memory,
@@ -361,14 +380,11 @@ def build_plan(
         checkpoint_bytes=count_checkpoint_bytes(shape),
         final_bytes=count_final_bytes(shape),
         strategies=tuple(strategies),
-        recommended=_recommend(strategies),
+        recommended=_recommend(strategies, list_candidates(devices.kind, num_processes, num_nodes)),
     )
 
 
-def _recommend(strategies: Sequence[StrategyPlan]) -> str | None:
-    """The simplest that fits: one process or DDP, then FSDP2, then ZeRO, offload last."""
-    order: tuple[Strategy, ...] = (
-        "one process", "DDP", "FSDP2", "ZeRO-2", "ZeRO-3", "ZeRO-2 offload", "FSDP2 offload", "ZeRO-3 offload"
-    )  # fmt: skip
+def _recommend(strategies: Sequence[StrategyPlan], candidates: Sequence[tuple[Strategy, str]]) -> str | None:
+    """The first candidate of `run` that fits."""
     fitting = {plan.memory.strategy for plan in strategies if plan.fits}
-    return next((strategy for strategy in order if strategy in fitting), None)
+    return next((strategy for strategy, _ in candidates if strategy in fitting), None)

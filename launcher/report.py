@@ -6,6 +6,7 @@ says (names of classes, settings, messages) reaches it escaped, by the template 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import Unsuitable
 from launcher.history import (
     History,
     count_device_hours,
@@ -71,12 +73,20 @@ def write_report(run: Path) -> Path:
 
     Raises:
         NotARun: no training has written there.
+        Unsuitable: the page can't be written there.
     """
     path = run / _FILE_NAME
     text = render_report(load_history(run))
     temporary = path.with_name(f".{_FILE_NAME}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise Unsuitable(
+            f"{path} can't be written: {error.strerror}; make the run directory writable, or copy it"
+        ) from None
     return path
 
 

@@ -9,9 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import UnreadableModel
+from launcher.errors import UncountableModel, UnreadableModel
 
-_GATED_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "modernbert")
+_GATED_TYPES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "olmo2",
+    "mixtral",
+    "modernbert",
+)
 _DECODER_TYPES = (*_GATED_TYPES[:-1], "gpt2", "gpt_neox", "opt", "phi")
 # Largest header of a safetensors file (the format's own limit).
 _MAX_HEADER_BYTES = 100_000_000
@@ -22,8 +34,10 @@ class ModelShape:
     """A transformer with a classification head, in numbers.
 
     Attributes:
+        intermediate_size: of the feed-forward that a token goes through, summed over its experts where there are some.
         num_parameters: all of them, the head included.
         layer_parameters: of one layer.
+        idle_parameters: of one layer, those that a token does not meet: the experts of others.
         is_exact: `num_parameters` was counted, not estimated for a model type that is not known here.
         dropout: of the attention probabilities; above 0 the CPU's attention keeps them.
     """
@@ -43,6 +57,7 @@ class ModelShape:
     layer_parameters: int
     is_exact: bool
     dropout: float
+    idle_parameters: int = 0
 
     @property
     def embedding_parameters(self) -> int:
@@ -55,6 +70,7 @@ def load_shape(model: str, num_labels: int) -> ModelShape:
 
     Raises:
         UnreadableModel: there is no config.json, or it is not one of a transformer.
+        UncountableModel: a mixture of experts whose weights are not here and whose config does not tell their number.
     """
     path = find_config(model)
     if path is None:
@@ -63,7 +79,7 @@ def load_shape(model: str, num_labels: int) -> ModelShape:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        shape = build_shape(config, num_labels)
+        shape, num_experts = build_shape(config, num_labels), count_experts(config)
     except (OSError, ValueError) as error:
         raise UnreadableModel(f"{path} can't be read: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
@@ -71,7 +87,14 @@ def load_shape(model: str, num_labels: int) -> ModelShape:
     if not shape.is_exact:
         counted = count_stored_parameters(path.parent)
         if counted:
-            shape = ModelShape(**{**shape.__dict__, "num_parameters": counted, "is_exact": True})
+            layer = max(0, counted - shape.embedding_parameters) // shape.num_layers
+            counts = {"num_parameters": counted, "layer_parameters": layer, "is_exact": True}
+            return ModelShape(**{**shape.__dict__, **counts})
+        if num_experts > 1:
+            raise UncountableModel(
+                f"{path}: {shape.model_type} mixes {num_experts} experts in a way that is not known here, so that its "
+                "parameters can only be counted from its weights; fetch them"
+            )
     return shape
 
 
@@ -126,12 +149,23 @@ def build_shape(config: Mapping[str, Any], num_labels: int) -> ModelShape:
     }
     count = _COUNTS.get(model_type)
     layer, rest = (count or _count_unknown)(config, values, num_labels)
+    if model_type == "mixtral":
+        chosen = int(config["num_experts_per_tok"])
+        values["idle_parameters"] = (count_experts(config) - chosen) * 3 * hidden * values["intermediate_size"]
+        values["intermediate_size"] *= chosen
     return ModelShape(
         **values,
         num_parameters=values["num_layers"] * layer + rest,
         layer_parameters=layer,
         is_exact=count is not None,
     )
+
+
+def count_experts(config: Mapping[str, Any]) -> int:
+    """Feed-forwards that a layer of a mixture of experts chooses from; 1 in a plain transformer."""
+    config = config.get("text_config") or config
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    return max(int(config.get(name) or 1) for name in names)
 
 
 def _attention_dropout(config: Mapping[str, Any]) -> float:
@@ -210,6 +244,13 @@ def _count_llama(config: Mapping[str, Any], values: Mapping[str, Any], num_label
     return layer, (values["vocab_size"] + 1 + num_labels) * hidden
 
 
+def _count_mixtral(config: Mapping[str, Any], values: Mapping[str, Any], num_labels: int) -> tuple[int, int]:
+    """A Llama with a feed-forward for each expert, and a router."""
+    layer, rest = _count_llama(config, values, num_labels)
+    hidden, experts = values["hidden_size"], count_experts(config)
+    return layer + (experts - 1) * 3 * hidden * values["intermediate_size"] + experts * hidden, rest
+
+
 def _count_unknown(config: Mapping[str, Any], values: Mapping[str, Any], num_labels: int) -> tuple[int, int]:
     """The feed-forward with three matrices where the config looks like a Llama, BERT's otherwise."""
     if "rms_norm_eps" in config or "num_key_value_heads" in config:
@@ -228,6 +269,7 @@ _COUNTS: dict[str, _Count] = {
     "modernbert": _count_modernbert,
     "llama": _count_llama,
     "mistral": _count_llama,
+    "mixtral": _count_mixtral,
     "qwen2": _count_llama,
     "qwen3": _count_llama,
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,17 @@ MAX_TRAIN_BATCH_SIZE = 1_000_000
 
 
 class RecipeError(ValueError):
-    """A recipe that can't be trained. `problems` holds one line for each fault, all of them."""
+    """A recipe that can't be trained.
 
-    def __init__(self, origin: str, problems: Sequence[str]) -> None:
+    Attributes:
+        problems: one line for each fault, all of them.
+        remainder: the recipe of the keys that are valid, if they make one, so that `check` can look at what they name.
+    """
+
+    def __init__(self, origin: str, problems: Sequence[str], remainder: Recipe | None = None) -> None:
         self.origin = origin
         self.problems = list(problems)
+        self.remainder = remainder
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__("\n  ".join([f"{count} in {origin}:", *self.problems]))
 
@@ -91,7 +98,7 @@ class Recipe(BaseModel):
 
     # Model
     model_name_or_path: str = Field(min_length=1, description="a local model folder or a hub name")
-    model_revision: str = Field("main", description="branch, tag or commit on the hub")
+    model_revision: str = Field("main", description="the model's branch, tag or commit on the hub")
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model; off unless you say so"
     )
@@ -308,14 +315,27 @@ def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> Res
         recipe = Recipe(**known)
     except ValidationError as error:
         problems += _describe_errors(error)
-        raise RecipeError(origin, problems) from None
+        wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+        remainder = _build_remainder({key: value for key, value in known.items() if key not in wrong})
+        if remainder is not None:  # Of two keys that contradict each other, both must be known.
+            problems += [
+                line for line in find_contradictions(remainder) if not wrong.intersection(re.findall(r"\w+", line))
+            ]
+        raise RecipeError(origin, problems, remainder) from None
     problems += find_contradictions(recipe)
     if problems:
-        raise RecipeError(origin, problems)
+        raise RecipeError(origin, problems, recipe)
     sources: dict[str, Source] = {
         key: "flag" if key in from_flags else "recipe" if key in from_file else "default" for key in Recipe.model_fields
     }
     return ResolvedRecipe(recipe, sources, eval_only)
+
+
+def _build_remainder(values: Mapping[str, Any]) -> Recipe | None:
+    try:
+        return Recipe(**values)
+    except ValidationError:  # A key that every recipe needs is among the wrong ones.
+        return None
 
 
 def find_contradictions(recipe: Recipe) -> list[str]:
@@ -335,6 +355,18 @@ def find_contradictions(recipe: Recipe) -> list[str]:
     if recipe.early_stopping_patience is not None and recipe.metric_for_best_model is None:
         problems.append("early_stopping_patience: needs metric_for_best_model to say what 'better' means")
     return problems
+
+
+def count_most_checkpoints(recipe: Recipe, steps_per_epoch: int, num_steps: int) -> int:
+    """How many may lie there at once: those that are kept, the best one, and the one that is being written."""
+
+    def count(every: int | str | None) -> int:
+        return 0 if every is None else num_steps // (steps_per_epoch if every == "epoch" else int(every))
+
+    num_planned, has_best = count(recipe.checkpointing_steps), recipe.metric_for_best_model is not None
+    if recipe.save_total_limit is None:
+        return max(1, num_planned + (count(recipe.eval_steps) if has_best else 0))
+    return min(recipe.save_total_limit, max(1, num_planned)) + has_best + 1
 
 
 def find_nearest(name: str, names: Sequence[str]) -> str | None:

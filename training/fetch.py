@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 from training.config import Recipe, load_recipe, parse_arguments
 from training.data import prepare_data
 from training.faults import BadInput, Outcome, report_outcome
-from training.model import load_config, load_tokenizer
+from training.model import find_revision, load_config, load_tokenizer
 from training.reporting import quiet_third_parties
 from training.tasks import build_task
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
 
 def _fetch_repository(key: str, name: str, recipe: Recipe, patterns: Sequence[str]) -> Path:
     try:
-        return Path(snapshot_download(name, revision=recipe.model_revision, allow_patterns=list(patterns)))
+        return Path(snapshot_download(name, revision=find_revision(name, recipe), allow_patterns=list(patterns)))
     except Exception as error:  # The hub's client has no common error: no network, no such name, no access, ...
         raise BadInput(f"{key}: {name!r} could not be fetched: {' '.join(str(error).split())}") from None
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from training.config import Recipe
+from training.config import Recipe, count_most_checkpoints
 
 
 @dataclass
@@ -56,17 +56,8 @@ class Milestones:
         return self._is_due(self.recipe.checkpointing_steps, step)
 
     def most_checkpoints(self) -> int:
-        """How many may lie there at once: those that are kept, the best one, and the one that is being written."""
-        num_planned = self._count(self.recipe.checkpointing_steps)
-        has_best = self.recipe.metric_for_best_model is not None
-        if self.recipe.save_total_limit is None:
-            return max(1, num_planned + (self._count(self.recipe.eval_steps) if has_best else 0))
-        return min(self.recipe.save_total_limit, max(1, num_planned)) + has_best + 1
-
-    def _count(self, every: int | str | None) -> int:
-        if every is None:
-            return 0
-        return self.num_steps // (self.steps_per_epoch if every == "epoch" else int(every))
+        """How many may lie there at once."""
+        return count_most_checkpoints(self.recipe, self.steps_per_epoch, self.num_steps)
 
     def _is_due(self, every: int | str | None, step: int) -> bool:
         if every is None:

@@ -76,6 +76,11 @@ def _describe_load_error(key: str, name: str, error: Exception) -> str:
     return f"{key}: {name!r} could not be loaded: {reason}{advice}"
 
 
+def find_revision(name: str, recipe: Recipe) -> str:
+    """The recipe's revision is the model's; a tokenizer of another repository has its own history."""
+    return recipe.model_revision if name == recipe.model_name_or_path else "main"
+
+
 def load_tokenizer(recipe: Recipe, config: Any) -> Any:
     """The tokenizer; one without a padding token is given its end-of-text token for it.
 
@@ -85,7 +90,7 @@ def load_tokenizer(recipe: Recipe, config: Any) -> Any:
     name = recipe.tokenizer_name or recipe.model_name_or_path
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code, config=config
+            name, revision=find_revision(name, recipe), trust_remote_code=recipe.trust_remote_code, config=config
         )
     except Exception as error:  # As for the config.
         key = "tokenizer_name" if recipe.tokenizer_name else "model_name_or_path (its tokenizer)"

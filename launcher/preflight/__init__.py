@@ -14,7 +14,7 @@ from launcher.preflight.data import check_data
 from launcher.preflight.devices import check_devices, check_launch, check_memory, check_port, check_processes
 from launcher.preflight.findings import Finding
 from launcher.preflight.hub import check_hub, check_reachability
-from launcher.preflight.model import check_model
+from launcher.preflight.model import check_model, describe_model
 from launcher.preflight.output import check_cache, check_disk, check_output
 from launcher.preflight.packages import check_packages, check_torch, check_versions
 from launcher.topology import Topology, find_configs
@@ -22,26 +22,28 @@ from launcher.topology import Topology, find_configs
 if TYPE_CHECKING:
     from training.config import Recipe
 
-__all__ = ["Finding", "check_inputs", "check_machine", "check_recipe"]
+__all__ = ["Finding", "check_inputs", "check_machine", "check_recipe", "describe_model"]
 
 
-def check_recipe(recipe: Recipe, topology: Topology, machine: Machine) -> list[Finding]:
-    """Problems of a recipe on a topology on this machine, errors first."""
+def check_recipe(recipe: Recipe, topology: Topology | None, machine: Machine) -> list[Finding]:
+    """Problems of a recipe on a topology on this machine, errors first; without a topology, all but those that need one."""
     shape, findings = check_model(recipe)
-    findings += check_yaml(topology.path)
     findings += check_data(recipe)
     findings += check_hub(recipe)
     findings += check_output(recipe)
     findings += check_versions()
-    findings += check_packages(recipe, topology, machine)
-    findings += check_processes(recipe, topology, machine)
-    findings += check_launch(topology, machine)
-    if not topology.uses_cpu:
-        findings += check_torch(machine)
-        findings += check_devices(machine, topology.num_local_processes)
     if shape is not None:
-        findings += check_memory(recipe, topology, machine, shape)
         findings += check_disk(recipe, shape)
+    if topology is not None:
+        findings += check_yaml(topology.path)
+        findings += check_packages(recipe, topology, machine)
+        findings += check_processes(recipe, topology, machine)
+        findings += check_launch(topology, machine)
+        if not topology.uses_cpu:
+            findings += check_torch(machine)
+            findings += check_devices(machine, topology.num_local_processes)
+        if shape is not None:
+            findings += check_memory(recipe, topology, machine, shape)
     return sorted(findings, key=lambda finding: finding.severity)
 
 

@@ -57,19 +57,21 @@ def _check_data_file(key: str, path: Path, recipe: Recipe) -> list[str]:
                     f"{path}: {setting} {name!r} is not a column; it has {', '.join(head.columns)}"
                     + (f"; did you mean {nearest}?" if nearest else "")
                 )
-    if problems:
-        return problems
+    found: dict[str, list[int]] = {}
     for number, row in enumerate(head.rows, start=1):
         for name in texts:
             text = row.get(name)
-            if not isinstance(text, str) or not text.strip():
+            if name in head.columns and (not isinstance(text, str) or not text.strip()):
                 what = "is empty" if text is None or isinstance(text, str) else f"holds {type(text).__name__}, not text"
-                return [f"{path}, row {number}: text column {name!r} {what}; fill or remove the row"]
+                found.setdefault(f"text column {name!r} {what}; fill or remove the row", []).append(number)
         for name in labels:
-            problem = _check_label(row.get(name), recipe.problem_type)
+            problem = _check_label(row.get(name), recipe.problem_type) if name in head.columns else None
             if problem is not None:
-                return [f"{path}, row {number}: label column {name!r} {problem}"]
-    return []
+                found.setdefault(f"label column {name!r} {problem}", []).append(number)
+    for problem, numbers in found.items():
+        more = f" (and {len(numbers) - 1} more such of the first {len(head.rows)})" if len(numbers) > 1 else ""
+        problems.append(f"{path}, row {numbers[0]}: {problem}{more}")
+    return problems
 
 
 def _check_label(label: object, problem_type: str) -> str | None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from launcher.command import DEFAULT_PORT, choose_port, is_port_free
 from launcher.machine import GIB, Machine
-from launcher.memory import CPU_OVERHEAD_BYTES, GPU_OVERHEAD_BYTES, USABLE_SHARE, fits, largest_batch, plan_memory
+from launcher.memory import (
+    CPU_OVERHEAD_BYTES,
+    GPU_OVERHEAD_BYTES,
+    USABLE_SHARE,
+    describe_host_need,
+    fits,
+    fits_host,
+    largest_batch,
+    plan_memory,
+)
 from launcher.plan import build_work
 from launcher.preflight.findings import Finding, error, warning
 from launcher.shape import ModelShape
-from launcher.topology import Topology, read_yaml
+from launcher.topology import Topology, describe_driver_problem, read_yaml
 
 if TYPE_CHECKING:
     from training.config import Recipe
@@ -27,12 +37,16 @@ def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: Mo
     work = build_work(recipe, shape, machine.kind, recipe.max_length, topology.num_processes)
     plan = plan_memory(shape, topology.strategy, work, topology.num_processes)
     here = topology.num_local_processes
+    findings = []
     if machine.kind == "cuda" and not topology.uses_cpu:
         device, overhead = min(device.memory_bytes for device in machine.devices), GPU_OVERHEAD_BYTES
+        if not fits_host(plan, here, machine.memory_bytes):
+            findings.append(warning(f"memory: {describe_host_need(plan, here, machine.memory_bytes)}"))
     else:
-        device, overhead = machine.memory_bytes // here, CPU_OVERHEAD_BYTES
+        # What is moved to the host lies in the same memory.
+        device, overhead = max(0, machine.memory_bytes // here - plan.host), CPU_OVERHEAD_BYTES
     if fits(plan, device, overhead):
-        return []
+        return findings
     best = largest_batch(shape, topology.strategy, work, topology.num_processes, device, overhead)
     advice = (
         f"lower per_device_batch_size to {best} (nothing else changes), or"
@@ -42,10 +56,11 @@ def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: Mo
     need = (plan.peak + overhead) / GIB
     room = device * USABLE_SHARE / GIB
     return [
+        *findings,
         warning(
             f"memory: {topology.strategy} with {work.num_examples} examples of {work.length} tokens needs about {need:.1f} GiB "
             f"of {room:.1f} usable on each device; {advice} set gradient_checkpointing: true"
-        )
+        ),
     ]
 
 
@@ -108,7 +123,9 @@ def check_launch(topology: Topology, machine: Machine) -> list[Finding]:
 
 
 def check_devices(machine: Machine, num_used: int) -> list[Finding]:
-    """Whether somebody else holds memory of the first `num_used` GPUs."""
+    """Whether the driver answers, and whether somebody else holds memory of the first `num_used` GPUs."""
+    if machine.driver_problem is not None:
+        return [error(describe_driver_problem(machine.driver_problem))]
     return [
         warning(
             f"GPU {device.index}: {device.used_bytes / GIB:.1f} of {device.memory_bytes / GIB:.0f} GiB are taken by "
@@ -127,8 +144,9 @@ def check_port() -> list[Finding]:
 
 
 def check_affinity(machine: Machine) -> list[Finding]:
-    """Whether this process is tied to a small part of the cores."""
-    num_cores = os.cpu_count() or 1
+    """Whether this process is tied to a small part of the cores: of those that Slurm granted, or of the machine's."""
+    granted = machine.slurm.num_cpus if machine.slurm is not None else 0
+    num_cores = min(granted or sys.maxsize, os.cpu_count() or 1)
     if machine.num_cores * 4 > num_cores:
         return []
     return [

@@ -36,8 +36,11 @@ def check_hub(recipe: Recipe) -> list[Finding]:
         if looks_like_path(name):
             if key != "model_name_or_path":  # The model's folder is looked at in model.py.
                 findings.append(error(f"{key}: {name!r} does not exist"))
-        elif not _is_cached(key, kind, name):
-            findings += _ask(key, kind, name, recipe.model_revision if key == "model_name_or_path" else None)
+            continue
+        # The recipe's revision is the model's; a tokenizer of its own repository has another history.
+        revision = None if kind == "dataset" else recipe.model_revision if name == recipe.model_name_or_path else "main"
+        if not _is_cached(key, kind, name, revision):
+            findings += _ask(key, kind, name, revision if key == "model_name_or_path" else None)
     return findings
 
 
@@ -64,9 +67,10 @@ def looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
-def _is_cached(key: str, kind: Literal["model", "dataset"], name: str) -> bool:
+def _is_cached(key: str, kind: Literal["model", "dataset"], name: str, revision: str | None) -> bool:
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
-    files = [path.name for path in folder.glob("snapshots/*/*")]
+    snapshot = "*" if revision is None else _find_commit(folder, revision)
+    files = [path.name for path in folder.glob(f"snapshots/{snapshot}/*")]
     if key == "model_name_or_path":  # A config alone is there after a look at the model.
         return any(name.endswith((".safetensors", ".bin")) for name in files)
     if files:
@@ -75,11 +79,20 @@ def _is_cached(key: str, kind: Literal["model", "dataset"], name: str) -> bool:
     return kind == "dataset" and (prepared / name.replace("/", "___")).exists()
 
 
+def _find_commit(folder: Path, revision: str) -> str:
+    """The commit that a branch or tag stood for when it was fetched; a commit stands for itself."""
+    try:
+        return (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        return revision
+
+
 def _ask(key: str, kind: Literal["model", "dataset"], name: str, revision: str | None) -> list[Finding]:
+    at = f" at revision {revision!r}" if revision not in (None, "main") else ""
     if constants.HF_HUB_OFFLINE:
         return [
             error(
-                f"{key}: {name!r} is not in the hub's cache and HF_HUB_OFFLINE is set; `onecurve fetch` the recipe where "
+                f"{key}: {name!r}{at} is not in the hub's cache and HF_HUB_OFFLINE is set; `onecurve fetch` the recipe where "
                 "there is a network, or give a folder"
             )
         ]

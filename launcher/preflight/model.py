@@ -7,8 +7,9 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import LauncherError
-from launcher.preflight.findings import Finding, error
+from launcher.errors import LauncherError, UncountableModel
+from launcher.machine import MIB
+from launcher.preflight.findings import Finding, error, warning
 from launcher.preflight.hub import looks_like_path
 from launcher.shape import ModelShape, find_config, load_shape
 
@@ -30,6 +31,8 @@ def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
         return None, []  # A name on the hub: hub.py looks for it.
     try:
         shape = load_shape(name, num_labels=2)
+    except UncountableModel as problem:
+        return None, [*findings, warning(f"memory and disk are not checked: {problem}")]
     except LauncherError as problem:
         return None, findings or [error(str(problem))]
     if shape.num_positions and recipe.max_length > shape.num_positions:
@@ -37,6 +40,19 @@ def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
             error(f"max_length: {recipe.max_length} is more than the model's {shape.num_positions} positions; lower it")
         )
     return shape, findings
+
+
+def describe_model(recipe: Recipe) -> list[str]:
+    """A line about the model's size, where it is on this machine."""
+    config = find_config(recipe.model_name_or_path)
+    try:
+        shape = load_shape(recipe.model_name_or_path, num_labels=2)
+    except LauncherError:
+        return []
+    weights = sum(path.stat().st_size for path in config.parent.glob("*.safetensors")) if config is not None else 0
+    about = "" if shape.is_exact else "about "
+    files = f", {weights / MIB:,.0f} MiB of weights" if weights else ""
+    return [f"model     {shape.model_type}, {about}{shape.num_parameters / 1e6:,.1f} M parameters{files}"]
 
 
 def _check_model_folder(folder: Path, recipe: Recipe) -> list[Finding]:

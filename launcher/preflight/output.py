@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.data_files import UnreadableData
 from launcher.machine import GIB
 from launcher.memory import count_checkpoint_bytes, count_final_bytes
+from launcher.plan import count_examples, count_steps
 from launcher.preflight.findings import Finding, error, warning
 from launcher.shape import ModelShape
 
@@ -77,19 +79,35 @@ def _nearest_existing(path: Path) -> Path:
 
 
 def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
-    """Whether checkpoints and final/ have room; a new checkpoint is written before an old one goes."""
+    """Whether checkpoints and final/ have room beside those that are there; counted as training/checkpointing.py does."""
     folder = _nearest_existing(Path(recipe.output_dir))
     free = shutil.disk_usage(folder).free
-    kept = (recipe.save_total_limit or 1) + 1 + (recipe.metric_for_best_model is not None)
-    needed = count_checkpoint_bytes(shape) * kept + count_final_bytes(shape)
+    here = sum(path.stat().st_size for path in Path(recipe.output_dir).glob("checkpoints/step_*/*") if path.is_file())
+    kept, is_known = _count_checkpoints(recipe)
+    needed = count_checkpoint_bytes(shape) * kept + count_final_bytes(shape) - here
     if free < needed:
         return [
             error(
-                f"output_dir: {kept} checkpoints and final/ take {needed / GIB:.1f} GiB, {folder} has {free / GIB:.1f} free; "
-                "lower save_total_limit or choose another output_dir"
+                f"output_dir: {kept} checkpoints and final/ take {needed / GIB:.1f} GiB more, {folder} has {free / GIB:.1f} "
+                "free; lower save_total_limit, save less often (checkpointing_steps) or choose another output_dir"
             )
         ]
-    if recipe.checkpointing_steps is not None and recipe.save_total_limit is None and free < 20 * needed:
+    if not is_known and recipe.save_total_limit is None and free < 20 * needed:
         return [warning("save_total_limit is not set: every checkpoint is kept, "
                          f"{count_checkpoint_bytes(shape) / GIB:.2f} GiB each, {free / GIB:.0f} GiB are free")]  # fmt: skip
     return []
+
+
+def _count_checkpoints(recipe: Recipe) -> tuple[int, bool]:
+    """The most checkpoints that lie there at once, and whether the number of steps, which that depends on, is known."""
+    from training.config import count_most_checkpoints
+
+    if recipe.checkpointing_steps is None and recipe.metric_for_best_model is None:
+        return count_most_checkpoints(recipe, 1, 1), True
+    try:
+        steps_per_epoch, num_steps = count_steps(recipe, count_examples(recipe))
+    except (UnreadableData, OSError):
+        steps_per_epoch, num_steps = None, None
+    if num_steps is not None and steps_per_epoch is not None:
+        return count_most_checkpoints(recipe, steps_per_epoch, num_steps), True
+    return (recipe.save_total_limit or 1) + 1 + (recipe.metric_for_best_model is not None), False

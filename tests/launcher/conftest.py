@@ -26,7 +26,7 @@ def machine(num_gpus: int = 0, gib: float = 16, used: float = 0, capability: flo
     devices = tuple(
         Device(index, "GPU", int(gib * GIB), int(used * GIB), capability, driver) for index in range(num_gpus)
     )
-    return Machine("cuda" if devices else "cpu", devices, 8, int(gib * GIB), int(gib * GIB))
+    return Machine("cuda" if devices else "cpu", devices, 8, int(gib * GIB))
 
 
 def messages(recipe: dict[str, Any], on: Machine, topology: str = "cpu", num_processes: int | None = None) -> list[str]:
@@ -70,6 +70,16 @@ def fake_gpus(tmp_path: Path) -> Callable[..., dict[str, str]]:
         return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
     return build
+
+
+@pytest.fixture
+def broken_driver(tmp_path: Path) -> dict[str, str]:
+    """An environment whose nvidia-smi fails as it does where the driver is not loaded."""
+    script = tmp_path / "broken" / "nvidia-smi"
+    script.parent.mkdir()
+    script.write_text('#!/bin/sh\necho "couldn\'t communicate with the NVIDIA driver"\nexit 9\n', encoding="utf-8")
+    script.chmod(0o755)
+    return {"PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.fixture

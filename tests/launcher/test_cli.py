@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shlex
@@ -20,7 +21,9 @@ import yaml
 from launcher.command import Command
 from tests.launcher.conftest import ROOT, Onecurve
 
-COMMANDS = ("run", "check", "plan", "compare", "watch", "report", "resume", "predict")
+COMMANDS = (
+    "run", "check", "plan", "compare", "watch", "report", "resume", "predict", "submit", "cancel", "fetch",
+)  # fmt: skip
 HEAVY = ("torch", "transformers", "accelerate", "datasets")
 
 
@@ -52,17 +55,31 @@ def test_each_command_explains_itself(command: str, onecurve: Onecurve) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["run", "--help"], ["run", "RECIPE", "--dry-run"], ["check", "RECIPE"], ["plan", "RECIPE"]]
+    "words",
+    [
+        ["--help"],
+        *([command, "--help"] for command in COMMANDS),
+        ["run", "RECIPE", "--dry-run"],
+        ["check", "RECIPE"],
+        ["plan", "RECIPE"],
+        ["submit", "RECIPE", "--dry-run"],
+    ],
+    ids=" ".join,
 )
-def test_nothing_heavy_is_imported(words: list[str], recipe_file: Path) -> None:
+def test_nothing_heavy_is_imported(words: list[str], recipe_file: Path, tmp_path: Path) -> None:
+    sbatch = tmp_path / "bin" / "sbatch"  # submit --dry-run asks Slurm what it thinks of the request.
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: Job 1 to start at now' >&2\n", encoding="utf-8")
+    sbatch.chmod(0o755)
     words = [str(recipe_file) if word == "RECIPE" else word for word in words]
     code = (
         "import sys; from launcher.cli import run_command_line; code = run_command_line(sys.argv[1:]); "
         f"loaded = [name for name in {HEAVY} if name in sys.modules]; assert not loaded, loaded; sys.exit(code)"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, "PATH": f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
 
 

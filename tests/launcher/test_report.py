@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.errors import Unsuitable
 from launcher.report import choose_ticks, draw_chart, smooth, thin_out, write_report
 from tests.launcher.conftest import Onecurve
 
@@ -139,3 +140,13 @@ def test_a_long_curve_keeps_its_spikes() -> None:
 def test_points_are_drawn_where_they_belong() -> None:
     chart = draw_chart("loss", (1, 3), [(1, 0.0), (3, 1.0)], [])
     assert chart.curves == [("strong", f"{chart.left:g},{chart.bottom:g} {chart.right:g},{chart.top:g}")]
+
+
+def test_a_page_that_cannot_be_written_is_told(write_run: Callable[..., Path]) -> None:
+    run = write_run("a")
+    (run / "report.html").mkdir()
+    with pytest.raises(
+        Unsuitable, match=r"report\.html can't be written: Is a directory; make the run directory writable"
+    ):
+        write_report(run)
+    assert not list(run.glob(".report.html.*"))

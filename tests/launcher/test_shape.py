@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launcher.errors import UnreadableModel
+from launcher.errors import UncountableModel, UnreadableModel
+from launcher.plan import count_flops
 from launcher.shape import build_shape, load_shape
+from tests.launcher.conftest import machine, messages
 
 SMALL = {
     "vocab_size": 100,
@@ -33,6 +36,7 @@ SMALL = {
         ("llama", {**SMALL, "num_key_value_heads": 2}),
         ("llama", {**SMALL, "attention_bias": True}),
         ("mistral", {**SMALL, "num_key_value_heads": 2, "head_dim": 8}),
+        ("mixtral", {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}),
         ("qwen2", {**SMALL, "num_key_value_heads": 2}),
         ("qwen3", {**SMALL, "num_key_value_heads": 2, "head_dim": 8}),
     ],
@@ -65,3 +69,30 @@ def test_what_is_no_transformer_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(UnreadableModel, match=r"config\.json"):
         load_shape(str(tmp_path), 2)
+
+
+def test_a_token_meets_only_its_experts() -> None:
+    settings = {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    shape = build_shape({**settings, "model_type": "mixtral"}, 2)
+    assert shape.idle_parameters == 2 * 3 * 24 * 40
+    assert shape.intermediate_size == 2 * 40
+    assert count_flops(shape, 1, 0) == 6 * 3 * (shape.layer_parameters - shape.idle_parameters)
+
+
+def test_experts_of_an_unknown_kind_are_counted_from_weights_or_not_at_all(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    config = {**SMALL, "model_type": "new_moe", "num_key_value_heads": 2, "n_routed_experts": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UncountableModel, match="mixes 64 experts"):
+        load_shape(str(tmp_path), 2)
+    told = messages(
+        {**recipe, "model_name_or_path": str(tmp_path), "tokenizer_name": recipe["model_name_or_path"]}, machine()
+    )
+    assert any(line.startswith("warning: memory and disk are not checked") for line in told)
+    save_file({"a": torch.zeros(300, 1000)}, tmp_path / "model.safetensors")
+    shape = load_shape(str(tmp_path), 2)
+    assert (shape.num_parameters, shape.layer_parameters) == (300_000, (300_000 - 100 * 24) // 3)

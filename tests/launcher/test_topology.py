@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +16,13 @@ import pytest
 from launcher.command import build_command, choose_port, count_threads
 from launcher.errors import UnknownTopology, Unsuitable
 from launcher.machine import GIB, Device, Machine, SlurmStep
-from launcher.memory import Work
+from launcher.memory import GPU_OVERHEAD_BYTES, Work
+from launcher.plan import build_plan, estimate_data, parse_devices
+from launcher.preflight.devices import check_affinity, check_memory
 from launcher.shape import ModelShape, build_shape
-from launcher.topology import build_topology, choose_topology, read_strategy
+from launcher.topology import build_topology, choose_topology, list_candidates, read_strategy
+from tests.launcher.conftest import ROOT, Onecurve
+from training.config import Recipe
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -48,9 +58,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def machine(num_gpus: int, gib: int = 80, slurm: SlurmStep | None = None) -> Machine:
+def machine(num_gpus: int, gib: int = 80, slurm: SlurmStep | None = None, host: int = 256) -> Machine:
     devices = tuple(Device(index, "GPU", gib * GIB, 0, 9.0) for index in range(num_gpus))
-    return Machine("cuda" if devices else "cpu", devices, 16, 256 * GIB, 200 * GIB, slurm)
+    return Machine("cuda" if devices else "cpu", devices, 16, host * GIB, slurm)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +81,100 @@ def test_the_simplest_that_fits_is_chosen(
     assert (topology.name, topology.num_processes) == (expected, num_processes)
     assert len(topology.reasons) == 3
     assert [line.split()[0] for line in topology.reasons] == ["found", "chosen", "because"]
+
+
+def test_run_chooses_what_plan_recommends(
+    recipe_file: Path, tmp_path: Path, onecurve: Onecurve, fake_gpus: Callable[..., dict[str, str]]
+) -> None:
+    model = tmp_path / "bert-large"
+    model.mkdir()
+    config = {
+        **BERT,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    words = [recipe_file, "--json", "--model_name_or_path", model]
+    words += ["--train_batch_size", 64, "--per_device_batch_size", 64, "--max_length", 512]
+    gpus = fake_gpus(8, "NVIDIA L4", 24 * 1024)
+    chosen = json.loads(onecurve("run", *words, "--dry-run", environment=gpus).stdout)
+    planned = json.loads(onecurve("plan", *words, environment=gpus).stdout)
+    checked = onecurve("check", *words, environment=gpus).stdout
+    assert chosen["strategy"] == planned["recommended"] == "DDP"
+    peak = next(row["memory"]["peak"] for row in planned["strategies"] if row["memory"]["strategy"] == "DDP")
+    assert f"DDP needs {(peak + GPU_OVERHEAD_BYTES) / GIB:.1f} GiB of 24" in chosen["reasons"][2]
+    assert "memory:" not in checked
+
+
+def test_plan_recommends_only_what_a_yaml_does() -> None:
+    recipe = Recipe.model_validate(
+        {"model_name_or_path": "x", "dataset_name": "x", "train_batch_size": 1, "max_length": 128}
+    )
+    shape = build_shape(LLAMA, 2)
+    names = dict(list_candidates("cuda", 1, 1))
+    for host, expected in ((1024, "ZeRO-3 offload"), (64, None)):
+        plan = build_plan(recipe, shape, parse_devices("1xL4"), 1, estimate_data(recipe), 0.4, host * GIB)
+        assert plan.recommended == expected
+    assert (ROOT / "accelerate_configs" / f"{names['ZeRO-3 offload']}.yaml").is_file()
+    for kind, count, nodes in (
+        ("cpu", 1, 1),
+        ("cpu", 2, 1),
+        ("mps", 1, 1),
+        ("cuda", 1, 1),
+        ("cuda", 2, 1),
+        ("cuda", 4, 2),
+    ):
+        for strategy, name in list_candidates(kind, count, nodes):  # type: ignore[arg-type]
+            assert build_topology(ROOT, machine(0), name, None).strategy == strategy
+
+
+def test_an_offload_that_the_host_has_no_room_for_is_told(root: Path) -> None:
+    node = machine(1, 24, host=64)
+    topology = choose_topology(root, node, build_shape(LLAMA, 2), Work(1, 128))
+    assert "ZeRO-3 offload moves 139.8 GiB to the machine's own memory, of which 57.6 are usable" in topology.reasons[2]
+    roomy = choose_topology(root, machine(1, 24, host=256), build_shape(LLAMA, 2), Work(1, 128))
+    assert "own memory" not in roomy.reasons[2]
+    recipe = Recipe.model_validate({"model_name_or_path": "x", "dataset_name": "x"})
+    told = [finding.message for finding in check_memory(recipe, topology, node, build_shape(LLAMA, 2))]
+    assert any("moves 139.8 GiB to the machine's own memory" in message for message in told)
+
+
+@pytest.mark.slow
+def test_a_gpu_that_the_user_has_chosen_stays_chosen(tmp_path: Path) -> None:
+    script = tmp_path / "show.py"
+    script.write_text("import os; print('shown', os.environ['CUDA_VISIBLE_DEVICES'])", encoding="utf-8")
+    words = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/single_gpu.yaml", str(script)]
+    result = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": "3"},
+        capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert "shown 3" in result.stdout
+
+
+def test_a_driver_that_fails_is_no_reason_to_train_on_the_cpu(
+    recipe_file: Path, onecurve: Onecurve, broken_driver: dict[str, str]
+) -> None:
+    ran = onecurve("run", recipe_file, "--dry-run", environment=broken_driver)
+    assert ran.returncode == 2
+    assert "nvidia-smi is here but fails (exit code 9: couldn't communicate with the NVIDIA driver)" in ran.stderr
+    doctor = onecurve("check", environment=broken_driver)
+    assert doctor.returncode == 2
+    assert "couldn't communicate" in doctor.stdout
+    named = onecurve("run", recipe_file, "--dry-run", "--topology", "cpu", environment=broken_driver)
+    assert named.returncode == 0, named.stderr
+    hidden = onecurve("run", recipe_file, "--dry-run", environment={**broken_driver, "CUDA_VISIBLE_DEVICES": "-1"})
+    assert hidden.returncode == 0, hidden.stderr
+
+
+def test_few_cores_are_told_unless_slurm_granted_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    granted = SlurmStep("1", 1, 0, "n1", is_batch_shell=False, num_cpus=16)
+    assert check_affinity(machine(0, slurm=granted)) == []
+    much = SlurmStep("1", 1, 0, "n1", is_batch_shell=False, num_cpus=64)
+    assert "16 of 64 cores" in check_affinity(machine(0, slurm=much))[0].message
+    assert "16 of 128 cores" in check_affinity(machine(0))[0].message
 
 
 def test_a_model_of_unknown_size_is_taken_to_fit(root: Path) -> None:
@@ -158,7 +262,35 @@ def test_threads_share_the_cores(root: Path) -> None:
 def test_strategies_are_read_from_the_yaml() -> None:
     assert read_strategy({"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 1}}) == "ZeRO-1"
     assert read_strategy({"distributed_type": "FSDP", "fsdp_config": {"offload_params": True}}) == "FSDP2 offload"
+    assert read_strategy({"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": "3"}}) == "ZeRO-3"
     assert read_strategy({}) == "one process"
+
+
+def test_deepspeeds_own_file_says_the_stage(tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    content = {"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": str(file)}}
+    file.write_text('{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}', encoding="utf-8")
+    assert read_strategy(content) == "ZeRO-3 offload"
+    file.write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
+    assert read_strategy(content) == "ZeRO-1"
+    file.write_text("[1]", encoding="utf-8")
+    with pytest.raises(UnknownTopology, match="can't be read as DeepSpeed's JSON"):
+        read_strategy(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("distributed_type: FSDP\nfsdp_config: [1]", "own.yaml: fsdp_config must be a mapping"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: 3", "own.yaml: deepspeed_config must be a mapping"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 4}", "zero_stage must be 0, 1, 2 or 3, got 4"),
+        ("distributed_type: MULTI_GPU\nuse_cpu: true\nnum_processes: two", "whole number of 1 or more, got 'two'"),
+    ],
+)
+def test_a_yaml_that_is_wrong_is_no_bug(root: Path, text: str, expected: str) -> None:
+    (root / "accelerate_configs" / "own.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UnknownTopology, match=re.escape(expected)):
+        build_topology(root, machine(0), "own", None)
 
 
 def test_shape_of_a_70b_model() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from launcher.data_files import UnreadableData, read_head
 from launcher.preflight import check_machine
 from launcher.preflight.model import find_truncation
-from tests.launcher.conftest import ROOT, machine, messages
+from tests.launcher.conftest import ROOT, Onecurve, machine, messages
 
 
 def test_a_good_recipe_has_no_findings(recipe: dict[str, Any]) -> None:
@@ -88,3 +89,46 @@ def test_check_reads_only_the_head(tmp_path: Path) -> None:
     assert len(read_head(path, 200).rows) == 200
     with pytest.raises(UnreadableData, match="line 301"):
         read_head(path, 301)
+
+
+def test_every_kind_of_bad_row_is_told_once(recipe: dict[str, Any], tmp_path: Path) -> None:
+    rows = [
+        {"text": "x", "label": "a"},
+        {"text": "", "label": "a"},
+        {"text": "y", "label": None},
+        {"text": " ", "label": "b"},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told = messages({**recipe, "train_file": str(path)}, machine())
+    assert len(told) == 2
+    assert "row 2: text column 'text' is empty; fill or remove the row (and 1 more such of the first 4)" in told[0]
+    assert "row 3: label column 'label' is empty" in told[1]
+    told = messages({**recipe, "train_file": str(path), "label_column": "lable"}, machine())
+    assert sum("a.jsonl: label_column 'lable' is not a column" in line for line in told) == 1
+    assert sum("text column 'text' is empty" in line for line in told) == 1
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_one_wrong_key_hides_nothing(recipe_file: Path, onecurve: Onecurve, as_json: bool) -> None:
+    words = ["--learning_rat", "1", "--seed", "x", "--warmup_ratio", "0.1", "--num_warmup_steps", "5"]
+    words += ["--train_file", "no.jsonl", "--model_name_or_path", "./nowhere", "--topology", "fdsp"]
+    result = onecurve("check", recipe_file, *words, *(["--json"] if as_json else []))
+    assert result.returncode == 2
+    assert result.stderr == ""
+    for problem in (
+        "learning_rat: unknown key", "seed: input should be a valid",
+        "num_warmup_steps and warmup_ratio: give one of them",
+        "train_file: 'no.jsonl' does not exist", "'./nowhere' does not exist", "did you mean fsdp?",
+    ):  # fmt: skip
+        assert problem in result.stdout, (problem, result.stdout)
+    if as_json:
+        assert len(json.loads(result.stdout)["findings"]) == 6
+
+
+def test_the_models_size_is_shown(recipe_file: Path, onecurve: Onecurve) -> None:
+    shown = onecurve("check", recipe_file)
+    assert shown.returncode == 0
+    assert re.search(r"^model +bert, \d\.\d M parameters, \d+ MiB of weights$", shown.stdout, re.MULTILINE), (
+        shown.stdout
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -93,14 +94,37 @@ def test_what_is_not_here_is_asked_for(
     assert code == exit_code
 
 
+def _keep(hub: dict[str, str], name: str, commit: str) -> Path:
+    """A snapshot in the cache, which `main` stands for."""
+    folder = Path(hub["HF_HOME"]) / "hub" / name
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit, encoding="utf-8")
+    return folder / "snapshots" / commit
+
+
+def test_another_revision_than_that_in_the_cache_is_missed(
+    hub: dict[str, str], recipe_file: Path, tiny_model: Path, onecurve: Onecurve
+) -> None:
+    model, tokenizer = _keep(hub, "models--bert--one", "a1"), _keep(hub, "models--bert--words", "b2")
+    shutil.copytree(tiny_model, model, dirs_exist_ok=True)
+    shutil.copy(tiny_model / "tokenizer.json", tokenizer)
+    offline = {**hub, "HF_HUB_OFFLINE": "1"}
+    named = {"model_name_or_path": "bert/one", "tokenizer_name": "bert/words"}
+    for revision, expected in (("main", 0), ("a1", 0), ("v2", 2)):
+        code, told = _check(onecurve, recipe_file, offline, **named, model_revision=revision)
+        assert code == expected, told
+        assert "tokenizer_name" not in told, "the revision is the model's"
+    assert "model_name_or_path: 'bert/one' at revision 'v2' is not in the hub's cache" in told
+
+
 def test_without_a_network_the_cache_decides(hub: dict[str, str], recipe_file: Path, onecurve: Onecurve) -> None:
     nowhere = {**hub, "HF_ENDPOINT": "http://127.0.0.1:9"}
     code, told = _check(onecurve, recipe_file, nowhere, model_name_or_path="bert/kept")
     assert code == 2
     assert "the hub can't be reached" in told
     assert "set HF_HUB_OFFLINE=1" in told
-    snapshot = Path(hub["HF_HOME"]) / "hub" / "models--bert--kept" / "snapshots" / "1"
-    snapshot.mkdir(parents=True)
+    snapshot = _keep(hub, "models--bert--kept", "1")
     config = {"model_type": "bert", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 1, "vocab_size": 9}
     (snapshot / "config.json").write_text(json.dumps(config), encoding="utf-8")
