@@ -175,8 +175,8 @@ def test_data_that_changed_are_refused(recipe: Settings, train: Train, tmp_path:
     paths[split].write_text(rows + rows.splitlines()[0] + "\n", encoding="utf-8")
     refused = train(settings)
     assert refused.exit_code == 2
-    assert f"{paths[split]}: the {split} data have changed since" in refused.stderr
-    assert "at step 20" in refused.stderr
+    assert f"{paths[split]}: the {split} data have changed" in refused.stderr
+    assert f"since {folder / 'checkpoints' / 'step_00000020'} was written" in refused.stderr
     paths[split].write_text(rows, encoding="utf-8")
     resumed = train(settings)
     assert resumed.exit_code == 0, resumed.stderr

@@ -22,7 +22,7 @@ from training.faults import Outcome
 from training.milestones import Milestones, Progress
 from training.model import build_model, check_head, count_parameters, describe_model, load_config, load_tokenizer
 from training.reporting import Reporter, describe_plan
-from training.resumption import Start, agree_on_start, check_same_data, restore, tidy
+from training.resumption import Start, agree_on_start, restore, tidy
 from training.run_directory import RunDirectory
 from training.sampling import EvaluationPlan, Order, TrainingPlan
 from training.states import count_state_bytes, load_weights
@@ -83,9 +83,7 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     parameters, state_bytes = count_parameters(model), count_state_bytes(model)
     accelerator = strategy.build_accelerator(recipe, model)
     if start is not None:
-        start = agree_on_start(accelerator, start)
-        noted = start.progress
-        strategy.ask_main_process(lambda: check_same_data(run, noted, data))
+        start = agree_on_start(accelerator, start, data)
         if start.checkpoint is not None:
             load_weights(start.checkpoint, model)
     if accelerator.device.type == "cpu":

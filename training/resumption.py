@@ -71,13 +71,14 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
     return replace(start, message="\n".join(notes) or None, damaged=tuple(faults))
 
 
-def agree_on_start(accelerator: Accelerator, start: Start) -> Start:
+def agree_on_start(accelerator: Accelerator, start: Start, data: PreparedData) -> Start:
     """Begin where process 0 found that the run begins: the others may have looked while an old process still saved.
 
     Raises:
-        BadInput: on all processes, where one can't see that checkpoint, as on file systems that are not shared.
+        BadInput: on all processes, where the data have changed since, or one can't see that checkpoint, as on file systems
+            that are not shared.
     """
-    start = strategy.ask_main_process(lambda: start)
+    start = strategy.ask_main_process(lambda: _with_same_data(start, data))
     is_here = start.checkpoint is None or start.checkpoint.is_dir()
     here = accelerator.gather(torch.tensor([is_here], device=accelerator.device)).tolist()
     if not all(here):
@@ -124,18 +125,15 @@ def _refuse_older(named: Path, newest: Path | None, run: RunDirectory) -> None:
         )
 
 
-def check_same_data(run: RunDirectory, progress: Progress, data: PreparedData) -> None:
-    """Refuse data that have changed since the checkpoint was written; they are another curve. Then note what they are.
-
-    Raises:
-        BadInput: naming the data.
-    """
+def _with_same_data(start: Start, data: PreparedData) -> Start:
+    """Refuse data that have changed since the checkpoint was written: another curve. The next one will know them."""
     for name, split in (("train", data.train), ("validation", data.validation)):
-        if progress.data.setdefault(name, split.digest) != split.digest:
+        if start.progress.data.setdefault(name, split.digest) != split.digest:
             raise BadInput(
-                f"{split.origin}: the {name} data have changed since {str(run.path)!r} wrote its checkpoint at step "
-                f"{progress.step} (rows, labels or tokens); put back what was there to go on, or choose another output_dir"
+                f"{split.origin}: the {name} data have changed (rows, labels or tokens) since {start.checkpoint} was written; "
+                "put back what was there to go on, or choose another output_dir to begin anew"
             )
+    return start
 
 
 def _refuse_another_recipe(run: RunDirectory, resolved: ResolvedRecipe, is_finished: bool) -> None:

@@ -275,6 +275,47 @@ def test_a_training_is_told_how_often_it_will_be_started_again(
     assert told == ["2", "1", "0"]
 
 
+@pytest.mark.parametrize(("value", "restart"), [("CHECKPOINT", "CHECKPOINT"), ("never", "auto"), ("auto", "auto")])
+def test_a_restart_keeps_the_checkpoint_that_is_named(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, restart: str
+) -> None:
+    """A crash before the run has a checkpoint of its own must not make it begin at the pretrained model."""
+    from launcher import supervise
+    from launcher.cli import run_command_line
+
+    checkpoint = tmp_path / "other" / "checkpoints" / "step_00000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").touch()
+    commands: list[str] = []
+
+    def crash(command: Any, *others: Any) -> supervise.Ending:
+        commands.append(command.to_shell())
+        return supervise.Ending(1, "crashed")
+
+    monkeypatch.setattr(supervise, "supervise", crash)
+    value, restart = (str(checkpoint) if word == "CHECKPOINT" else word for word in (value, restart))
+    words = ["run", str(recipe_file), "--topology", "cpu", "--resume", value, "--max-restarts", "1"]
+    assert run_command_line(words) == 1
+    assert len(commands) == 2
+    assert f"--resume {value}" in commands[0]
+    assert f"--resume {restart}" in commands[1]
+
+
+def test_resume_keeps_the_checkpoint_that_a_run_began_at(
+    recipe: dict[str, Any], recipe_file: Path, tmp_path: Path, onecurve: Onecurve
+) -> None:
+    run = Path(recipe["output_dir"])
+    run.mkdir()
+    (run / "config.yaml").write_text(
+        recipe_file.read_text(encoding="utf-8") + f"resume: {tmp_path / 'gone'}\n", encoding="utf-8"
+    )
+    refused = onecurve("resume", run, "--dry-run")
+    assert refused.returncode == 2
+    assert "gone' is no checkpoint" in refused.stderr
+    (run / "checkpoints" / "step_00000010").mkdir(parents=True)
+    assert onecurve("resume", run, "--dry-run").returncode == 0, "it has one of its own"
+
+
 def test_two_processes_that_fail_leave_one_message_and_their_exit_code(recipe_file: Path, onecurve: Onecurve) -> None:
     result = onecurve("run", recipe_file, "--topology", "multi_cpu", "--learning_rate", "1e30", "--max-restarts", "3")
     assert result.returncode == 3, result.stderr
