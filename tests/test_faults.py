@@ -26,15 +26,6 @@ Train = Callable[[Mapping[str, Any]], Run]
 LONG = {"max_train_steps": 120, "dropout": 0.1, "checkpointing_steps": 10, "eval_steps": 50, "save_total_limit": 2}
 
 
-@pytest.fixture
-def jobs() -> Iterator[list[Job]]:
-    """Jobs of a test, of which none outlives it."""
-    started: list[Job] = []
-    yield started
-    for job in started:
-        job.kill()
-
-
 def list_checkpoints(path: Path) -> list[str]:
     return sorted(folder.name for folder in (path / "checkpoints").glob("step_*"))
 

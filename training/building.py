@@ -122,6 +122,7 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         recipe.hang_timeout_seconds,
         lambda message: outcome.tell("failed", 1, message),
     )
+    stop_flag = StopFlag(run, watchdog, outcome)
     if start is not None:
         restore(accelerator, model, optimizer, scheduler, start)
         strategy.check_same_start(accelerator, progress.step)
@@ -133,6 +134,7 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         strategy.init_trackers(accelerator, resolved)
         for line in (*notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
             reporter.say(line)
+        stop_flag.listen()
     return Training(
         recipe=recipe,
         run=run,
@@ -152,7 +154,7 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         progress=progress,
         checkpoints=CheckpointWriter(accelerator, model, optimizer, scheduler, run, recipe.save_total_limit),
         reporter=reporter,
-        stop_flag=StopFlag(run, watchdog),
+        stop_flag=stop_flag,
         watchdog=watchdog,
     )
 

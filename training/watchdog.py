@@ -30,6 +30,16 @@ _SECONDS_OF_ROLL_CALL = 10.0
 
 _COLLECTIVES = (os.path.join("torch", "distributed", ""), os.path.join("torch", "nn", "parallel", "distributed.py"))
 
+# A collective on a GPU returns at once; its result is waited for where it is read: in these functions, by the end of the
+# file's path. `.cpu()` and its like are native and have no frame of their own.
+_WAITS_FOR_DEVICE = (
+    ("_engine_run_backward", os.path.join("torch", "autograd", "graph.py")),
+    ("_write_step", os.path.join("training", "reporting.py")),
+    ("<genexpr>", os.path.join("training", "evaluation.py")),
+    ("_pad_across_processes", os.path.join("accelerate", "utils", "operations.py")),
+    ("synchronize", os.path.join("torch", "accelerator", "__init__.py")),
+)
+
 _ROOT = Path(__file__).parent.parent
 
 
@@ -116,6 +126,24 @@ class Watchdog:
 
     def _end_process(self) -> None:
         seconds = time.monotonic() - self._last_beat
+        try:
+            self._report(seconds)
+        except Exception as error:  # Whatever is wrong, as with a full disk: nobody waits for this process any longer.
+            self._say(
+                f"process {self._process} made no progress for {seconds:.0f} seconds (hang_timeout_seconds). Its stacks "
+                f"could not be written to {self._folder} and stand below: {error}. Start it again to go on from the last "
+                "checkpoint"
+            )
+            faulthandler.dump_traceback(all_threads=True)
+        finally:
+            os._exit(1)
+
+    def _say(self, message: str) -> None:
+        print(f"onecurve: {message}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            self._tell(message)
+
+    def _report(self, seconds: float) -> None:
         frames = list(_frames_of_main_thread())
         self._folder.mkdir(parents=True, exist_ok=True)
         staging = self._own_file.with_suffix(".tmp")
@@ -126,13 +154,9 @@ class Watchdog:
         staging.rename(self._own_file)
         reports = self._call_roll()
         if self._process == min(reports):
-            message = describe_hang(reports, self._num_processes, seconds, self._folder)
-            print(f"onecurve: {message}", file=sys.stderr, flush=True)
-            with contextlib.suppress(OSError):
-                self._tell(message)
+            self._say(describe_hang(reports, self._num_processes, seconds, self._folder))
         else:  # The one that speaks ends first, and the launcher then ends this one.
             self._is_over.wait(_SECONDS_OF_ROLL_CALL)
-        os._exit(1)
 
     def _call_roll(self) -> dict[int, dict[str, Any]]:
         """What each process wrote; those that wrote nothing are missing."""
@@ -140,10 +164,11 @@ class Watchdog:
         reports: dict[int, dict[str, Any]] = {}
         while len(reports) < self._num_processes and time.monotonic() < deadline:
             for path in self._folder.glob("process_*.txt"):
-                reports[int(path.stem.partition("_")[2])] = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
+                process = int(path.stem.partition("_")[2])
+                if process < self._num_processes:  # An earlier training here may have had more.
+                    reports[process] = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
             time.sleep(0.05)
-        # An earlier training here may have had more processes.
-        return {process: report for process, report in reports.items() if process < self._num_processes}
+        return reports
 
 
 def describe_hang(reports: dict[int, dict[str, Any]], num_processes: int, seconds: float, folder: Path) -> str:
@@ -187,9 +212,8 @@ def _is_waiting(frames: list[FrameType]) -> bool:
         frames: from the innermost outwards.
     """
     innermost = frames[0].f_code
-    return any(part in innermost.co_filename for part in _COLLECTIVES) or innermost.co_name in (
-        "_engine_run_backward",
-        "_write_step",
+    return any(part in innermost.co_filename for part in _COLLECTIVES) or any(
+        innermost.co_name == name and innermost.co_filename.endswith(path) for name, path in _WAITS_FOR_DEVICE
     )
 
 
