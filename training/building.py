@@ -68,6 +68,26 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         BadInput: data, model or machine can't do what the recipe asks.
         WrongTopology: the processes that came up are not those that were asked for.
     """
+    launched = (
+        strategy.Launched.from_environment()
+    )  # The group, in which processes may wait in vain, is joined in `_build`.
+    watchdog = Watchdog(
+        run.hangs,
+        launched.process,
+        launched.num_processes,
+        resolved.recipe.hang_timeout_seconds,
+        lambda message: outcome.tell("failed", 1, message),
+    )
+    try:
+        return _build(resolved, run, outcome, start, watchdog)
+    except BaseException:
+        watchdog.stop()
+        raise
+
+
+def _build(
+    resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: Start | None, watchdog: Watchdog
+) -> Training:
     recipe = resolved.recipe
     if resolved.eval_only and run.final.is_dir():
         recipe = recipe.model_copy(update={"model_name_or_path": str(run.final)})
@@ -82,6 +102,8 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     parameters, state_bytes = count_parameters(model), count_state_bytes(model)
     if start is not None and start.checkpoint is not None:
         load_weights(start.checkpoint, model)
+    if start is not None:
+        watchdog.start()
     accelerator = strategy.build_accelerator(recipe, model)
     if accelerator.device.type == "cpu":
         cpu_dropout.install(model, recipe)
@@ -115,13 +137,6 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     scheduler = optimization.build_scheduler(optimizer, recipe, num_steps)
     milestones = Milestones(recipe, order.steps_per_epoch, num_steps)
     reporter = Reporter(run, accelerator, plan, progress)
-    watchdog = Watchdog(
-        run.hangs,
-        accelerator.process_index,
-        accelerator.num_processes,
-        recipe.hang_timeout_seconds,
-        lambda message: outcome.tell("failed", 1, message),
-    )
     stop_flag = StopFlag(run, watchdog, outcome)
     if start is not None:
         restore(accelerator, model, optimizer, scheduler, start)

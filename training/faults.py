@@ -43,7 +43,7 @@ STOP_SIGNALS = tuple(
 _SECONDS_FOR_MAIN_TO_SPEAK = 60.0
 
 
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPERM, errno.EACCES})
 
 # gloo and NCCL raise bare RuntimeErrors when a peer is gone.
 _LOST_CONNECTIONS = (

@@ -2,7 +2,8 @@
 
 Every process looks for a stop after each step and each batch of an evaluation, and thereby shows that it is alive. Where
 one did not for `hang_timeout_seconds`, the others wait for it as well, so all of them run into the limit. A thread of
-each then writes its stacks to `hangs/` in the run directory, and the first process says who was silent.
+each then writes its stacks to `hangs/` in the run directory, and the first process says who was silent. What has no such
+rhythm, which is the start from the joining of the group on, the first step and saves, may take `PATIENCE` times as long.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-# Writing a checkpoint, compiling and the first step may take that many times longer than a step.
+# The start, the first step (which may compile) and a save may each take that many times longer than a step.
 PATIENCE = 10.0
 
 # After SIGTERM a process may wait for another one that is dead already.
@@ -94,15 +95,26 @@ class Watchdog:
         finally:
             self._patience, self._last_beat = before, time.monotonic()
 
-    def __enter__(self) -> Watchdog:
+    def start(self) -> None:
+        """Begin to watch, before a context is entered: the processes may wait for each other while they are built."""
         self._own_file.unlink(missing_ok=True)
         self._last_beat = time.monotonic()
         self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._is_over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def __enter__(self) -> Watchdog:
+        if not self._thread.is_alive():
+            self.start()
+        self._last_beat = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._is_over.set()
-        self._thread.join()
+        self.stop()
 
     @property
     def _own_file(self) -> Path:
