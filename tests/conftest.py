@@ -7,13 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.jobs import Job
 
 # Read when the hub's client is imported, which some test modules do at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -146,6 +149,15 @@ def recipe(tiny_model: Path, news: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def jobs() -> Iterator[list[Job]]:
+    """Jobs of a test, of which none outlives it."""
+    started: list[Job] = []
+    yield started
+    for job in started:
+        job.kill()
+
+
 Launch = Callable[..., Run]
 
 
@@ -202,6 +214,8 @@ def train(capsys: pytest.CaptureFixture[str]) -> Callable[[Mapping[str, Any]], R
         try:
             exit_code = report_outcome(main, to_flags(settings))
         finally:
+            for training in _KEPT:
+                training.stop_flag.close()
             _KEPT.clear()
             forget_state()
         captured = capsys.readouterr()

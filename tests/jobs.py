@@ -62,6 +62,14 @@ class Job:
                 continue
         return [found[rank] for rank in sorted(found)]
 
+    def is_running(self) -> bool:
+        """Whether the launcher is alive."""
+        return self.process.poll() is None
+
+    def wait_for_ranks(self) -> None:
+        """Wait until every process that is to train has been started."""
+        self.wait_until(lambda: len(self.ranks()) == self._num_processes, what="all ranks")
+
     def members(self) -> list[psutil.Process]:
         """Every process of this job that is alive, orphans too: their command lines name the run directory."""
         alive = []

@@ -3,9 +3,10 @@
     python -m tests.soak --kills 100 --launched 30
 
 Of the kills, `--launched` hit rank 0, rank 1, the launcher or all of them, of `accelerate launch` with two processes; the
-others hit one process that is forked from a server with everything imported, which makes a start ten times as fast. Half
-of all kills wait for the moment at which a checkpoint is being written. In the end the curve and the final weights are
-compared, bit for bit, with those of a run that nobody touched.
+others hit one process that is forked from a server with everything imported, which makes a start ten times as fast. Of
+five kills one comes at a random time of a start, two while a checkpoint is being written, and two at a random time of the
+training; the last tenth while `final/` is being written. In the end the curve and the final weights are compared, bit for
+bit, with those of a run that nobody touched, and the result goes to `--output`.
 """
 
 from __future__ import annotations
@@ -14,19 +15,18 @@ import argparse
 import multiprocessing
 import os
 import random
+import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from tests.conftest import DEMO, build_news, build_tiny_model, to_flags
+from tests.conftest import DEMO, ROOT, build_news, build_tiny_model, to_flags
 from tests.jobs import Job, count_lines, read_status, saving, without_time
 from training.checkpointing import find_checkpoint
 
@@ -36,13 +36,35 @@ SETTINGS = {
 }  # fmt: skip
 
 
+MOMENTS = ("a start", "a save", "a step", "a save", "a step")
+
+
 @dataclass
 class Tally:
-    """What was killed, and what it took to go on."""
+    """What was killed, in what, how long the others took to end, and the next start to train again."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    kills_in_a_save: Counter[str] = field(default_factory=Counter)
+    kills_in: Counter[tuple[str, str]] = field(default_factory=Counter)
+    end_seconds: dict[str, list[float]] = field(default_factory=dict)
     recovery_seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, victim: str, moment: str, end_seconds: float, recovery_seconds: float | None) -> None:
+        """Count a kill.
+
+        Args:
+            recovery_seconds: which the start before this kill took, if it had come to train.
+        """
+        self.kills[victim] += 1
+        self.kills_in[victim, moment] += 1
+        self.end_seconds.setdefault(victim, []).append(end_seconds)
+        if recovery_seconds is not None:
+            self.recovery_seconds.setdefault(victim, []).append(recovery_seconds)
+        print(".", end="", flush=True)
+
+
+def choose_moment(number: int, num_kills: int) -> str:
+    """In what the kill of that number, from 0, is to come: at the end of them all the training is, too."""
+    return "final/" if number >= num_kills - max(1, num_kills // 10) else MOMENTS[number % len(MOMENTS)]
 
 
 def train_forked(settings: Mapping[str, Any], output: str) -> None:
@@ -57,24 +79,36 @@ def train_forked(settings: Mapping[str, Any], output: str) -> None:
     os._exit(report_outcome(run.main, to_flags(settings)))
 
 
-def wait_for_moment(path: Path, is_alive: Any, chance: random.Random) -> tuple[bool, bool]:
-    """Wait for some new lines, and in half of all cases for a save that is under way.
+def wait_for_moment(
+    path: Path, is_alive: Callable[[], bool], chance: random.Random, wanted: str, start_seconds: float
+) -> tuple[str, float | None]:
+    """Wait until it is time to kill.
+
+    Args:
+        wanted: one of MOMENTS, or "final/".
+        start_seconds: how long starts take.
 
     Returns:
-        whether the process is still there to be killed, and whether it is in a save.
+        what the process is doing, or "" if it has ended too early; and the seconds until it trained, if it does.
     """
-    lines, wanted = count_lines(path), chance.randint(1, 6)
-    in_save = chance.random() < 0.5
+    lines, started = count_lines(path), time.monotonic()
+    if wanted == "final/":
+        while is_alive() and not (path / ".final.tmp").exists():
+            time.sleep(0.0002)
+        return "final/" * is_alive(), None
+    moment = started + (chance.uniform(0, start_seconds) if wanted == "a start" else 1e9)
     while is_alive() and count_lines(path) == lines:  # The start, with what it cuts back, comes first.
+        if time.monotonic() > moment:
+            return "a start", None
         time.sleep(0.002)
-    after = time.monotonic() + chance.uniform(0, 0.2) * wanted
+    seconds = time.monotonic() - started
+    moment = time.monotonic() + chance.uniform(0, 0.6)
     while is_alive():
-        if in_save and any(saving(path)):
-            return True, True
-        if not in_save and time.monotonic() > after:
-            return True, any(saving(path))
+        in_save = any(saving(path))
+        if in_save if wanted == "a save" else time.monotonic() > moment:
+            return "a save" if in_save else "a step", seconds
         time.sleep(0.0002)
-    return False, False
+    return "", None
 
 
 def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: int) -> Tally:
@@ -100,14 +134,18 @@ def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: 
     whole.join()
     assert whole.exitcode == 0, (folder / "whole.output").read_text()
 
-    while tally.kills["process"] < num_kills - num_launched:
+    start_seconds = 5.0
+    num_forked = num_kills - num_launched
+    for number in range(num_forked):
+        wanted = choose_moment(number, num_forked)
         process = fork("killed", num_steps)
+        moment, seconds = wait_for_moment(folder / "killed", process.is_alive, chance, wanted, start_seconds)
         started = time.monotonic()
-        is_there, in_save = wait_for_moment(folder / "killed", process.is_alive, chance)
         process.kill()
         process.join()
-        assert is_there, (folder / "killed.output").read_text() + "\nfinished too early: raise --steps"
-        note(tally, "process", in_save, time.monotonic() - started)
+        assert moment, (folder / "killed.output").read_text() + "\nfinished too early: raise --steps"
+        tally.note("process", moment, time.monotonic() - started, seconds)
+        start_seconds = seconds or start_seconds
         check_nothing_is_lost(folder / "killed")
     last = fork("killed", num_steps)
     last.join()
@@ -119,28 +157,27 @@ def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: 
         run = Job({**launched, "output_dir": str(folder / "whole2")}, "multi_cpu", 2).finish()
         assert run.exit_code == 0, run.stdout
         here = {**launched, "output_dir": str(folder / "killed2")}
+        start_seconds = 15.0
         for number in range(num_launched):
-            victim = ("rank 0", "rank 1", "launcher", "all")[number % 4]
+            wanted = choose_moment(number, num_launched)
+            victims = ("rank 0", "rank 1", "launcher", "all")
+            # Without its launcher, a training that is writing final/ just finishes.
+            victim = "all" if wanted == "final/" else victims[number % len(victims)]
             job = Job(here, "multi_cpu", 2)
-            started = time.monotonic()
-            is_there, in_save = wait_for_moment(job.path, lambda job=job: job.process.poll() is None, chance)
-            assert is_there, job.output
-            seconds = time.monotonic() - started
+            job.wait_for_ranks()
+            moment, seconds = wait_for_moment(job.path, job.is_running, chance, wanted, start_seconds)
+            assert moment, job.output + "\nfinished too early: raise --steps"
             job.strike(victim)
-            assert job.wait_for_end() < 30
-            note(tally, victim, in_save, seconds)
+            ended = job.wait_for_end()
+            # Ranks without a launcher come to train before they look for it.
+            assert ended < 30 or (victim, moment) == ("launcher", "a start"), ended
+            tally.note(victim, moment, ended, seconds)
+            start_seconds = seconds or start_seconds
             check_nothing_is_lost(job.path)
         run = Job(here, "multi_cpu", 2).finish()
         assert run.exit_code == 0, run.stdout
         compare(folder / "whole2", folder / "killed2")
     return tally
-
-
-def note(tally: Tally, victim: str, in_save: bool, seconds: float) -> None:
-    tally.kills[victim] += 1
-    tally.kills_in_a_save[victim] += in_save
-    tally.recovery_seconds.setdefault(victim, []).append(seconds)
-    print(".", end="", flush=True)
 
 
 def check_nothing_is_lost(path: Path) -> None:
@@ -164,8 +201,50 @@ def compare(whole: Path, killed: Path) -> None:
     assert read_status(killed)["state"] == "finished"
 
 
+def describe(tally: Tally) -> str:
+    """The result as a page."""
+    num_kills = sum(tally.kills.values())
+    lines = [
+        "# A training that is killed again and again",
+        "",
+        "<!-- Written by tests/soak.py. -->",
+        "",
+        f"`python -m tests.soak` on {date.today()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the end: "
+        f"{num_kills} kills (`kill -9`). **Lost: nothing.**",
+        "Every checkpoint that had its name was whole after each kill, and in the end each curve and the final weights were,",
+        "bit for bit, those of a run that nobody touched. Seconds are medians, with the slowest.",
+        "",
+        "| killed | times | in a start | in a save | in `final/` | until all its processes had ended | until the next start "
+        "trained again |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for victim, count in tally.kills.items():
+        moments = [str(tally.kills_in[victim, moment]) for moment in ("a start", "a save", "final/")]
+        seconds = [_describe_seconds(found.get(victim, [])) for found in (tally.end_seconds, tally.recovery_seconds)]
+        lines.append(f"| {' | '.join([NAMES[victim], str(count), *moments, *seconds])} |")
+    lines += [
+        "",
+        "The process alone is forked with everything imported; the others are `accelerate launch` of two processes, whose start",
+        "is mostly the import of its packages. A launcher's death is noticed by its ranks, which save before they end.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+NAMES = {
+    "process": "the process, alone",
+    "rank 0": "rank 0 of two",
+    "rank 1": "rank 1 of two",
+    "launcher": "the launcher of two",
+    "all": "all at once",
+}
+
+
+def _describe_seconds(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.1f} ({max(seconds):.1f})" if seconds else "-"
+
+
 def main() -> None:
-    """Soak, and print a table."""
+    """Soak, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument(
@@ -173,6 +252,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "soak.md")
     options = parser.parse_args()
     if not (DEMO / "complete").exists():
         sys.exit("build/demo is missing: `make demo` builds it")
@@ -180,13 +260,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ONECURVE_CACHE"] = str(Path(folder) / "cache")
         tally = soak(Path(folder), options.kills, options.launched, options.steps, options.seed)
-    table = Table("killed", "times", "in a save", "seconds to the next step, median", "slowest")
-    for victim, count in tally.kills.items():
-        seconds = sorted(tally.recovery_seconds[victim])
-        row = (count, tally.kills_in_a_save[victim], f"{seconds[len(seconds) // 2]:.1f}", f"{seconds[-1]:.1f}")
-        table.add_row(victim, *map(str, row))
-    Console().print("\n", table)
-    print(f"{sum(tally.kills.values())} kills; curves and final weights are those of the runs that nobody touched")
+    page = describe(tally)
+    options.output.write_text(page, encoding="utf-8")
+    print(f"\n{page}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,6 @@ Train = Callable[[Mapping[str, Any]], Run]
 
 # Dropout is on: what comes after a restart must draw the same random numbers.
 LONG = {"max_train_steps": 120, "dropout": 0.1, "checkpointing_steps": 10, "eval_steps": 50, "save_total_limit": 2}
-
-
-@pytest.fixture
-def jobs() -> Iterator[list[Job]]:
-    """Jobs of a test, of which none outlives it."""
-    started: list[Job] = []
-    yield started
-    for job in started:
-        job.kill()
 
 
 def list_checkpoints(path: Path) -> list[str]:
@@ -78,6 +70,21 @@ def test_a_rank_whose_launcher_ends_of_its_signal_saves_and_stops(recipe: Settin
     status = read_status(job.path)
     assert status["exit_code"] == 75
     assert list_checkpoints(job.path) == [f"step_{status['step']:08d}"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process has loaded is read from /proc")
+def test_a_launcher_that_dies_while_its_rank_loads_torch_is_missed(recipe: Settings, jobs: list[Job]) -> None:
+    job = Job({**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 500, "eval_steps": 20})
+    jobs.append(job)
+
+    def loads_torch() -> bool:
+        return any("libtorch" in loaded.path for rank in job.ranks() for loaded in rank.memory_maps())
+
+    job.wait_until(loads_torch)
+    job.process.kill()
+    assert job.wait_for_end() < 60
+    assert read_status(job.path)["exit_code"] == 75
 
 
 def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: list[Job]) -> None:
@@ -145,6 +152,35 @@ def test_a_silent_process_is_named_and_every_stack_is_kept(
     assert list_checkpoints(job.path) == ["step_00000010"] or not list_checkpoints(job.path)
 
 
+ABSENT = """
+import os, sys, threading
+from training import run, strategy
+from training.faults import report_outcome
+
+build_accelerator = strategy.build_accelerator
+
+def stay_away(recipe, model):
+    if os.environ["RANK"] == "1":
+        threading.Event().wait()
+    return build_accelerator(recipe, model)
+
+strategy.build_accelerator = stay_away
+code = report_outcome(run.main, sys.argv[1:])
+os._exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_never_joins_the_group_is_named(recipe: Settings, tmp_path: Path, jobs: list[Job]) -> None:
+    script = tmp_path / "absent.py"
+    script.write_text(ABSENT)
+    job = Job({**recipe, **LONG, "hang_timeout_seconds": 0.5}, "multi_cpu", 2, script=str(script))
+    jobs.append(job)
+    assert job.wait_for_end() < 60
+    assert re.search(r"process 1 is silent at training/building.py:\d+ \(_build\)", job.output)
+    assert "in stay_away" in (job.path / "hangs" / "process_00001.txt").read_text()
+
+
 @pytest.mark.slow
 def test_a_frozen_process_is_named_though_it_can_not_answer(recipe: Settings, jobs: list[Job]) -> None:
     job = Job({**recipe, **LONG, "max_train_steps": 100_000, "hang_timeout_seconds": 2}, "multi_cpu", 2)
@@ -195,6 +231,9 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on_onc
             with filler.open("wb") as file:
                 free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
                 os.posix_fallocate(file.fileno(), 0, free - (1 << 20))
+        for thread in threading.enumerate():  # However slow the machine is, a save fails within a step here.
+            if thread.name == "checkpoint":
+                thread.join()
         return loss_sum(task, model, batch)
 
     monkeypatch.setattr(TextClassification, "loss_sum", fill)
@@ -202,6 +241,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on_onc
     assert full.exit_code == 1
     assert re.search(r"step_00000020' could not be written: it takes .* GiB are free on its disk", full.stderr)
     assert "Traceback" not in full.stderr
+    assert 20 < read_status(run)["step"] < 25, "the next steps tell of it, not the save after them"
     assert list_checkpoints(run) == ["step_00000010"]
     assert find_fault(run / "checkpoints" / "step_00000010") is None
     monkeypatch.setattr(TextClassification, "loss_sum", loss_sum)
@@ -211,15 +251,24 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on_onc
     assert without_time(again.lines) == without_time(whole.lines)
 
 
+@pytest.mark.parametrize(
+    ("frozen_folder", "message"),
+    [
+        ("checkpoints", "step_00000020' could not be written: "),
+        (".", "a file of output_dir: Operation not permitted. What was saved before is whole: mend the disk"),
+    ],
+    ids=["only checkpoints", "all of it"],
+)
 def test_an_output_dir_that_turns_read_only_ends_the_run_with_a_message(
-    recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch
+    recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch, frozen_folder: str, message: str
 ) -> None:
     settings = {**recipe, **LONG, "max_train_steps": 40}
     checkpoints = Path(recipe["output_dir"]) / "checkpoints"
     loss_sum = TextClassification.loss_sum
 
     def set_immutable(flag: str) -> bool:
-        return subprocess.run(["chattr", flag, str(checkpoints)], capture_output=True, check=False).returncode == 0
+        command = ["chattr", "-R", flag, str(checkpoints.parent / frozen_folder)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def freeze(task: TextClassification, model: torch.nn.Module, batch: Any) -> torch.Tensor:
         if (checkpoints / "step_00000010").exists() and not set_immutable("+i"):
@@ -232,7 +281,7 @@ def test_an_output_dir_that_turns_read_only_ends_the_run_with_a_message(
     finally:
         set_immutable("-i")
     assert frozen.exit_code == 1
-    assert "step_00000020' could not be written: " in frozen.stderr
+    assert message in frozen.stderr
     assert "Traceback" not in frozen.stderr
     monkeypatch.setattr(TextClassification, "loss_sum", loss_sum)
     again = train(settings)

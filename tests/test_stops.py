@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT, Launch, Run, to_flags
-from tests.jobs import Job, without_time
+from tests.jobs import Job, read_status, without_time
 from training.tasks import TextClassification
 
 Settings = dict[str, Any]
@@ -297,39 +297,96 @@ def predict_after(num_examples: int, predict: Any, stop: Path) -> Any:
     return predict_and_count
 
 
+# Held by itself, in native code that no signal ends, as a collective is that waits for a dead process.
 STUCK = """
-import os, sys, threading
-from training import run
+import ctypes, os, sys
+from training import run, watchdog
 from training.faults import report_outcome
 from training.tasks import TextClassification
 
-def hang(self, model, batch):
-    print("stuck", flush=True)
-    while True:
-        threading.Event().wait(0.1)
+loss_sum = TextClassification.loss_sum
 
+def hang(self, model, batch):
+    hang.calls += 1
+    if hang.calls > 4:
+        native, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+        native.pthread_mutex_init(mutex, None)
+        native.pthread_mutex_lock(mutex)
+        print("stuck", flush=True)
+        native.pthread_mutex_lock(mutex)
+    return loss_sum(self, model, batch)
+
+hang.calls = 0
 TextClassification.loss_sum = hang
+watchdog._SECONDS_AFTER_SIGTERM = 1.0
 code = report_outcome(run.main, sys.argv[1:])
 os._exit(code)
 """
 
 
-def test_a_second_interrupt_ends_at_once(recipe: Settings, tmp_path: Path) -> None:
+@pytest.fixture
+def stuck(recipe: Settings, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training whose main thread will not run Python again."""
     script = tmp_path / "stuck.py"
     script.write_text(STUCK)
     process = start(recipe, script=str(script))
     assert process.stdout is not None
     while (line := process.stdout.readline()) != "stuck\n":
         assert line, "it ended"
-    process.send_signal(signal.SIGINT)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
-    assert process.returncode == 1
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("first", ["SIGINT", "SIGUSR1"])
+def test_a_second_interrupt_ends_at_once(stuck: subprocess.Popen[str], first: str) -> None:
+    for name in ("SIGINT",) if first == "SIGINT" else (first, "SIGINT"):
+        stuck.send_signal(getattr(signal, name))
+        with pytest.raises(subprocess.TimeoutExpired):  # Another signal before it doesn't make it the second.
+            stuck.wait(1)
+    stuck.send_signal(signal.SIGINT)
+    _, stderr = stuck.communicate(timeout=10)
+    assert stuck.returncode == 1
     assert stderr == (
         "onecurve: ended at once, as asked; what was done after the last checkpoint is lost. Start it again to go on\n"
     )
+
+
+def test_told_to_end_a_process_that_is_stuck_ends_within_seconds(stuck: subprocess.Popen[str]) -> None:
+    stuck.send_signal(signal.SIGTERM)
+    _, stderr = stuck.communicate(timeout=30)
+    assert stuck.returncode == 1
+    assert "process 0 is silent at" in stderr
+
+
+@pytest.mark.slow
+def test_a_stop_reaches_ranks_that_have_loader_workers(recipe: Settings, tmp_path: Path, jobs: list[Job]) -> None:
+    settings = {**recipe, **LONG, "max_train_steps": 200, "checkpointing_steps": 1000}
+    job = Job({**settings, "dataloader_num_workers": 1}, "multi_cpu", 2)
+    jobs.append(job)
+    job.wait_for_step(30)
+    job.process.terminate()  # torch's agent passes it on to each rank and its workers.
+    job.wait_for_end()
+    assert read_status(job.path)["exit_code"] == 75, job.output
+    assert "DataLoader worker" not in job.output
+    assert 30 <= read_status(job.path)["step"] < 200
+    with_workers = Job({**settings, "dataloader_num_workers": 1}, "multi_cpu", 2).finish()
+    assert with_workers.exit_code == 0, with_workers.stderr
+    without = Job({**settings, "output_dir": str(tmp_path / "without")}, "multi_cpu", 2).finish()
+    assert without_time(with_workers.lines) == without_time(without.lines), "workers only save time"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGHUP"])
+def test_a_signal_to_another_rank_than_the_first_stops_all(recipe: Settings, jobs: list[Job], name: str) -> None:
+    job = Job({**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 100_000}, "multi_cpu", 2)
+    jobs.append(job)
+    job.wait_for_step(15)
+    job.ranks()[1].send_signal(getattr(signal, name))
+    job.wait_for_end()
+    status = read_status(job.path)
+    assert status["exit_code"] == 75, job.output
+    assert [folder.name for folder in (job.path / "checkpoints").iterdir()] == [f"step_{status['step']:08d}"]
 
 
 @pytest.mark.slow

@@ -69,6 +69,26 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         BadInput: data, model or machine can't do what the recipe asks.
         WrongTopology: the processes that came up are not those that were asked for.
     """
+    launched = (
+        strategy.Launched.from_environment()
+    )  # The group, in which processes may wait in vain, is joined in `_build`.
+    watchdog = Watchdog(
+        run.hangs,
+        launched.process,
+        launched.num_processes,
+        resolved.recipe.hang_timeout_seconds,
+        lambda message: outcome.tell("failed", 1, message),
+    )
+    try:
+        return _build(resolved, run, outcome, start, watchdog)
+    except BaseException:
+        watchdog.stop()
+        raise
+
+
+def _build(
+    resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: Start | None, watchdog: Watchdog
+) -> Training:
     recipe = resolved.recipe
     if resolved.eval_only and run.final.is_dir():
         recipe = recipe.model_copy(update={"model_name_or_path": str(run.final)})
@@ -81,6 +101,8 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     notes = [start.message if start else None, describe_model(config, task, tokenizer)]
     model = build_model(recipe, config, task, tokenizer)
     parameters, state_bytes = count_parameters(model), count_state_bytes(model)
+    if start is not None:
+        watchdog.start()
     accelerator = strategy.build_accelerator(recipe, model)
     if start is not None:
         start = agree_on_start(accelerator, start, data)
@@ -119,13 +141,7 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
     scheduler = optimization.build_scheduler(optimizer, recipe, num_steps)
     milestones = Milestones(recipe, order.steps_per_epoch, num_steps)
     reporter = Reporter(run, accelerator, plan, progress)
-    watchdog = Watchdog(
-        run.hangs,
-        accelerator.process_index,
-        accelerator.num_processes,
-        recipe.hang_timeout_seconds,
-        lambda message: outcome.tell("failed", 1, message),
-    )
+    stop_flag = StopFlag(run, watchdog, outcome)
     if start is not None:
         restore(accelerator, model, optimizer, scheduler, start)
         room = (state_bytes, parameters[1] * 4, milestones.most_checkpoints())
@@ -134,6 +150,7 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         strategy.init_trackers(accelerator, resolved)
         for line in (*notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
             reporter.say(line)
+        stop_flag.listen()
     return Training(
         recipe=recipe,
         run=run,
@@ -153,7 +170,7 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         progress=progress,
         checkpoints=CheckpointWriter(accelerator, model, optimizer, scheduler, run, recipe.save_total_limit),
         reporter=reporter,
-        stop_flag=StopFlag(run, watchdog),
+        stop_flag=stop_flag,
         watchdog=watchdog,
     )
 

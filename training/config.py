@@ -211,7 +211,8 @@ class Recipe(BaseModel):
         "none", description="tracker to log to as well"
     )
     hang_timeout_seconds: Annotated[Number, Field(gt=0)] = Field(
-        1800.0, description="a silent step longer than this ends the run"
+        1800.0,
+        description="a silent step longer than this ends the run; start, first step and saves have ten times as long",
     )
 
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from training.config import Recipe, find_nearest
-from training.faults import BadInput
+from training.faults import STOP_SIGNALS, BadInput
 from training.sampling import EvaluationPlan, MicroBatch, TrainingPlan
 from training.tasks import TextClassification
 
@@ -501,6 +502,15 @@ def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
+def _leave_stops_to_the_rank(worker: int) -> None:
+    """Torch's agent and terminals signal a rank and its workers: a worker that died of it would fail the rank's save.
+
+    The rank ends its workers without a signal, and they end by themselves when the rank is gone.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def build_loader(
     split: Split, tokenizer: Any, plan: TrainingPlan | EvaluationPlan, recipe: Recipe, accelerator: Accelerator
 ) -> DataLoader[dict[str, Any]]:
@@ -510,6 +520,7 @@ def build_loader(
         batch_sampler=plan,  # type: ignore[arg-type]  # yields micro-batches, not lists of numbers
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # the data set collates: it alone knows the plan
         num_workers=recipe.dataloader_num_workers,
+        worker_init_fn=_leave_stops_to_the_rank,
         pin_memory=accelerator.device.type == "cuda",
         # A loader draws a seed when it starts; from its own generator, or dropout's numbers would depend on how often.
         generator=torch.Generator().manual_seed(recipe.seed),

@@ -28,17 +28,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from training.config import RecipeError
 
 State = Literal["running", "finished", "preempted", "failed"]
 
+# Each asks for a checkpoint and an end. SIGHUP is what a lost terminal sends, and torch's agent passes it on.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+)
+
 # How long a rank other than 0 lets rank 0 find the same fault and print it before it leaves itself.
 _SECONDS_FOR_MAIN_TO_SPEAK = 60.0
 
 
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPERM, errno.EACCES})
 
 # gloo and NCCL raise bare RuntimeErrors when a peer is gone.
 _LOST_CONNECTIONS = (
@@ -88,6 +93,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+# Read as early as can be (run.py imports this module first): a launcher that is dead by now will not be missed.
 _LAUNCHER = os.getppid()
 
 
@@ -161,13 +167,7 @@ def report_outcome(main: Callable[[Sequence[str], Outcome], None], arguments: Se
             _wait_for_main()
         return exit_code
     except KeyboardInterrupt as error:
-        message = (
-            str(error)
-            or "ended at once, as asked; what was done after the last checkpoint is lost. Start it again to go on"
-        )
-        _tell_safely(outcome, "failed", 1, message)
-        if is_main_process():
-            print(f"onecurve: {message}", file=sys.stderr, flush=True)
+        _tell_interrupted(outcome, str(error))
         return 1
     except Exception as error:
         explanation = _explain(error)
@@ -180,6 +180,21 @@ def report_outcome(main: Callable[[Sequence[str], Outcome], None], arguments: Se
         return 1
     _tell_safely(outcome, "finished", 0, "")
     return 0
+
+
+def end_at_once(outcome: Outcome) -> NoReturn:
+    """End this process from whatever thread, whatever the others do."""
+    _tell_interrupted(outcome)
+    os._exit(1)
+
+
+def _tell_interrupted(outcome: Outcome, message: str = "") -> None:
+    message = (
+        message or "ended at once, as asked; what was done after the last checkpoint is lost. Start it again to go on"
+    )
+    _tell_safely(outcome, "failed", 1, message)
+    if is_main_process():
+        print(f"onecurve: {message}", file=sys.stderr, flush=True)
 
 
 def _explain(error: Exception) -> str | None:

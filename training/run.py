@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Sequence
 
+from training.faults import Diverged, Outcome, Preempted, report_outcome  # isort: split
+
 import torch
 
 from training import optimization, strategy
 from training.building import Training, build, shrink_micro_batches
 from training.config import load_recipe, parse_arguments
 from training.evaluation import Evaluation, evaluate, save_evaluation
-from training.faults import Diverged, Outcome, Preempted, report_outcome
 from training.memory import MicroBatchTooLarge, finding_shortage
 from training.reporting import build_model_card, print_evaluation, print_next, quiet_third_parties
 from training.resumption import find_start

@@ -1,22 +1,24 @@
 """A stop that is asked for: noticed by one process, agreed on by all, followed by a checkpoint and exit code 75.
 
-A signal (SIGTERM, SIGINT, SIGUSR1) to any rank, a file STOP in the run directory, the file `$ONECURVE_STOP_FILE`, or the
+A signal (SIGTERM, SIGINT, SIGUSR1, SIGHUP) to any rank, a file STOP in the run directory, the file `$ONECURVE_STOP_FILE`, or the
 death of the launcher raise a flag in one process. The flag travels with reductions that are there anyway, so that every
 process stops after the same step. A second SIGINT ends the process at once.
+
+Python runs a signal's handler once the main thread is back from native code. From a collective in which one waits for a
+dead process it never comes back, so a thread hears of signals as well.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
 
-from training.faults import is_main_process, launcher_is_gone
+from training.faults import STOP_SIGNALS, Outcome, end_at_once, is_main_process, launcher_is_gone
 from training.run_directory import RunDirectory
 from training.watchdog import Watchdog
-
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 
 class StopRequested(Exception):
@@ -24,28 +26,52 @@ class StopRequested(Exception):
 
 
 class StopFlag:
-    """Whether this process was asked to stop. Make one before training, in the main thread.
+    """Whether this process was asked to stop.
 
     Args:
         watchdog: who looks at the flag is alive.
+        outcome: where an end without a checkpoint is told.
     """
 
-    def __init__(self, run: RunDirectory, watchdog: Watchdog) -> None:
+    def __init__(self, run: RunDirectory, watchdog: Watchdog, outcome: Outcome) -> None:
         self.reason: str | None = None
         self._watchdog = watchdog
+        self._outcome = outcome
+        self._pipe: int | None = None
         self._files = [run.path / "STOP"]
         if "ONECURVE_STOP_FILE" in os.environ:
             self._files.append(Path(os.environ["ONECURVE_STOP_FILE"]))
-        for number in _SIGNALS:
-            signal.signal(number, self._receive)
+
+    def listen(self) -> None:
+        """From now on a signal is a stop that is asked for. For the main thread, before training."""
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup: the terminal may go.
+                signal.signal(number, self._receive)
+        ears, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+        threading.Thread(target=self._hear, args=(ears,), name="signals", daemon=True).start()
+
+    def close(self) -> None:
+        """Let the thread end, so that a process can train again."""
+        if self._pipe is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._pipe)
+            self._pipe = None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.reason is not None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt
-        if number == signal.SIGTERM:
-            self._watchdog.hurry()
         self.reason = signal.Signals(number).name
+
+    def _hear(self, ears: int) -> None:
+        """Do at once what can't wait for the main thread; the system writes the number of each signal into the pipe."""
+        num_interrupts = 0
+        while numbers := os.read(ears, 1):
+            if numbers[0] == signal.SIGTERM:
+                self._watchdog.hurry()
+            num_interrupts += numbers[0] == signal.SIGINT
+            if num_interrupts > 1:
+                end_at_once(self._outcome)
+        os.close(ears)
 
     def is_raised(self) -> bool:
         """Look once, after each step and each batch of an evaluation: costs a few microseconds."""

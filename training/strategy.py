@@ -45,6 +45,7 @@ Answer = TypeVar("Answer")
 class Launched:
     """What the launcher told this process, read from the environment."""
 
+    process: int
     num_processes: int
     is_distributed: bool
     uses_deepspeed: bool
@@ -56,6 +57,7 @@ class Launched:
         """Read torchrun's and accelerate's variables."""
         environment = os.environ
         return cls(
+            process=int(environment.get("RANK", "0")),
             num_processes=int(environment.get("WORLD_SIZE", "1")),
             is_distributed="LOCAL_RANK" in environment,
             uses_deepspeed=environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",

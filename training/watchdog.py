@@ -2,7 +2,8 @@
 
 Every process looks for a stop after each step and each batch of an evaluation, and thereby shows that it is alive. Where
 one did not for `hang_timeout_seconds`, the others wait for it as well, so all of them run into the limit. A thread of
-each then writes its stacks to `hangs/` in the run directory, and the first process says who was silent.
+each then writes its stacks to `hangs/` in the run directory, and the first process says who was silent. What has no such
+rhythm, which is the start from the joining of the group on, the first step and saves, may take `PATIENCE` times as long.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-# Writing a checkpoint, compiling and the first step may take that many times longer than a step.
+# The start, the first step (which may compile) and a save may each take that many times longer than a step.
 PATIENCE = 10.0
 
 # After SIGTERM a process may wait for another one that is dead already.
@@ -29,6 +30,16 @@ _SECONDS_AFTER_SIGTERM = 20.0
 _SECONDS_OF_ROLL_CALL = 10.0
 
 _COLLECTIVES = (os.path.join("torch", "distributed", ""), os.path.join("torch", "nn", "parallel", "distributed.py"))
+
+# A collective on a GPU returns at once; its result is waited for where it is read: in these functions, by the end of the
+# file's path. `.cpu()` and its like are native and have no frame of their own.
+_WAITS_FOR_DEVICE = (
+    ("_engine_run_backward", os.path.join("torch", "autograd", "graph.py")),
+    ("_write_step", os.path.join("training", "reporting.py")),
+    ("<genexpr>", os.path.join("training", "evaluation.py")),
+    ("_pad_across_processes", os.path.join("accelerate", "utils", "operations.py")),
+    ("synchronize", os.path.join("torch", "accelerator", "__init__.py")),
+)
 
 _ROOT = Path(__file__).parent.parent
 
@@ -84,15 +95,26 @@ class Watchdog:
         finally:
             self._patience, self._last_beat = before, time.monotonic()
 
-    def __enter__(self) -> Watchdog:
+    def start(self) -> None:
+        """Begin to watch, before a context is entered: the processes may wait for each other while they are built."""
         self._own_file.unlink(missing_ok=True)
         self._last_beat = time.monotonic()
         self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._is_over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def __enter__(self) -> Watchdog:
+        if not self._thread.is_alive():
+            self.start()
+        self._last_beat = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._is_over.set()
-        self._thread.join()
+        self.stop()
 
     @property
     def _own_file(self) -> Path:
@@ -116,6 +138,24 @@ class Watchdog:
 
     def _end_process(self) -> None:
         seconds = time.monotonic() - self._last_beat
+        try:
+            self._report(seconds)
+        except Exception as error:  # Whatever is wrong, as with a full disk: nobody waits for this process any longer.
+            self._say(
+                f"process {self._process} made no progress for {seconds:.0f} seconds (hang_timeout_seconds). Its stacks "
+                f"could not be written to {self._folder} and stand below: {error}. Start it again to go on from the last "
+                "checkpoint"
+            )
+            faulthandler.dump_traceback(all_threads=True)
+        finally:
+            os._exit(1)
+
+    def _say(self, message: str) -> None:
+        print(f"onecurve: {message}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            self._tell(message)
+
+    def _report(self, seconds: float) -> None:
         frames = list(_frames_of_main_thread())
         self._folder.mkdir(parents=True, exist_ok=True)
         staging = self._own_file.with_suffix(".tmp")
@@ -126,13 +166,9 @@ class Watchdog:
         staging.rename(self._own_file)
         reports = self._call_roll()
         if self._process == min(reports):
-            message = describe_hang(reports, self._num_processes, seconds, self._folder)
-            print(f"onecurve: {message}", file=sys.stderr, flush=True)
-            with contextlib.suppress(OSError):
-                self._tell(message)
+            self._say(describe_hang(reports, self._num_processes, seconds, self._folder))
         else:  # The one that speaks ends first, and the launcher then ends this one.
             self._is_over.wait(_SECONDS_OF_ROLL_CALL)
-        os._exit(1)
 
     def _call_roll(self) -> dict[int, dict[str, Any]]:
         """What each process wrote; those that wrote nothing are missing."""
@@ -140,10 +176,11 @@ class Watchdog:
         reports: dict[int, dict[str, Any]] = {}
         while len(reports) < self._num_processes and time.monotonic() < deadline:
             for path in self._folder.glob("process_*.txt"):
-                reports[int(path.stem.partition("_")[2])] = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
+                process = int(path.stem.partition("_")[2])
+                if process < self._num_processes:  # An earlier training here may have had more.
+                    reports[process] = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
             time.sleep(0.05)
-        # An earlier training here may have had more processes.
-        return {process: report for process, report in reports.items() if process < self._num_processes}
+        return reports
 
 
 def describe_hang(reports: dict[int, dict[str, Any]], num_processes: int, seconds: float, folder: Path) -> str:
@@ -187,9 +224,8 @@ def _is_waiting(frames: list[FrameType]) -> bool:
         frames: from the innermost outwards.
     """
     innermost = frames[0].f_code
-    return any(part in innermost.co_filename for part in _COLLECTIVES) or innermost.co_name in (
-        "_engine_run_backward",
-        "_write_step",
+    return any(part in innermost.co_filename for part in _COLLECTIVES) or any(
+        innermost.co_name == name and innermost.co_filename.endswith(path) for name, path in _WAITS_FOR_DEVICE
     )
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
+import torch
 
-from tests.conftest import ROOT
-from training.watchdog import PATIENCE, Watchdog, describe_hang
+from tests.conftest import ROOT, Run
+from training.watchdog import PATIENCE, Watchdog, _is_waiting, describe_hang
 
 
 def waiting(place: str = "training/run.py:9 (make_steps)") -> dict[str, Any]:
@@ -85,6 +90,49 @@ def test_who_works_or_was_given_time_is_left_alone(tmp_path: Path, work: str) ->
     result = hang(tmp_path / "hangs", work)
     assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
     assert not (tmp_path / "hangs").exists()
+
+
+def test_a_disk_that_takes_no_stacks_keeps_no_hang_alive(tmp_path: Path) -> None:
+    result = hang(tmp_path / "hangs", "Path(sys.argv[1]).touch(); time.sleep(60)")  # No folder can be made there.
+    assert result.returncode == 1
+    assert "process 0 made no progress for 0 seconds" in result.stderr
+    assert "in work" in result.stderr, "the stacks go where somebody can see them"
+    assert "told: process 0 made no progress" in result.stdout
+
+
+def test_stacks_of_an_earlier_larger_training_answer_for_nobody(tmp_path: Path) -> None:
+    own, late, stale = (tmp_path / f"process_{number:05d}.txt" for number in (0, 1, 2))
+    own.write_text(json.dumps(waiting()) + "\n")
+    stale.write_text(json.dumps(waiting()) + "\n")
+    timer = threading.Timer(0.3, late.write_text, [json.dumps(silent()) + "\n"])
+    timer.start()
+    assert Watchdog(tmp_path, 0, 2, 1800, print)._call_roll() == {0: waiting(), 1: silent()}
+
+
+def test_who_reads_what_a_device_has_not_computed_yet_is_waiting(
+    recipe: dict[str, Any], train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames: dict[str, FrameType] = {}
+
+    def note(name: str, native: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            caller = sys._getframe(1)  # A native function has no frame: this is the innermost.
+            if "training" in caller.f_code.co_filename or name == "synchronize":
+                frames[f"{name} in {caller.f_code.co_name}"] = caller
+            return native(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch.Tensor, "cpu", note("cpu", torch.Tensor.cpu))
+    monkeypatch.setattr(torch.Tensor, "tolist", note("tolist", torch.Tensor.tolist))
+    monkeypatch.setattr(torch._C, "_accelerator_synchronizeDevice", note("synchronize", lambda index: None))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    assert train(recipe).exit_code == 0
+    torch.accelerator.synchronize(0)
+    assert {"cpu in <genexpr>", "tolist in _write_step", "synchronize in synchronize"} <= set(frames)
+    for place in ("cpu in <genexpr>", "tolist in _write_step", "synchronize in synchronize"):
+        assert _is_waiting([frames[place]]), place
+    assert not _is_waiting([sys._getframe()])
 
 
 def test_after_a_signal_patience_is_short_but_longer_than_a_step(tmp_path: Path) -> None:
