@@ -1,11 +1,11 @@
 """Predicted against measured memory of training steps: `onecurve plan`'s arithmetic on trial.
 
     python benchmarks/memory.py            a table for each model and batch shape; writes benchmarks/memory.md
-    python benchmarks/memory.py --measure '{"model": ...}'    one measurement, in a process of its own
+    python benchmarks/memory.py --measure '["MiniLM", "one process", 8, 64, {}]'    one measurement
 
 On a CPU the peak is that of the process's resident set while steps 3 and 4 run, over what it held before the model was
-built, with the allocator told to return every large block. The other strategies are measured by PyTorch's own memory
-tracker under a fake process group of 8 ranks.
+built, with the allocator told to return every large block, and dropout and attention exchanged as in a training. The other
+strategies are measured by PyTorch's own memory tracker under a fake process group of 8 ranks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.machine import MIB
-from launcher.memory import STRATEGIES, MemoryPlan, Strategy, Work, plan_memory
+from launcher.memory import STRATEGIES, MemoryPlan, Strategy, plan_memory
+from launcher.plan import build_work
 from launcher.shape import build_shape
+from training.config import Recipe
 
 MODELS: dict[str, dict[str, Any]] = {
     "MiniLM": {"vocab_size": 30522, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6},
@@ -30,7 +32,8 @@ MODELS: dict[str, dict[str, Any]] = {
 TRACKED_SHAPES = ((8, 64), (16, 128))
 SHAPES = ((8, 64), (8, 256), (16, 128), (32, 64), (4, 512), (16, 256))
 CHANGED: tuple[dict[str, Any], ...] = (
-    {"dropout": 0.0}, {"num_micro_batches": 2}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16"}
+    {"dropout": 0.0}, {"num_micro_batches": 2}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16"},
+    {"mixed_precision": "bf16", "dropout": 0.0}, {"dropout_masks": "torch"},
 )  # fmt: skip
 NUM_LABELS = 5
 NUM_RANKS = 8
@@ -41,28 +44,62 @@ def build_config(name: str) -> dict[str, Any]:
     return {"model_type": "bert", "num_attention_heads": 12, "max_position_embeddings": 512, **MODELS[name]}
 
 
-def predict(name: str, strategy: Strategy, num_examples: int, length: int, options: dict[str, Any]) -> MemoryPlan:
-    """The launcher's arithmetic for one case."""
-    dropout = options.get("dropout", 0.1)
-    config = {**build_config(name), "attention_probs_dropout_prob": dropout}
-    work = Work(
-        num_examples,
-        length,
-        num_micro_batches=options.get("num_micro_batches", 1),
-        mixed_precision=options.get("mixed_precision", "no"),
-        gradient_checkpointing=options.get("gradient_checkpointing", False),
-        keeps_attention=dropout > 0,
-        mask_bytes=4 if dropout else 0,
+Case = tuple[str, Strategy, int, int, dict[str, Any]]
+
+
+def list_cases() -> list[Case]:
+    """Model, strategy, examples, tokens of each and changed settings of every row, in the table's order."""
+    cases: list[Case] = []
+    for model in MODELS:
+        cases += [(model, "one process", *shape, {}) for shape in SHAPES]
+        cases += [(model, "one process", 16, 128, options) for options in CHANGED]
+        cases += [(model, strategy, *shape, {}) for strategy in STRATEGIES[1:] for shape in TRACKED_SHAPES]
+    return cases
+
+
+def describe_case(case: Case) -> str:
+    """The cells of a row that say what was measured."""
+    model, strategy, num_examples, length, options = case
+    shown = ", ".join(f"{key} {value}" for key, value in options.items()) or "-"
+    place = strategy if strategy == "one process" else f"{strategy}, 1 of {NUM_RANKS}"
+    return f"| {model} | {place} | {num_examples} x {length} | {shown} |"
+
+
+def build_recipe(case: Case) -> Recipe:
+    """A recipe whose steps are those that are measured. The tracker sees torch's own dropout."""
+    _, strategy, num_examples, length, options = case
+    num_processes = 1 if strategy == "one process" else NUM_RANKS
+    settings = {key: value for key, value in options.items() if key != "num_micro_batches"}
+    if strategy != "one process":
+        settings["dropout_masks"] = "torch"
+    return Recipe(
+        model_name_or_path="none",
+        max_length=length,
+        per_device_batch_size=num_examples,
+        train_batch_size=num_examples * num_processes * options.get("num_micro_batches", 1),
+        **settings,
     )
-    processes = 1 if strategy == "one process" else NUM_RANKS
-    return plan_memory(build_shape(config, NUM_LABELS), strategy, work, processes)
 
 
-def measure(case: dict[str, Any]) -> int:
+def predict(case: Case) -> MemoryPlan:
+    """The launcher's arithmetic for one case."""
+    model, strategy, _, length, options = case
+    num_processes = 1 if strategy == "one process" else NUM_RANKS
+    config = {**build_config(model), "attention_probs_dropout_prob": options.get("dropout", 0.1)}
+    shape = build_shape(config, NUM_LABELS)
+    return plan_memory(
+        shape, strategy, build_work(build_recipe(case), shape, "cpu", length, num_processes), num_processes
+    )
+
+
+def measure(case: Case) -> int:
     """Peak bytes of one case, in this process."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
+    from training import cpu_dropout
+
+    model_name, _, num_examples, length, options = case
     torch.set_num_threads(2)
     torch.manual_seed(0)
     # What the first step loads for good (kernels, thread pools) is not the model's.
@@ -71,8 +108,7 @@ def measure(case: dict[str, Any]) -> int:
     torch.optim.AdamW(warm.parameters(), fused=True).step()
     gc.collect()
     base = read_resident("VmRSS")
-    options = case["options"]
-    settings = {key: value for key, value in build_config(case["model"]).items() if key != "model_type"}
+    settings = {key: value for key, value in build_config(model_name).items() if key != "model_type"}
     dropout = options.get("dropout", 0.1)
     config = BertConfig(
         **settings, num_labels=NUM_LABELS, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
@@ -80,14 +116,15 @@ def measure(case: dict[str, Any]) -> int:
     model = BertForSequenceClassification(config).train()
     if options.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    cpu_dropout.install(model, build_recipe(case))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     batch = {
-        "input_ids": torch.randint(1000, 2000, (case["num_examples"], case["length"])),
-        "attention_mask": torch.ones(case["num_examples"], case["length"], dtype=torch.long),
-        "token_type_ids": torch.zeros(case["num_examples"], case["length"], dtype=torch.long),
+        "input_ids": torch.randint(1000, 2000, (num_examples, length)),
+        "attention_mask": torch.ones(num_examples, length, dtype=torch.long),
+        "token_type_ids": torch.zeros(num_examples, length, dtype=torch.long),
     }
     batch["attention_mask"][0, -3:] = 0
-    labels = torch.zeros(case["num_examples"], dtype=torch.long)
+    labels = torch.zeros(num_examples, dtype=torch.long)
     mixed = options.get("mixed_precision", "no") == "bf16"
     for step in range(4):
         if step == 2:
@@ -104,22 +141,22 @@ def measure(case: dict[str, Any]) -> int:
     return read_resident("VmHWM") - base
 
 
-def measure_tracked(case: dict[str, Any]) -> int:
+def measure_tracked(case: Case) -> int:
     """Peak bytes of a strategy on one of 8 ranks, by PyTorch's own tracker; nothing is sent, so one process is enough."""
     import torch
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from transformers import BertConfig, BertForSequenceClassification
 
+    model_name, strategy, num_examples, length, _ = case
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(NUM_RANKS), DS_ACCELERATOR="cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=NUM_RANKS)
-    settings = {key: value for key, value in build_config(case["model"]).items() if key != "model_type"}
+    settings = {key: value for key, value in build_config(model_name).items() if key != "model_type"}
     model = BertForSequenceClassification(BertConfig(**settings, num_labels=NUM_LABELS)).train()
-    tokens = torch.randint(1000, 2000, (case["num_examples"], case["length"]))
+    tokens = torch.randint(1000, 2000, (num_examples, length))
     mask = torch.ones_like(tokens)
     mask[0, -3:] = 0
     batch = {"input_ids": tokens, "attention_mask": mask}
-    strategy = case["strategy"]
     track = _track_fsdp if strategy.startswith("FSDP2") else _track_ddp if strategy == "DDP" else _track_zero
     peak = track(model, batch, strategy)
     return int(sum(sizes["Total"] for device, sizes in peak.items() if device.type != "meta"))
@@ -210,7 +247,7 @@ def read_resident(field: str) -> int:
     raise RuntimeError(f"no {field} in /proc/self/status; this measurement needs Linux")
 
 
-def measure_apart(case: dict[str, Any]) -> int:
+def measure_apart(case: Case) -> int:
     """The same in a fresh process whose allocator returns every block above 64 KiB."""
     variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     words = [sys.executable, __file__, "--measure", json.dumps(case)]
@@ -218,18 +255,12 @@ def measure_apart(case: dict[str, Any]) -> int:
     return int(result.stdout.strip().splitlines()[-1])
 
 
-def compare(model: str, strategy: Strategy, num_examples: int, length: int, options: dict[str, Any]) -> str:
+def compare(case: Case) -> str:
     """A row of the table: measured in a process of its own."""
-    plan = predict(model, strategy, num_examples, length, options)
+    plan = predict(case)
     predicted = plan.peak + plan.host  # On a CPU the tracker can't tell the device's memory from the host's.
-    case = {"model": model, "strategy": strategy, "num_examples": num_examples, "length": length, "options": options}
     measured = measure_apart(case)
-    shown = ", ".join(f"{key} {value}" for key, value in options.items()) or "-"
-    place = strategy if strategy == "one process" else f"{strategy}, 1 of {NUM_RANKS}"
-    return (
-        f"| {model} | {place} | {num_examples} x {length} | {shown} | {predicted / MIB:,.0f} | {measured / MIB:,.0f} | "
-        f"{predicted / measured - 1:+.1%} |"
-    )
+    return f"{describe_case(case)} {predicted / MIB:,.0f} | {measured / MIB:,.0f} | {predicted / measured - 1:+.1%} |"
 
 
 def main() -> None:
@@ -239,23 +270,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("memory.md"))
     arguments = parser.parse_args()
     if arguments.measure:
-        case = json.loads(arguments.measure)
-        print(measure(case) if case["strategy"] == "one process" else measure_tracked(case))
+        case: Case = tuple(json.loads(arguments.measure))
+        print(measure(case) if case[1] == "one process" else measure_tracked(case))
         return
     rows = []
-    for model in MODELS:
-        cases: list[tuple[Strategy, int, int, dict[str, Any]]] = [("one process", *shape, {}) for shape in SHAPES]
-        for options in CHANGED:
-            cases.append(("one process", 16, 128, options))
-        cases += [(strategy, *shape, {}) for strategy in STRATEGIES[1:] for shape in TRACKED_SHAPES]
-        for strategy, num_examples, length, options in cases:
-            rows.append(compare(model, strategy, num_examples, length, options))
-            print(rows[-1], flush=True)
+    for each in list_cases():
+        rows.append(compare(each))
+        print(rows[-1], flush=True)
     head = (
         "# Memory: predicted and measured\n\nWritten by `python benchmarks/memory.py`. MiB on one process, AdamW, float32 and "
-        "dropout 0.1 unless the fourth column\nsays otherwise. One process: growth of the resident set on a CPU. The others: "
-        "PyTorch's memory tracker under a fake\nprocess group of 8 ranks; with offload, device and host together, which it "
-        "can't tell apart on a CPU. DeepSpeed's bucket\nalone takes 1,907 MiB in float32.\n\n"
+        "dropout 0.1 unless the fourth column\nsays otherwise. One process: growth of the resident set on a CPU, with the "
+        "dropout and attention of a training there. The\nothers: PyTorch's memory tracker under a fake process group of 8 "
+        "ranks, with torch's own dropout; with offload, device and\nhost together, which it can't tell apart on a CPU. "
+        "DeepSpeed's bucket alone takes 1,907 MiB in float32.\n\n"
         "| model | strategy | examples x tokens | changed | predicted | measured | off by |\n|---|---|---|---|---|---|---|\n"
     )
     arguments.output.write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
