@@ -352,6 +352,8 @@ def submit(
     sbatch: Annotated[
         list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="any other, such as --sbatch=--account=NAME")
     ] = None,
+    topology: TopologyOption = None,
+    num_processes: ProcessesOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check and print the commands, submit nothing")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -365,7 +367,7 @@ def submit(
 
     request = Request(
         str(recipe), parse_overrides(context.args), nodes, gpus_per_node, cpus_per_node, time, partition, job_name,
-        dependency, tuple(sbatch or ()),
+        dependency, tuple(sbatch or ()), topology, num_processes,
     )  # fmt: skip
     submitted = submit_request(find_root(), request, array, at_once, dry_run, _tell)
     if as_json:

@@ -81,7 +81,10 @@ def build_command(
         words += ["--main_process_port", str(choose_port(machine, topology))]
     words += [_shorten(root / "training" / script), recipe_flag, recipe]
     for key, value in overrides.items():
-        words += [f"--{key}"] if key == "eval_only" else [f"--{key}", value]  # The one switch among the keys.
+        if key == "eval_only":  # The one switch among the keys.
+            words += ["--eval_only"] * (value.lower() == "true")
+        else:
+            words += [f"--{key}", value]
     return Command(tuple(words), build_environment(topology), topology.num_processes)
 
 

@@ -92,6 +92,9 @@ def test_a_sweep_and_its_comparison(
     # (scancel may send this signal twice, 5 s apart: see slurm/finetune.sh.)
     cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
     assert cluster.wait(comparison).state == "COMPLETED", read_log(tmp_path, comparison)
+    stopped = ask(f"{array}_1")
+    assert stopped is not None
+    assert stopped["num_restarts"] >= 1
     log = (tmp_path / f"slurm-{comparison}.out").read_text(encoding="utf-8")
     for number, (learning_rate, seed) in enumerate([(1e-4, 1), (1e-4, 2), (1e-3, 1), (1e-3, 2)]):
         run = Run(0, "", "", tmp_path / "sweep" / f"run_{number:02d}")
