@@ -366,7 +366,7 @@ def test_a_node_that_fails_alone_ends_the_others(
 
 def test_what_a_node_needs_reaches_it(cluster: Cluster, submit_ending: Callable[..., str], tmp_path: Path) -> None:
     # The test cluster binds nothing to cores; where Slurm does, a step without this variable gets one.
-    tells = 'echo "cores $SLURM_CPUS_ON_NODE $SRUN_CPUS_PER_TASK"; echo "here $SLURM_JOB_ID"; echo "offline $HF_HUB_OFFLINE"; exit 0'
+    tells = 'echo "cores $SLURM_CPUS_ON_NODE $SRUN_CPUS_PER_TASK"; echo "here $SLURM_JOB_ID"; echo "offline $HF_HUB_OFFLINE"'
     jobs = [submit_ending(tells, "--cpus-per-task=2"), submit_ending(tells, "--cpus-per-task=2", "--export=PATH")]
     for job_id in jobs:
         assert cluster.wait(job_id).state == "COMPLETED", read_log(tmp_path, job_id)
