@@ -391,6 +391,8 @@ def submit(
     sbatch: Annotated[
         list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="any other, such as --sbatch=--account=NAME")
     ] = None,
+    topology: TopologyOption = None,
+    num_processes: ProcessesOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "--dry_run", help="check and print the commands, submit nothing")
     ] = False,
@@ -406,7 +408,7 @@ def submit(
 
     request = Request(
         str(recipe), _parse_keys(context), nodes, gpus_per_node, cpus_per_node, time, partition, job_name,
-        dependency, tuple(sbatch or ()),
+        dependency, tuple(sbatch or ()), topology, num_processes,
     )  # fmt: skip
     submitted = submit_request(find_root(), request, array, at_once, dry_run, _tell)
     if as_json:

@@ -82,7 +82,7 @@ def build_command(
     words += [_shorten(root / "training" / script), recipe_flag, recipe]
     for key, value in overrides.items():
         if key == "eval_only":  # The one switch among the keys.
-            words += ["--eval_only"]
+            words += ["--eval_only"] * (value.lower() == "true")
         else:  # A value that looks like a flag would be taken for one.
             words += [f"--{key}={value}"] if value.startswith("--") else [f"--{key}", value]
     return Command(tuple(words), build_environment(topology), topology.num_processes)

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.errors import LaunchFailed, Unsuitable, UsageError
@@ -31,6 +31,7 @@ _COMMENT_WIDTH = 4096
 
 # squeue's name of a field, and its width.
 _FIELDS = {"State": 30, "Reason": 80, "RestartCnt": 12, "TimeLeft": 24, "NodeList": 400}
+_OPTIONS_OF_A_PLACE = ("--account=", "--clusters=", "--partition=", "--qos=", "--reservation=", "-A", "-M", "-p", "-q")
 _ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 )
@@ -46,6 +47,7 @@ class Request:
         time: in one of sbatch's forms, such as 12:00:00; None takes the script's.
         dependency: in sbatch's words, such as afterok:123.
         options: any other options of sbatch, each as --name=value.
+        topology: of `onecurve run`, as is `num_processes`; None lets each node choose.
     """
 
     recipe: str
@@ -58,6 +60,8 @@ class Request:
     job_name: str | None = None
     dependency: str | None = None
     options: tuple[str, ...] = ()
+    topology: str | None = None
+    num_processes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,13 @@ def render_comparison(root: Path, request: Request, sweep: str, array_id: str) -
     Raises:
         UsageError: as `render_training`.
     """
+    # Of what was asked for the array it needs the place in the queue alone: a table needs no memory and no constraint.
+    place = tuple(option for option in request.options if option.startswith(_OPTIONS_OF_A_PLACE))
     options = [f"--dependency=afterany:{array_id}", "--nodes=1", "--cpus-per-task=1", "--time=10"]
     if request.partition is not None:
         options.append(f"--partition={request.partition}")
-    return _render(root / "slurm" / "sweep.sh", request, options, [f"--sweep={sweep}"])
+    alone = replace(request, options=place, topology=None, num_processes=None)
+    return _render(root / "slurm" / "sweep.sh", alone, options, [f"--sweep={sweep}"])
 
 
 def _name_resources(request: Request) -> list[str]:
@@ -172,10 +179,11 @@ def _render(script: Path, request: Request, options: Sequence[str], arguments: S
         if not option.startswith("-"):
             raise UsageError(f"--sbatch {option!r}: give an option of sbatch, such as --sbatch=--account=NAME")
     named = [f"--job-name={request.job_name}"] if request.job_name is not None else []
-    overrides = [f"--{key}={value}" for key, value in request.overrides.items()]
+    values = {"topology": request.topology, "num_processes": request.num_processes, **request.overrides}
+    keys = [f"--{key}={value}" for key, value in values.items() if value is not None]
     words = (
         "sbatch", "--parsable", *named, *options, *request.options, str(script), f"--config={request.recipe}", *arguments,
-        *overrides,
+        *keys,
     )  # fmt: skip
     for word in words:
         if not word.isprintable():
@@ -250,7 +258,7 @@ def find_job_id(target: str | Path) -> str | None:
 
 
 def find_job(target: str | Path) -> QueueState | None:
-    """What Slurm says of a job, by its number or its run directory.
+    """What Slurm says of a job, by its number or its run directory; of an array, of its first task that is not over.
 
     Returns:
         None where there is no Slurm, it does not answer, or it has forgotten the job.
@@ -266,7 +274,12 @@ def find_job(target: str | Path) -> QueueState | None:
     lines = [line for line in result.stdout.splitlines() if line.strip()]
     if result.returncode != 0 or not lines:
         return None
-    return parse_queue_line(job_id, lines[0])
+    return pick_task([parse_queue_line(job_id, line) for line in lines])
+
+
+def pick_task(tasks: Sequence[QueueState]) -> QueueState:
+    """The one that speaks for an array: it is over when every task is."""
+    return next((task for task in tasks if not task.is_over), tasks[0])
 
 
 def find_run(job_id: str) -> Path | None:

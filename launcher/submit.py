@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.errors import PreflightFailed, UsageError
+from launcher.errors import LaunchFailed, PreflightFailed, Unsuitable, UsageError
 from launcher.preflight import check_inputs
 from launcher.slurm import (
     Request,
@@ -18,7 +18,8 @@ from launcher.slurm import (
     render_training,
     submit,
 )
-from launcher.sweep import build_runs
+from launcher.sweep import build_runs, copy_sweep
+from launcher.topology import resolve_config
 from training.config import load_recipe
 
 
@@ -48,11 +49,14 @@ def submit_request(
         RecipeError: the recipe, or that of a run of the sweep, is wrong.
         PreflightFailed: model, data or run directory are.
         UsageError: a value can't be carried to Slurm.
+        UnknownTopology: there is no such topology.
         Unsuitable: Slurm refuses it, or is not here.
     """
     check_folder(Path.cwd())
     if request.recipe.startswith("-"):
         request = replace(request, recipe=f"./{request.recipe}")
+    if request.topology is not None:
+        resolve_config(root, request.topology)
     folder = Path(load_recipe(request.recipe, request.overrides).recipe.output_dir)
     if sweep is None:
         if at_once is not None:
@@ -70,14 +74,24 @@ def submit_request(
         submissions = [submission, *([render_comparison(root, request, str(sweep), "JOB")] if is_compared else [])]
         return Submitted(None, None, tuple(each.to_shell() for each in submissions), tuple(runs))
 
+    if sweep is not None:
+        sweep = copy_sweep(sweep, folder)
+        submission = render_sweep(root, request, folder.absolute(), str(sweep), len(settings), at_once)
     job_id, comparison_id, submissions = submit(submission), None, [submission]
-    if is_compared:
-        submissions.append(render_comparison(root, request, str(sweep), job_id))
-        comparison_id = submit(submissions[1])
+    say(f"job {job_id} is submitted")  # Whatever fails below, its number is known.
     note_job(folder, job_id)
     if sweep is not None:
         for number, run in enumerate(runs):
             note_job(Path(run), f"{job_id}_{number}")
+    if is_compared:
+        submissions.append(render_comparison(root, request, str(sweep), job_id))
+        try:
+            comparison_id = submit(submissions[1])
+        except (LaunchFailed, Unsuitable) as error:
+            raise Unsuitable(
+                f"job {job_id} is submitted, but not the job that compares its runs: {error}. Submit that by hand: "
+                f"{submissions[1].to_shell()}"
+            ) from None
     return Submitted(job_id, comparison_id, tuple(each.to_shell() for each in submissions), tuple(runs))
 
 

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -105,18 +106,40 @@ def build_runs(recipe: str, sweep: Path, overrides: Mapping[str, str]) -> list[d
         RecipeError: a run's recipe is wrong; all problems of all runs at once.
         UsageError: the sweep file is wrong.
     """
-    runs, problems = [], []
-    folder = Path(load_recipe(recipe, overrides).recipe.output_dir)
-    for number, settings in enumerate(load_sweep(sweep)):
-        run = {**overrides, **settings, "output_dir": str(name_run(folder, number))}
+    runs, problems = _list_runs(recipe, sweep, overrides), []
+    for number, run in enumerate(runs):
         try:
             load_recipe(recipe, run)
         except RecipeError as error:
             problems += [f"run {number}: {problem}" for problem in error.problems]
-        runs.append(run)
     if problems:
         raise RecipeError(str(sweep), problems)
     return runs
+
+
+def _list_runs(recipe: str, sweep: Path, overrides: Mapping[str, str]) -> list[dict[str, str]]:
+    """As `build_runs`, but each run's recipe is left to itself: a task of a large array must not read all of them."""
+    folder = Path(load_recipe(recipe, overrides).recipe.output_dir)
+    return [
+        {**overrides, **settings, "output_dir": str(name_run(folder, number))}
+        for number, settings in enumerate(load_sweep(sweep))
+    ]
+
+
+def copy_sweep(sweep: Path, folder: Path) -> Path:
+    """A copy in the folder of the runs, named after what it holds: tasks that wait read it, however the file is edited.
+
+    Raises:
+        UsageError: the folder can't be written to.
+    """
+    content = sweep.read_bytes()
+    copy = folder / f"sweep-{hashlib.sha256(content).hexdigest()[:12]}.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"output_dir {str(folder)!r} can't be written to: {error.strerror}") from None
+    return copy
 
 
 def name_run(folder: Path, number: int) -> Path:
@@ -128,20 +151,24 @@ def build_task(arguments: Sequence[str]) -> list[str]:
     """The command of one task of the array; without --task, of the job that compares all runs.
 
     Raises:
-        RecipeError, UsageError: as `build_runs`; or there is no such task, or too few runs to compare.
+        RecipeError, UsageError: recipe or sweep file is wrong; or there is no such task, or too few runs to compare.
     """
     task, rest = _take(list(arguments), "task")
     sweep, rest = _take(rest, "sweep")
+    options = []  # Of `onecurve run`, which are no keys of the recipe.
+    for name in ("topology", "num_processes", "num-processes"):
+        value, rest = _take(rest, name)
+        options += [f"--{name}={value}"] if value is not None else []
     recipe, overrides = parse_arguments(rest)
     if recipe is None or sweep is None:
         raise UsageError("sbatch --array 0-N slurm/sweep.sh --config RECIPE.yaml --sweep SWEEP.yaml [--key value ...]")
-    runs = build_runs(recipe, Path(sweep), overrides)
+    runs = _list_runs(recipe, Path(sweep), overrides)
     if task is None:
         return _build_comparison([run["output_dir"] for run in runs])
     if not task.isdigit() or int(task) >= len(runs):
         raise UsageError(f"{sweep} has {len(runs)} runs, and this is task {task}: sbatch --array 0-{len(runs) - 1}")
-    words = [word for key, value in runs[int(task)].items() for word in (f"--{key}", value)]
-    return ["bash", str(find_root() / "slurm" / "finetune.sh"), "--config", recipe, *words]
+    words = [f"--{key}={value}" for key, value in runs[int(task)].items()]
+    return ["bash", str(find_root() / "slurm" / "finetune.sh"), f"--config={recipe}", *options, *words]
 
 
 def _build_comparison(runs: Sequence[str]) -> list[str]:

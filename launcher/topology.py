@@ -180,7 +180,7 @@ def build_topology(
         )
     uses_cpu = bool(content.get("use_cpu", False))
     if not uses_cpu:
-        _refuse_hidden_gpus(machine)
+        _refuse_hidden_gpus(machine, num_processes)
     if slurm is not None and slurm.num_nodes > 1 and strategy == "one process":
         raise Unsuitable(
             f"{path.name} is one process, and this job has {slurm.num_nodes} nodes, each of which would train the same "
@@ -218,15 +218,17 @@ def build_topology(
     )
 
 
-def _refuse_hidden_gpus(machine: Machine) -> None:
-    """Training on the CPU of a machine or a job that has GPUs would waste them without a word."""
+def _refuse_hidden_gpus(machine: Machine, num_processes: int | None) -> None:
+    """Training on fewer GPUs than a job holds would waste the others without a word; who counts processes means it."""
     if machine.driver_problem is not None:
         raise Unsuitable(describe_driver_problem(machine.driver_problem))
     num_granted = machine.slurm.num_gpus if machine.slurm is not None else 0
-    if num_granted and machine.kind == "cpu":
+    num_seen = len(machine.devices) if machine.kind == "cuda" else 0
+    if num_seen < num_granted and (num_seen == 0 or num_processes is None):
         raise Unsuitable(
-            f"Slurm granted {num_granted} GPU{'s' * (num_granted != 1)} on this node, but nvidia-smi shows none: ask for "
-            "another node (sbatch --exclude NODE) and tell the cluster's staff; or ask for none"
+            f"Slurm granted {num_granted} GPU{'s' * (num_granted != 1)} on this node, but nvidia-smi shows "
+            f"{num_seen or 'none'}: ask for another node (sbatch --exclude NODE) and tell the cluster's staff; or "
+            + ("say how many are to be used with --num_processes" if num_seen else "ask for none")
         )
 
 
@@ -276,7 +278,7 @@ def choose_topology(
         UnknownTopology: the YAML that suits is not among the project's.
         Unsuitable: as `build_topology`.
     """
-    _refuse_hidden_gpus(machine)
+    _refuse_hidden_gpus(machine, num_processes)
     found = f"found     {machine.describe()}"
     num_machines = machine.slurm.num_nodes if machine.slurm is not None else 1
     num_devices = count_processes(machine, num_processes)

@@ -64,7 +64,7 @@ fi
 # Where this shell and the nodes talk to each other, on the disk that they share; rank 0 writes the status.
 control=$SLURM_SUBMIT_DIR/.onecurve-job-$SLURM_JOB_ID
 mkdir -p "$control"
-rm -f "$control/STOP" "$control/status.before.json"
+rm -f "$control/STOP" "$control/status.before.json" "$control/failed-node"*
 [[ ! -f $control/status.json ]] || mv "$control/status.json" "$control/status.before.json"
 export ONECURVE_STOP_FILE=$control/STOP
 export ONECURVE_STATUS_FILE=$control/status.json
@@ -88,15 +88,49 @@ ask_for_stop() {
 trap 'limit_is_near=1; ask_for_stop "the time limit is near"' USR1
 trap 'job_is_ended=1; ask_for_stop "Slurm ends the job"' TERM
 
-say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT-0} + 1)), on $SLURM_JOB_NODELIST; logs: slurm-$SLURM_JOB_ID-node*.out"
+job=$SLURM_JOB_ID
+[[ -z ${SLURM_ARRAY_JOB_ID-} ]] || job+=" (${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID)"
+say "job $job, start $((${SLURM_RESTART_COUNT-0} + 1)), on $SLURM_JOB_NODELIST; logs: slurm-$SLURM_JOB_ID-node*.out"
+say "trains $recipe ${words[*]}"
 
 # One task a node. Each finds its rank inside the task, and starts the processes of its node. A node that lost its power is
 # waited for: Slurm misses it after SlurmdTimeout (300 s by default), and queues the job again.
 # No signal reaches them: torch's agent would die of it. The STOP file is what they look for.
+# A node that fails says so to this shell; a signal to the whole step must not end the shell that waits for that.
+# shellcheck disable=SC2016 # expanded on the node
+on_node='trap : HUP INT TERM USR1
+"$@"
+code=$?
+case $code in 0 | 75) ;; *) echo "$code" >"$0/failed-node$SLURM_NODEID" ;; esac
+exit "$code"'
 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=600 \
     --open-mode=append --output="slurm-$SLURM_JOB_ID-node%n.out" \
-    "${srun_options[@]}" "${container[@]}" onecurve run "$recipe" "${words[@]}" &
+    "${srun_options[@]}" sh -c "$on_node" "$control" "${container[@]}" onecurve run "$recipe" "${words[@]}" &
 step=$!
+
+# Before the training begins, which rank 0's status tells, the others would wait for a node that has failed until srun gives
+# up. They get some seconds to say what they have found themselves. Later they see by themselves that one is missing.
+(
+    until compgen -G "$control/failed-node*" >/dev/null; do sleep 2; done
+    sleep 20
+    if [[ ! -f $control/status.json ]]; then
+        say "a node failed before the training began: the others are ended"
+        scancel --signal=KILL "$SLURM_JOB_ID.0"
+    fi
+) &
+lookout=$!
+
+# A controller that is busy or starting anew refuses for some seconds; that must not end a chain of starts.
+queue_again() {
+    local attempt answer
+    for attempt in 1 2 3 4; do
+        answer=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) && return
+        say "scontrol requeue: $answer"
+        [[ $answer != *disabled* ]] || break # --no-requeue
+        ((attempt == 4)) || sleep 5
+    done
+    return 1
+}
 
 # A signal interrupts `wait`; bash remembers how the step ended until it is asked once more.
 while true; do
@@ -105,6 +139,7 @@ while true; do
     wait "$step" || code=$?
     ((num_signals > num_before)) || break
 done
+kill "$lookout" 2>/dev/null || true
 
 case $code in
     0)
@@ -125,19 +160,31 @@ case $code in
             say "stopped with a checkpoint, as asked; submit it again to go on"
         elif ((num_idle >= 2)); then
             say "no step was made in two starts: ask for more --time, or an earlier --signal=B:USR1@SECONDS"
-        elif scontrol requeue "$SLURM_JOB_ID"; then
+        elif queue_again; then
             say "queued again, to go on from the checkpoint"
             exit 75
         else
-            say "this job may not be queued again; submit it again to go on"
+            say "this job could not be queued again; submit it again to go on"
         fi
         ;;
-    2 | 3) ;;
-    *) code=1 ;; # a node's launcher was killed
+    *)
+        # srun tells the highest code, which is that of the nodes that were ended because another had failed.
+        failed=("$control"/failed-node*)
+        if [[ -f ${failed[0]} ]]; then
+            ((code < 128)) || code=$(cat "${failed[0]}")
+        else
+            failed=(node0)
+        fi
+        case $code in
+            1 | 2 | 3) ;;
+            126 | 127) code=2 ;; # there is no onecurve on the node, or in the container
+            *) code=1 ;;         # a node's launcher was killed
+        esac
+        for node in "${failed[@]##*failed-}"; do
+            say "failed with exit code $code; the last lines of slurm-$SLURM_JOB_ID-$node.out:"
+            tail -n 10 "slurm-$SLURM_JOB_ID-$node.out" >&2 || true
+        done
+        ;;
 esac
-if ((code != 75)); then
-    say "failed with exit code $code; the last lines of slurm-$SLURM_JOB_ID-node0.out:"
-    tail -n 10 "slurm-$SLURM_JOB_ID-node0.out" >&2 || true
-fi
 rm -rf "$control"
 exit "$code"

@@ -256,8 +256,15 @@ def describe_environment(topology: dict[str, Any]) -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "topology": topology,
         "git_revision": _git_revision(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "slurm_job_id": _slurm_job_id(),
     }
+
+
+def _slurm_job_id() -> str | None:
+    """The job's number as Slurm's commands take it; a task of an array is ARRAY_TASK, as the last one's own number also
+    means all of them."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def _git_revision() -> str | None:

@@ -19,6 +19,7 @@ from launcher.slurm import (
     find_job_id,
     note_job,
     parse_queue_line,
+    pick_task,
     render_comparison,
     render_sweep,
     render_training,
@@ -52,25 +53,32 @@ def test_all_that_is_asked_for() -> None:
         job_name="a name",
         dependency="afterok:12",
         options=("--account=us",),
+        topology="fsdp",
+        num_processes=6,
     )
     text = render_training(ROOT, request, RUN).to_shell()
     assert text == (
         "sbatch --parsable '--job-name=a name' '--comment=onecurve /data/a run' --nodes=2 "
         "--gpus-per-node=4 --cpus-per-task=16 --time=12:00:00 "
         "--partition=gpu --dependency=afterok:12 --kill-on-invalid-dep=yes --account=us "
-        "/project/slurm/finetune.sh --config=r.yaml --seed=7"
+        "/project/slurm/finetune.sh --config=r.yaml --topology=fsdp --num_processes=6 --seed=7"
     )
 
 
 def test_a_sweep_and_its_comparison() -> None:
-    request = Request("r.yaml", {"seed": "7"}, gpus_per_node=1, partition="gpu", dependency="afterok:12")
+    options = ("--constraint=h100", "--account=us", "--time=99:00:00", "-qhigh", "--mem=200G")
+    request = Request(
+        "r.yaml", {"seed": "7"}, gpus_per_node=1, partition="gpu", dependency="afterok:12", options=options, num_processes=1
+    )  # fmt: skip
     array = render_sweep(ROOT, request, RUN, "s.yaml", num_runs=4, at_once=2).to_shell()
     assert "--array=0-3%2 --nodes=1 --gpus-per-node=1" in array
-    assert array.endswith("/project/slurm/sweep.sh --config=r.yaml --sweep=s.yaml --seed=7")
+    assert array.endswith("/project/slurm/sweep.sh --config=r.yaml --sweep=s.yaml --num_processes=1 --seed=7")
     comparison = render_comparison(ROOT, request, "s.yaml", "55").to_shell()
     assert "--dependency=afterany:55" in comparison
     assert "--partition=gpu" in comparison
     assert "gpus" not in comparison, "a table needs no GPU"
+    assert "--account=us -qhigh" in comparison
+    assert not any(word in comparison for word in ("h100", "99:00:00", "200G"))
     assert comparison.endswith("/project/slurm/sweep.sh --config=r.yaml --sweep=s.yaml --seed=7")
 
 
@@ -135,6 +143,13 @@ def test_a_line_of_squeue() -> None:
     assert waiting.describe() == "Slurm job 8: PENDING (Resources)"
     assert not waiting.is_over
     assert QueueState("8", "OUT_OF_MEMORY", "None", 0, "n1", "0:00").is_over
+
+
+def test_an_array_is_over_when_every_task_is() -> None:
+    ended, failed = QueueState("7", "COMPLETED", "None", 0, "", ""), QueueState("7", "FAILED", "None", 0, "", "")
+    waiting = QueueState("7", "PENDING", "Priority", 0, "", "")
+    assert pick_task([ended, waiting, ended]) is waiting
+    assert pick_task([ended, failed]).is_over
 
 
 def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

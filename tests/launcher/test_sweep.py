@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from launcher.errors import UsageError
-from launcher.sweep import build_runs, build_task, load_sweep
+from launcher.sweep import build_runs, build_task, copy_sweep, load_sweep
 from tests.conftest import ROOT
 from training.config import RecipeError, load_recipe
 
@@ -73,14 +73,35 @@ def test_the_command_of_a_task(recipe_file: Path, sweep: Path, tmp_path: Path) -
         ["--task", "4", "--config", str(recipe_file), f"--sweep={sweep}", "--seed", "9", "--max_length=8"]
     )
     assert words[:2] == ["bash", str(ROOT / "slurm" / "finetune.sh")]
-    flags = dict(zip(words[2::2], words[3::2], strict=True))
-    assert flags == {
+    assert dict(word.split("=", 1) for word in words[2:]) == {
         "--config": str(recipe_file),
         "--learning_rate": "3e-05",
         "--seed": "2",
         "--max_length": "8",
         "--output_dir": str(tmp_path / "run" / "run_04"),
     }
+
+
+def test_what_is_no_key_of_the_recipe_is_passed_on(recipe_file: Path, sweep: Path) -> None:
+    words = ["--task=0", "--config", str(recipe_file), f"--sweep={sweep}"]
+    more = ["--topology", "multi_cpu", "--num_processes=2", "--eval_only"]
+    assert {"--topology=multi_cpu", "--num_processes=2", "--eval_only=true"} <= set(build_task([*words, *more]))
+
+
+def test_a_task_leaves_the_recipes_of_others_to_them(recipe_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("grid: {learning_rate: [1.0, -1.0]}", encoding="utf-8")
+    assert "--learning_rate=1.0" in build_task(["--task=0", "--config", str(recipe_file), f"--sweep={path}"])
+
+
+def test_an_edit_of_the_sweep_file_does_not_reach_a_copy(sweep: Path, tmp_path: Path) -> None:
+    copy, before = copy_sweep(sweep, tmp_path / "new" / "folder"), load_sweep(sweep)
+    sweep.write_text("runs: [{seed: 5}]", encoding="utf-8")
+    other = copy_sweep(sweep, tmp_path / "new" / "folder")
+    assert (load_sweep(copy), load_sweep(other)) == (before, [{"seed": "5"}])
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="can't be written to"):
+        copy_sweep(sweep, tmp_path / "file")
 
 
 def test_a_task_that_is_not_there(recipe_file: Path, sweep: Path) -> None:
@@ -97,7 +118,7 @@ def test_words_reach_the_shell_whole(recipe_file: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "launcher.sweep", "--task=0", "--config", str(recipe_file), "--sweep", str(path)]
     output = subprocess.run(words, capture_output=True, check=True, cwd=ROOT).stdout.decode()
     assert output.endswith("\0")
-    assert odd in output.split("\0")
+    assert f"--text_column={odd}" in output.split("\0")
 
 
 def test_only_runs_that_are_there_are_compared(

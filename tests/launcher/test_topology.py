@@ -231,6 +231,15 @@ def test_granted_gpus_that_are_not_seen_are_told(root: Path) -> None:
     assert build_topology(root, node, "multi_cpu", None).uses_cpu, "who names a CPU topology means it"
 
 
+def test_a_gpu_that_was_granted_and_is_lost_is_told(root: Path) -> None:
+    node = machine(3, slurm=SlurmStep("1", 1, 0, "n1", is_batch_shell=False, num_gpus=4))
+    with pytest.raises(Unsuitable, match="granted 4 GPUs on this node, but nvidia-smi shows 3"):
+        choose_topology(root, node, None, Work(8, 128))
+    with pytest.raises(Unsuitable, match="granted 4 GPUs on this node, but nvidia-smi shows 3"):
+        build_topology(root, node, "fsdp", None)
+    assert build_topology(root, node, "multi_gpu", 2).num_processes == 2, "who says how many means it"
+
+
 def test_a_rehearsal_on_several_nodes_has_a_process_on_each(root: Path) -> None:
     node = machine(0, slurm=SlurmStep("1", 3, 0, "n1", is_batch_shell=False))
     assert build_topology(root, node, "multi_cpu", None).num_processes == 3
@@ -296,3 +305,11 @@ def test_a_yaml_that_is_wrong_is_no_bug(root: Path, text: str, expected: str) ->
 def test_shape_of_a_70b_model() -> None:
     shape: ModelShape = build_shape(LLAMA_70B, 2)
     assert shape.num_parameters == pytest.approx(69.5e9, rel=0.01)
+
+
+@pytest.mark.parametrize(("value", "is_there"), [("true", True), ("True", True), ("false", False)])
+def test_eval_only_is_passed_on_where_it_is_true(root: Path, value: str, is_there: bool) -> None:
+    topology = build_topology(root, machine(0), "cpu", None)
+    words = build_command(root, "r.yaml", {"eval_only": value, "seed": "1"}, topology, machine(0)).words
+    assert words[-2:] == ("--seed", "1")
+    assert ("--eval_only" in words) == is_there

@@ -19,7 +19,7 @@ from tests.launcher.conftest import ROOT
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of the sources and unpacked."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
-    for name in ("launcher", "training", "accelerate_configs"):
+    for name in ("launcher", "training", "accelerate_configs", "slurm"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -31,7 +31,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_that_is_read_at_run_time_is_there(installed: Path) -> None:
-    for folder, pattern in (("accelerate_configs", "*.yaml"), ("training/recipes", "*.yaml"), ("launcher", "*.html")):
+    for folder, pattern in (
+        ("accelerate_configs", "*.yaml"),
+        ("training/recipes", "*.yaml"),
+        ("launcher", "*.html"),
+        ("slurm", "*.sh"),
+        ("slurm", "*.yaml"),
+    ):
         expected = {path.name for path in (ROOT / folder).glob(pattern)}
         assert expected
         assert {path.name for path in (installed / folder).glob(pattern)} == expected

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -344,6 +345,35 @@ def test_a_failure_keeps_its_exit_code_and_is_not_queued_again(
     assert not list(tmp_path.glob(".onecurve-job-*"))
 
 
+def test_a_node_that_fails_alone_ends_the_others(
+    cluster: Cluster, write_recipe: WriteRecipe, submit_ending: Callable[..., str], tmp_path: Path
+) -> None:
+    # The first waits for the second as it does for real: in a training that has not begun.
+    real = f"PATH={cluster.environment['PATH']} exec onecurve run {write_recipe()} --num_processes 2"
+    started = time.monotonic()
+    job_id = submit_ending(
+        f'if [ "$SLURM_NODEID" = 1 ]; then echo the GPU is lost; exit 2; fi; {real}', "--nodes=2", "--job-name=alone"
+    )
+    job = cluster.wait(job_id, seconds=120)
+    log = (tmp_path / f"slurm-{job_id}.out").read_text(encoding="utf-8")
+    assert (job.state, job.exit_code, job.num_restarts) == ("FAILED", 2, 0), log
+    assert "the last lines of slurm-" in log
+    assert "the GPU is lost" in log, "the log of the node that has failed"
+    assert time.monotonic() - started < 90
+    wait_until(lambda: not find_processes(str(tmp_path / "run.yaml")), "nothing of it is left", 60)
+    assert not list(tmp_path.glob(".onecurve-job-*"))
+
+
+def test_what_a_node_needs_reaches_it(cluster: Cluster, submit_ending: Callable[..., str], tmp_path: Path) -> None:
+    # The test cluster binds nothing to cores; where Slurm does, a step without this variable gets one.
+    tells = 'echo "cores $SLURM_CPUS_ON_NODE $SRUN_CPUS_PER_TASK"; echo "here $SLURM_JOB_ID"; echo "offline $HF_HUB_OFFLINE"'
+    jobs = [submit_ending(tells, "--cpus-per-task=2"), submit_ending(tells, "--cpus-per-task=2", "--export=PATH")]
+    for job_id in jobs:
+        assert cluster.wait(job_id).state == "COMPLETED", read_log(tmp_path, job_id)
+        told = (tmp_path / f"slurm-{job_id}-node0.out").read_text(encoding="utf-8")
+        assert told == f"cores 2 2\nhere {job_id}\noffline 1\n"
+
+
 def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
     cluster: Cluster, submit_ending: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -370,4 +400,21 @@ def test_a_job_that_may_not_be_queued_again_says_so(
     cluster.run("scancel", "--batch", "--signal=USR1", job_id)
     job, log = cluster.wait(job_id, seconds=60), read_log(tmp_path, job_id)
     assert (job.state, job.exit_code, job.num_restarts) == ("FAILED", 75, 0), log
-    assert "may not be queued again; submit it again to go on" in log
+    assert "scontrol requeue: " in log, "what Slurm says of it"
+    assert "could not be queued again; submit it again to go on" in log
+
+
+def test_a_controller_that_refuses_at_first_is_asked_again(
+    cluster: Cluster, submit_ending: Callable[..., str], tmp_path: Path
+) -> None:
+    job_id = submit_ending(_STOPS)
+    scontrol, tries = tmp_path / "bin" / "scontrol", tmp_path / "tries"
+    refuses = f'echo x >> "{tries}"; [ $(wc -l < "{tries}") -gt 2 ] || {{ echo "Unable to contact" >&2; exit 1; }}'
+    scontrol.write_text(f'#!/bin/sh\n{refuses}\nexec {shutil.which("scontrol")} "$@"\n', encoding="utf-8")
+    scontrol.chmod(0o755)
+    wait_until(lambda: (tmp_path / "waiting").exists(), "it runs", 120)
+    cluster.run("scancel", "--batch", "--signal=USR1", job_id)
+    wait_until(lambda: cluster.job(job_id).num_restarts == 1, "queued again", 60)
+    assert read_log(tmp_path, job_id).count("scontrol requeue: Unable to contact") == 2
+    cluster.run("scancel", job_id)
+    cluster.wait(job_id)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -27,8 +29,10 @@ Onecurve = Callable[..., "subprocess.CompletedProcess[str]"]
 def onecurve(cluster: Cluster, tmp_path: Path) -> Onecurve:
     """Run the command line on the login node, in the test's folder."""
 
-    def run(*words: object, folder: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        return cluster.run(sys.executable, "-m", "launcher", *words, folder=folder)
+    def run(
+        *words: object, folder: Path = tmp_path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return cluster.run(sys.executable, "-m", "launcher", *words, folder=folder, environment=environment)
 
     return run
 
@@ -80,6 +84,14 @@ def test_a_sweep_and_its_comparison(
     assert result.returncode == 0, result.stderr
     submitted = json.loads(result.stdout)
     array, comparison = submitted["job_id"], submitted["comparison_id"]
+
+    def has_begun() -> bool:
+        return any(f"({array}_1), start 1" in log.read_text(encoding="utf-8") for log in tmp_path.glob("slurm-*.out"))
+
+    wait_until(has_begun, "task 1 begins", 60)
+    # A task is a job like any other: stopped, it goes on, and the comparison waits for it.
+    # (scancel may send this signal twice, 5 s apart: see slurm/finetune.sh.)
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
     wait_until(lambda: (tmp_path / "sweep" / "run_00" / "metrics.jsonl").exists(), "the first begins", 240)
     states = cluster.run("squeue", "--noheader", "--array", f"--jobs={array}", "--format=%T").stdout.split()
     assert states.count("RUNNING") == 2
@@ -88,10 +100,10 @@ def test_a_sweep_and_its_comparison(
     assert task is not None
     assert (task["job_id"], task["state"]) == (f"{array}_3", "PENDING")
     assert task["run"] == str(tmp_path / "sweep" / "run_03")
-    # A task is a job like any other: stopped, it goes on, and the comparison waits for it.
-    # (scancel may send this signal twice, 5 s apart: see slurm/finetune.sh.)
-    cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
     assert cluster.wait(comparison).state == "COMPLETED", read_log(tmp_path, comparison)
+    stopped = ask(f"{array}_1")
+    assert stopped is not None
+    assert stopped["num_restarts"] >= 1
     log = (tmp_path / f"slurm-{comparison}.out").read_text(encoding="utf-8")
     for number, (learning_rate, seed) in enumerate([(1e-4, 1), (1e-4, 2), (1e-3, 1), (1e-3, 2)]):
         run = Run(0, "", "", tmp_path / "sweep" / f"run_{number:02d}")
@@ -103,6 +115,49 @@ def test_a_sweep_and_its_comparison(
     settings = {"max_train_steps": 20, "dropout": 0.1, "learning_rate": 1e-4, "seed": 2}
     alone = train({**recipe, **settings, "output_dir": str(tmp_path / "alone")})
     assert Run(0, "", "", tmp_path / "sweep" / "run_01").losses == alone.losses
+
+
+def test_an_array_is_cancelled_after_a_task_has_ended(
+    cluster: Cluster, onecurve: Onecurve, ask: Ask, tmp_path: Path
+) -> None:
+    script = '[ "$SLURM_ARRAY_TASK_ID" != 1 ] || sleep 1002'
+    array = cluster.submit("--array=0-2", "--output=/dev/null", "--wrap", script, folder=tmp_path)
+    states = ["squeue", "--noheader", "--states=all", "--array", f"--jobs={array}", "--format=%T"]
+    wait_until(
+        lambda: sorted(cluster.run(*states).stdout.split()) == ["COMPLETED", "COMPLETED", "RUNNING"], "two end", 60
+    )
+    state = ask(array)
+    assert state is not None
+    assert (state["state"], state["is_over"]) == ("RUNNING", False)
+    result = onecurve("cancel", array)
+    assert result.returncode == 0, result.stderr
+    wait_until(lambda: "RUNNING" not in cluster.run(*states).stdout, "the third ends", 60)
+    again = onecurve("cancel", array)
+    assert again.returncode == 2
+    assert "is over" in again.stderr
+
+
+def test_an_array_whose_comparison_is_refused_is_known(
+    onecurve: Onecurve, cluster: Cluster, write_recipe: WriteRecipe, tmp_path: Path, sweep_file: Path
+) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    refuses = 'case "$*" in *afterany*) echo "sbatch: error: no more jobs" >&2; exit 1;; esac'
+    text = f'#!/bin/sh\n{refuses}\nexec {shutil.which("sbatch")} "$@"\n'
+    (folder / "sbatch").write_text(text, encoding="utf-8")
+    (folder / "sbatch").chmod(0o755)
+    variables = {"PATH": f"{folder}{os.pathsep}{cluster.environment['PATH']}"}
+    words = [write_recipe("sweep"), "--array", sweep_file, "--sbatch=--begin=now+600", "--topology=cpu"]
+    result = onecurve("submit", *words, environment=variables)
+    assert result.returncode == 2
+    array = (tmp_path / "sweep" / "slurm_job_id").read_text(encoding="utf-8").strip()
+    assert f"job {array} is submitted, but not the job that compares its runs" in result.stderr
+    assert "no more jobs" in result.stderr
+    assert (tmp_path / "sweep" / "run_03" / "slurm_job_id").read_text(encoding="utf-8") == f"{array}_3\n"
+    assert onecurve("cancel", array).returncode == 0
+    unknown = onecurve("submit", *words[:1], "--topology=multi_cpus")
+    assert unknown.returncode == 2
+    assert "did you mean multi_cpu?" in unknown.stderr
 
 
 def test_submitted_watched_and_cancelled(

@@ -52,6 +52,15 @@ def test_the_environment_names_versions_and_revision_and_no_variable(monkeypatch
     assert "a-secret-value" not in json.dumps(environment)
 
 
+def test_a_task_of_an_array_is_named_by_its_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    assert describe_environment({})["slurm_job_id"] == "12"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert describe_environment({})["slurm_job_id"] == "12_3", "the number of the last task is that of the array"
+
+
 def test_without_git_there_is_no_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_environment({})["git_revision"] is None
