@@ -288,7 +288,7 @@ def test_a_restart_keeps_the_checkpoint_that_is_named(
     (checkpoint / "manifest.json").touch()
     commands: list[str] = []
 
-    def crash(command: Any, *others: Any) -> supervise.Ending:
+    def crash(command: Any, *others: Any, **options: Any) -> supervise.Ending:
         commands.append(command.to_shell())
         return supervise.Ending(1, "crashed")
 
