@@ -44,7 +44,7 @@ test: build/demo/complete
 	$(PYTEST) -m "not slow"
 
 test-all: build/demo/complete
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --durations=0 --durations-min=1
 
 invariance: build/demo/complete
 	.venv/bin/python -m benchmarks.invariance

@@ -48,17 +48,20 @@ class Tally:
     end_seconds: dict[str, list[float]] = field(default_factory=dict)
     recovery_seconds: dict[str, list[float]] = field(default_factory=dict)
 
-    def note(self, victim: str, moment: str, end_seconds: float, recovery_seconds: float | None) -> None:
+    def note(
+        self, victim: str, moment: str, end_seconds: float, previous: str | None, recovery_seconds: float | None
+    ) -> None:
         """Count a kill.
 
         Args:
-            recovery_seconds: which the start before this kill took, if it had come to train.
+            previous: the victim before, after which this start trained again; None for the first start.
+            recovery_seconds: which this start took, if it had come to train.
         """
         self.kills[victim] += 1
         self.kills_in[victim, moment] += 1
         self.end_seconds.setdefault(victim, []).append(end_seconds)
-        if recovery_seconds is not None:
-            self.recovery_seconds.setdefault(victim, []).append(recovery_seconds)
+        if previous is not None and recovery_seconds is not None:
+            self.recovery_seconds.setdefault(previous, []).append(recovery_seconds)
         print(".", end="", flush=True)
 
 
@@ -144,7 +147,7 @@ def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: 
         process.kill()
         process.join()
         assert moment, (folder / "killed.output").read_text() + "\nfinished too early: raise --steps"
-        tally.note("process", moment, time.monotonic() - started, seconds)
+        tally.note("process", moment, time.monotonic() - started, "process" if number else None, seconds)
         start_seconds = seconds or start_seconds
         check_nothing_is_lost(folder / "killed")
     last = fork("killed", num_steps)
@@ -157,7 +160,7 @@ def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: 
         run = Job({**launched, "output_dir": str(folder / "whole2")}, "multi_cpu", 2).finish()
         assert run.exit_code == 0, run.stdout
         here = {**launched, "output_dir": str(folder / "killed2")}
-        start_seconds = 15.0
+        start_seconds, previous = 15.0, None
         for number in range(num_launched):
             wanted = choose_moment(number, num_launched)
             victims = ("rank 0", "rank 1", "launcher", "all")
@@ -171,7 +174,8 @@ def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: 
             ended = job.wait_for_end()
             # Ranks without a launcher come to train before they look for it.
             assert ended < 30 or (victim, moment) == ("launcher", "a start"), ended
-            tally.note(victim, moment, ended, seconds)
+            tally.note(victim, moment, ended, previous, seconds)
+            previous = victim
             start_seconds = seconds or start_seconds
             check_nothing_is_lost(job.path)
         run = Job(here, "multi_cpu", 2).finish()

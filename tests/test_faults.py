@@ -187,7 +187,7 @@ def test_a_frozen_process_is_named_though_it_can_not_answer(recipe: Settings, jo
     jobs.append(job)
     job.wait_for_step(10)
     job.ranks()[1].send_signal(signal.SIGSTOP)
-    job.wait_until(lambda: "process 1 did not answer at all" in job.output, seconds=30)
+    job.wait_until(lambda: "process 1 did not answer at all" in job.output, seconds=90)  # In a save it is given more.
     assert job.wait_for_end() < 60
     assert (job.path / "hangs" / "process_00000.txt").exists()
 

@@ -89,10 +89,6 @@ def test_a_sweep_and_its_comparison(
         return any(f"({array}_1), start 1" in log.read_text(encoding="utf-8") for log in tmp_path.glob("slurm-*.out"))
 
     wait_until(has_begun, "task 1 begins", 60)
-    # A task is a job like any other: stopped, it goes on, and the comparison waits for it.
-    # (scancel may send this signal twice, 5 s apart: see slurm/finetune.sh.)
-    cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
-    wait_until(lambda: (tmp_path / "sweep" / "run_00" / "metrics.jsonl").exists(), "the first begins", 240)
     states = cluster.run("squeue", "--noheader", "--array", f"--jobs={array}", "--format=%T").stdout.split()
     assert states.count("RUNNING") == 2
     assert states.count("PENDING") == 2
@@ -100,6 +96,9 @@ def test_a_sweep_and_its_comparison(
     assert task is not None
     assert (task["job_id"], task["state"]) == (f"{array}_3", "PENDING")
     assert task["run"] == str(tmp_path / "sweep" / "run_03")
+    # A task is a job like any other: stopped, it goes on, and the comparison waits for it.
+    # (scancel may send this signal twice, 5 s apart: see slurm/finetune.sh.)
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
     assert cluster.wait(comparison).state == "COMPLETED", read_log(tmp_path, comparison)
     stopped = ask(f"{array}_1")
     assert stopped is not None
