@@ -87,6 +87,32 @@ def test_a_launcher_that_dies_while_its_rank_loads_torch_is_missed(recipe: Setti
     assert read_status(job.path)["exit_code"] == 75
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process has loaded is read from /proc")
+@pytest.mark.parametrize("frozen", [None, 1], ids=["both ranks come late", "one rank waits for a frozen one"])
+def test_ranks_whose_launcher_dies_during_the_start_end(recipe: Settings, jobs: list[Job], frozen: int | None) -> None:
+    job = Job({**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 500}, "multi_cpu", 2)
+    jobs.append(job)
+    job.wait_for_ranks()
+    ranks = job.ranks()
+    if frozen is None:
+        job.wait_until(lambda: any("libtorch" in loaded.path for loaded in ranks[0].memory_maps()))
+    else:
+        ranks[frozen].suspend()
+        # In the store's port, and so past the look at it: what is waited for is the other rank.
+        job.wait_until(lambda: any(link.status == "ESTABLISHED" for link in ranks[0].net_connections()))
+    job.process.kill()
+    job.process.wait()
+    if frozen is not None:
+        ranks[0].wait(30)
+        ranks[frozen].resume()
+    assert job.wait_for_end() < 30
+    assert not job.path.exists() or not list_checkpoints(job.path)
+    if frozen is None:
+        assert "the launcher died before the first step. Nothing is lost" in job.output
+    assert Job({**recipe, "max_train_steps": 2}, "multi_cpu", 2).finish().exit_code == 0
+
+
 def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: list[Job]) -> None:
     settings = {**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 500}
     job = Job(settings)

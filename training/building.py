@@ -18,7 +18,7 @@ from training import cpu_dropout, memory, optimization, strategy
 from training.checkpointing import CheckpointWriter, check_room
 from training.config import Recipe, ResolvedRecipe
 from training.data import PreparedData, Split, build_loader, prepare_data
-from training.faults import Outcome
+from training.faults import Outcome, launcher_is_gone
 from training.milestones import Milestones, Progress
 from training.model import build_model, check_head, count_parameters, describe_model, load_config, load_tokenizer
 from training.reporting import Reporter, describe_plan
@@ -69,15 +69,15 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         BadInput: data, model or machine can't do what the recipe asks.
         WrongTopology: the processes that came up are not those that were asked for.
     """
-    launched = (
-        strategy.Launched.from_environment()
-    )  # The group, in which processes may wait in vain, is joined in `_build`.
+    # The group, in which processes may wait in vain, is joined in `_build`.
+    launched = strategy.Launched.from_environment()
     watchdog = Watchdog(
         run.hangs,
         launched.process,
         launched.num_processes,
         resolved.recipe.hang_timeout_seconds,
         lambda message: outcome.tell("failed", 1, message),
+        launcher_is_gone,
     )
     try:
         return _build(resolved, run, outcome, start, watchdog)

@@ -7,6 +7,7 @@
     └── Fault              1
         ├── BadInput       2   data, model or machine can't do what the recipe asks
         ├── WrongTopology  2   the processes that came up are not those that were asked for
+        ├── LostLauncher   1   the launcher died before the first step
         ├── Diverged       3   the loss is not a number any more
         └── Preempted     75   asked to stop; a good checkpoint was written (or, by predict, nothing)
 
@@ -74,6 +75,12 @@ class WrongTopology(Fault):
     """The processes that came up are not those that were asked for."""
 
     exit_code = 2
+
+
+class LostLauncher(Fault):
+    """The launcher died before the first step: nobody ends the processes that are left, so each speaks and ends itself."""
+
+    is_of_one_process = True
 
 
 class Diverged(Fault):

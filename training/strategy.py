@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,7 +35,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from training import rehearsal
 from training.config import Recipe, ResolvedRecipe
-from training.faults import BadInput, Fault, WrongTopology, is_main_process
+from training.faults import BadInput, Fault, LostLauncher, WrongTopology, is_main_process
 from training.sampling import MicroBatch, derive_key
 from training.watchdog import PATIENCE
 
@@ -127,8 +128,10 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
 
     Raises:
         WrongTopology: the group has another size than the launcher set up.
+        LostLauncher: it died meanwhile.
     """
     launched = Launched.from_environment()
+    _check_store()
     has_accelerator = _find_device(launched) != "cpu"
     if not has_accelerator:
         # oneDNN compiles its kernels for each shape, and keeps the last 1024 of them. Batches of many lengths need more, and
@@ -173,6 +176,22 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
         unset_hf_deepspeed_config()
     _choose_sharded_layers(accelerator, model)
     return accelerator
+
+
+def _check_store() -> None:
+    """Refuse to look for the other processes in a store that is gone: torch would knock as long as a collective may take.
+
+    torch's agent, which is the launcher or the first machine's, holds the store and opens it before it starts anyone.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    try:
+        socket.create_connection(address, timeout=10).close()
+    except ConnectionRefusedError:
+        raise LostLauncher("the launcher died before the first step. Nothing is lost: start it again") from None
+    except OSError:
+        pass  # Slow, perhaps, where thousands knock at once: torch tries again.
 
 
 def _choose_sharded_layers(accelerator: Accelerator, model: torch.nn.Module) -> None:

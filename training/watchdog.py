@@ -26,6 +26,9 @@ PATIENCE = 10.0
 # After SIGTERM a process may wait for another one that is dead already.
 _SECONDS_AFTER_SIGTERM = 20.0
 
+# What a start may take when its launcher has died: that held the store in which processes find each other.
+_SECONDS_WITHOUT_LAUNCHER = 10.0
+
 # How long the first process waits for the others' stacks.
 _SECONDS_OF_ROLL_CALL = 10.0
 
@@ -53,16 +56,25 @@ class Watchdog:
         num_processes: how many there are.
         timeout_seconds: the longest that a step or a batch of an evaluation may take.
         tell: called with the one message, by the process that speaks.
+        is_orphan: whether this process's launcher is gone.
     """
 
     def __init__(
-        self, folder: Path, process: int, num_processes: int, timeout_seconds: float, tell: Callable[[str], None]
+        self,
+        folder: Path,
+        process: int,
+        num_processes: int,
+        timeout_seconds: float,
+        tell: Callable[[str], None],
+        is_orphan: Callable[[], bool] = lambda: False,
     ) -> None:
         self._folder = folder
         self._process = process
         self._num_processes = num_processes
         self._timeout_seconds = timeout_seconds
         self._tell = tell
+        self._is_orphan = is_orphan
+        self._orphaned_at: float | None = None
         self._patience = PATIENCE  # Until the first beat.
         self._last_beat = time.monotonic()
         self._longest_seconds = 0.0
@@ -129,12 +141,26 @@ class Watchdog:
     def _watch(self) -> None:
         try:
             while not self._is_over.wait(min(1.0, self._timeout_seconds / 10)):
+                self._look_for_launcher()
                 if time.monotonic() - self._last_beat > self._limit_seconds():
                     self._end_process()
                 # Should native code keep this thread from running as well, the interpreter's own watchdog is left.
                 faulthandler.dump_traceback_later(self._limit_seconds() + 2 * _SECONDS_OF_ROLL_CALL, exit=True)
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+    def _look_for_launcher(self) -> None:
+        """End a start that waits for others in vain; from the first step on, a stop is agreed on instead."""
+        if self._num_beats or not self._is_orphan():
+            return
+        now = time.monotonic()
+        self._orphaned_at = self._orphaned_at or now
+        if now - self._orphaned_at > _SECONDS_WITHOUT_LAUNCHER:
+            self._say(
+                f"process {self._process}: the launcher died before the first step, and what this process waits for will "
+                "not come. Nothing is lost: start it again"
+            )
+            os._exit(1)
 
     def _end_process(self) -> None:
         seconds = time.monotonic() - self._last_beat

@@ -92,6 +92,36 @@ def test_who_works_or_was_given_time_is_left_alone(tmp_path: Path, work: str) ->
     assert not (tmp_path / "hangs").exists()
 
 
+ORPHANED = """
+import time
+from pathlib import Path
+from training import watchdog
+
+watchdog._SECONDS_WITHOUT_LAUNCHER = 0.2
+told = lambda message: print("told:", message, flush=True)
+with watchdog.Watchdog(Path("none"), 3, 4, 1.0, told, lambda: True) as watched:
+    {beat}
+    time.sleep({seconds})
+print("done")
+"""
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_start_ends_without_its_launcher_and_a_training_agrees_on_a_stop(trains: bool) -> None:
+    script = ORPHANED.replace("{beat}", "watched.beat()" if trains else "").replace(
+        "{seconds}", "0.9" if trains else "60"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    if trains:
+        assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+    else:
+        assert result.returncode == 1
+        assert "onecurve: process 3: the launcher died before the first step" in result.stderr
+        assert "told: process 3: the launcher died" in result.stdout
+
+
 def test_a_disk_that_takes_no_stacks_keeps_no_hang_alive(tmp_path: Path) -> None:
     result = hang(tmp_path / "hangs", "Path(sys.argv[1]).touch(); time.sleep(60)")  # No folder can be made there.
     assert result.returncode == 1
