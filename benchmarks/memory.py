@@ -97,7 +97,7 @@ def measure(case: Case) -> int:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from training import cpu_dropout
+    from training import cpu_dropout, last_layer
 
     model_name, _, num_examples, length, options = case
     torch.set_num_threads(2)
@@ -117,6 +117,7 @@ def measure(case: Case) -> int:
     if options.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     cpu_dropout.install(model, build_recipe(case))
+    last_layer.install(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     batch = {
         "input_ids": torch.randint(1000, 2000, (num_examples, length)),
@@ -148,11 +149,14 @@ def measure_tracked(case: Case) -> int:
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from transformers import BertConfig, BertForSequenceClassification
 
+    from training import last_layer
+
     model_name, strategy, num_examples, length, _ = case
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(NUM_RANKS), DS_ACCELERATOR="cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=NUM_RANKS)
     settings = {key: value for key, value in build_config(model_name).items() if key != "model_type"}
     model = BertForSequenceClassification(BertConfig(**settings, num_labels=NUM_LABELS)).train()
+    last_layer.install(model)
     tokens = torch.randint(1000, 2000, (num_examples, length))
     mask = torch.ones_like(tokens)
     mask[0, -3:] = 0

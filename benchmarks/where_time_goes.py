@@ -50,7 +50,7 @@ def profile(name: str, masks: str) -> dict[str, float]:
     from torch.profiler import ProfilerActivity
     from transformers import AutoModelForSequenceClassification, logging
 
-    from training import cpu_dropout
+    from training import cpu_dropout, last_layer
     from training.config import Recipe
 
     logging.set_verbosity_error()
@@ -64,6 +64,7 @@ def profile(name: str, masks: str) -> dict[str, float]:
     recipe = Recipe(model_name_or_path=path, train_file=("none",), mixed_precision="bf16")
     if masks == "bytes":
         cpu_dropout.install(model, recipe)
+        last_layer.install(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     num_examples, length = (workload.micro_batch_size, 512 if workload.texts == "long" else 24)
     batch = {"input_ids": torch.randint(1000, 30000, (num_examples, length))}

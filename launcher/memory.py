@@ -58,6 +58,7 @@ class Work:
         gradient_checkpointing: the recipe's.
         keeps_attention: whether attention probabilities are kept: eager attention, and on a CPU any with dropout or in bf16.
         mask_bytes: of one kept dropout decision: 1 on a GPU; on a CPU 2, or 4 where torch keeps the noise itself.
+        cuts_last_layer: whether the last layer computes the first token only, as training/last_layer.py has it.
     """
 
     num_examples: int
@@ -67,6 +68,7 @@ class Work:
     gradient_checkpointing: bool = False
     keeps_attention: bool = False
     mask_bytes: int = 1
+    cuts_last_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
     temporaries += 2 * tokens * hidden * 4
     if work.gradient_checkpointing:
         return shape.num_layers * tokens * hidden * 4 + embeddings, layer + temporaries
+    if work.cuts_last_layer:
+        return (shape.num_layers - 1) * layer + casts // 2 + tokens * 2 * keys * size + embeddings, temporaries
     return shape.num_layers * layer + embeddings, temporaries
 
 

@@ -203,6 +203,9 @@ def build_work(
         gradient_checkpointing=recipe.gradient_checkpointing,
         keeps_attention=keeps_attention,
         mask_bytes=0 if dropout == 0 else 2 if exchanges else 4 if kind == "cpu" else 1,
+        cuts_last_layer=shape is not None
+        and shape.reads_first_token
+        and recipe.attn_implementation in (None, "eager", "sdpa"),
     )
 
 

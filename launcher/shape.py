@@ -25,6 +25,8 @@ _GATED_TYPES = (
     "modernbert",
 )
 _DECODER_TYPES = (*_GATED_TYPES[:-1], "gpt2", "gpt_neox", "opt", "phi")
+# What training/last_layer.py knows: their classifiers read the first token alone.
+_FIRST_TOKEN_TYPES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
 # Largest header of a safetensors file (the format's own limit).
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -63,6 +65,11 @@ class ModelShape:
     def embedding_parameters(self) -> int:
         """Token embeddings: they take memory but no matrix product."""
         return self.vocab_size * self.hidden_size
+
+    @property
+    def reads_first_token(self) -> bool:
+        """Whether the classifier reads the first token alone, so that the last layer need not compute the others."""
+        return self.model_type in _FIRST_TOKEN_TYPES and not self.is_decoder
 
 
 def load_shape(model: str, num_labels: int) -> ModelShape:

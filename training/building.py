@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
 
-from training import cpu_dropout, memory, optimization, strategy
+from training import cpu_dropout, last_layer, memory, optimization, strategy
 from training.checkpointing import CheckpointWriter, check_room
 from training.config import Recipe, ResolvedRecipe
 from training.data import PreparedData, Split, build_loader, prepare_data
@@ -110,6 +110,7 @@ def _build(
             load_weights(start.checkpoint, model)
     if accelerator.device.type == "cpu":
         cpu_dropout.install(model, recipe)
+    last_layer.install(model)
 
     # The plan: which examples make up each step, the same on every topology, and who takes which.
     progress = start.progress if start else Progress()
