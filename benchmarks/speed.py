@@ -119,7 +119,7 @@ class Turns:
     examples_per_cpu_second: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
-    def add(self, turn: dict[str, Any], shape: tuple[int, int, int], mean_length: float) -> None:
+    def add(self, turn: dict[str, Any], shape: tuple[int, int, int], mean_length: float, cuts_last_layer: bool) -> None:
         """Add a turn; `shape` as `read_shape` gives it.
 
         Ways see other texts in the few steps of a turn, some of them sorted by length: what they have in common is
@@ -129,7 +129,7 @@ class Turns:
         self.examples_per_second.append(sum(lengths) / mean_length / seconds)
         self.examples_per_cpu_second.append(sum(lengths) / mean_length / turn["cpu_seconds"])
         self.tokens_per_second.append(sum(lengths) / seconds)
-        self.flops_per_second.append(count_flops(lengths, shape) / seconds)
+        self.flops_per_second.append(count_flops(lengths, shape, cuts_last_layer) / seconds)
         self.padding.append(1 - sum(lengths) / turn["padded"])
         self.waited.append(turn.get("waited", 0.0) / seconds)
         self.peak_bytes = max(self.peak_bytes, turn.get("peak_bytes", 0))
@@ -142,14 +142,19 @@ def read_shape(model: str) -> tuple[int, int, int]:
     return layers * (4 * hidden**2 + 2 * hidden * config["intermediate_size"]), layers, hidden
 
 
-def count_flops(lengths: Sequence[int], shape: tuple[int, int, int]) -> float:
+def count_flops(lengths: Sequence[int], shape: tuple[int, int, int], cuts_last_layer: bool = False) -> float:
     """Of forward and backward on texts without their padding: 6 a weight and token, and attention's two products.
 
     The rule of Kaplan et al. 2020 ("Scaling Laws for Neural Language Models", section 2.1), with a factor 3 for the
-    backward pass. Embeddings, norms and softmax are not counted.
+    backward pass. Embeddings, norms and softmax are not counted. A last layer that is cut (training/last_layer.py) makes
+    keys and values of all tokens, and all else of one.
     """
     weights, layers, hidden = shape
-    return float(sum(6 * weights * length + 12 * layers * hidden * length**2 for length in lengths))
+    whole = sum(6 * weights * length + 12 * layers * hidden * length**2 for length in lengths)
+    if not cuts_last_layer:
+        return float(whole)
+    left_out = weights // layers - 2 * hidden**2
+    return float(whole - sum((6 * left_out + 12 * hidden * length) * (length - 1) for length in lengths))
 
 
 class Lock:
@@ -212,7 +217,7 @@ def measure(workload: Workload, ways: str, flags: Sequence[str], lock: Lock) -> 
                     num_steps = 1 if way == "a" or not number else workload.steps
                     turn = workers[way].ask(do="train", steps=num_steps)
                 if number:
-                    turns[way].add(turn, shape, mean_length)
+                    turns[way].add(turn, shape, mean_length, cuts_last_layer=way in "efgh")
             if number:
                 peaks.append(workers["e"].ask(do="peak"))
         print(f"{workload.name}: round {number} of {workload.rounds}", file=sys.stderr, flush=True)
@@ -357,7 +362,8 @@ def build_page(folder: Path) -> str:
         f"Short texts are {describe_short_texts()}. All ways have `OMP_NUM_THREADS={machine['threads']}`,",
         "`OMP_WAIT_POLICY=PASSIVE` and the allocator settings that `onecurve run` gives (`MALLOC_MMAP_THRESHOLD_` and two",
         "more), unless the row says so. The ratio of processor time is less sensitive to what else the machine does.",
-        "FLOP/s count real tokens only, so padding lowers the share. Of examples/s, an example has the mean length of the data.",
+        "FLOP/s count real tokens only, so padding lowers the share, and of e only what it computes: its last layer is cut",
+        "(docs/speed.md). Of examples/s, an example has the mean length of the data.",
         "",
     ]
     for name, result in results.items():

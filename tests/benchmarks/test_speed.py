@@ -16,6 +16,7 @@ import torch
 from benchmarks import scale
 from benchmarks.speed import WAYS, Turns, count_flops, read_shape, to_table
 from tests.conftest import ROOT
+from training import last_layer
 
 
 def run_benchmark(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -30,15 +31,18 @@ def run_benchmark(module: str, arguments: Sequence[str]) -> subprocess.Completed
     )
 
 
-def test_flops_are_those_of_the_matrix_products(demo: Path) -> None:
+@pytest.mark.parametrize("cuts_last_layer", [False, True])
+def test_flops_are_those_of_the_matrix_products(demo: Path, cuts_last_layer: bool) -> None:
     """Against PyTorch's own counter, on the real model; the head's few and the embeddings are not counted by us."""
     from torch.utils.flop_counter import FlopCounterMode
-    from transformers import BertModel
+    from transformers import BertForSequenceClassification
 
-    model = BertModel.from_pretrained(demo / "model", add_pooling_layer=False, attn_implementation="eager")
+    model = BertForSequenceClassification.from_pretrained(demo / "model", attn_implementation="eager")
+    if cuts_last_layer:
+        assert last_layer.install(model)
     with FlopCounterMode(display=False) as counter:
-        model(input_ids=torch.ones(3, 40, dtype=torch.long)).last_hidden_state.sum().backward()
-    ours = count_flops([40, 40, 40], read_shape(str(demo / "model")))
+        model(input_ids=torch.ones(3, 40, dtype=torch.long)).logits.sum().backward()
+    ours = count_flops([40, 40, 40], read_shape(str(demo / "model")), cuts_last_layer)
     # The first layer's input needs no gradient in our model either, but the counter's embeddings do.
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
 
@@ -54,7 +58,7 @@ def test_a_turn_becomes_rates_and_ratios() -> None:
                 "padded": 50,
                 "waited": 0.01,
             }
-            turns[way].add(turn, (1000, 1, 10), 20.0)
+            turns[way].add(turn, (1000, 1, 10), 20.0, cuts_last_layer=False)
     peaks = [{"bfloat16": 4e6, "float32": 1e6}] * 2
     table = to_table({"workload": "quick", "ways": {way: vars(found) for way, found in turns.items()}, "peaks": peaks})
     row = next(line for line in table if line.startswith("| a "))
