@@ -205,6 +205,7 @@ def _publish(target: Path, fill: Callable[[Path], None]) -> str | None:
         fill(staging)
         _sync(staging)
         if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)  # A kill may have left one beside its successor.
             target.rename(replaced)
         staging.rename(target)
         _sync_folder(target.parent)

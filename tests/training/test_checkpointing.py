@@ -280,6 +280,23 @@ def test_what_a_killed_write_left_is_in_nobodys_way(writer: CheckpointWriter) ->
     assert find_fault(writer.run.checkpoints / "step_00000001") is None
 
 
+def test_a_kill_while_a_replaced_folder_is_removed_is_in_nobodys_way(
+    writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = writer.run.path / "final"  # Not among the checkpoints, which the next start puts in order.
+
+    def fill(staging: Path) -> None:
+        (staging / "README.md").write_text("what was trained")
+
+    assert checkpointing._publish(target, fill) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, **options: None)
+        assert checkpointing._publish(target, fill) is None
+    assert names(writer.run.path) == {"final", ".final.replaced"}
+    assert checkpointing._publish(target, fill) is None
+    assert names(writer.run.path) == {"final"}
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(
     writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
