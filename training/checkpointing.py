@@ -141,17 +141,10 @@ class CheckpointWriter:
         if self._problem is None:
             try:
                 if is_best:
-                    self._point_best(target)
+                    point_best(self.run, target)
                 self._prune(best_step)
             except OSError as error:
                 self._problem = f"{self.run.checkpoints} could not be put in order: {error}"
-
-    def _point_best(self, checkpoint: Path) -> None:
-        """Let `best` name a checkpoint, in one step."""
-        link = self.run.path / ".best.tmp"
-        link.unlink(missing_ok=True)
-        link.symlink_to(checkpoint.relative_to(self.run.path))
-        link.replace(self.run.best)
 
     def _prune(self, best_step: int | None) -> None:
         """Keep the newest checkpoints and the best one; older ones go only now that the newest is whole."""
@@ -214,6 +207,14 @@ def _publish(target: Path, fill: Callable[[Path], None]) -> str | None:
         shutil.rmtree(staging, ignore_errors=True)
         return f"{str(target)!r} could not be written: {error}. What was saved before is whole: start it again to go on"
     return None
+
+
+def point_best(run: RunDirectory, checkpoint: Path) -> None:
+    """Let `best` name a checkpoint, in one step."""
+    link = run.path / ".best.tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(checkpoint.relative_to(run.path))
+    link.replace(run.best)
 
 
 def mend(folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from training import strategy
-from training.checkpointing import find_checkpoint, find_fault, keep_aside, load_progress, mend
+from training.checkpointing import find_checkpoint, find_fault, keep_aside, load_progress, mend, point_best
 from training.config import FREE_KEYS, ResolvedRecipe
 from training.data import PreparedData
 from training.faults import BadInput
@@ -96,6 +96,10 @@ def tidy(run: RunDirectory, start: Start) -> None:
     for checkpoint in start.damaged:
         keep_aside(checkpoint)
     mend(run.checkpoints)
+    # A kill may have come between a checkpoint's name and the link to it. The best one may also be another run's.
+    best_step = start.progress.best_step
+    if best_step is not None and (best := run.checkpoints / f"step_{best_step:08d}").is_dir():
+        point_best(run, best)
 
 
 def _open_named(checkpoint: Path, resolved: ResolvedRecipe) -> Start:

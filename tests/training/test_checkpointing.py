@@ -30,6 +30,7 @@ from training.checkpointing import (
 )
 from training.faults import BadInput, Fault
 from training.milestones import Progress
+from training.resumption import Start, tidy
 from training.run_directory import RunDirectory
 from training.states import count_state_bytes
 from training.strategy import forget_state
@@ -235,6 +236,19 @@ def test_a_kill_while_an_old_one_is_removed_leaves_no_half_of_it(
     assert {path.name for path in writer.run.checkpoints.glob("step_*")} == {"step_00000002", "step_00000003"}
     mend(writer.run.checkpoints)
     assert names(writer.run.checkpoints) == {"step_00000002", "step_00000003"}
+
+
+def test_a_kill_before_the_link_to_the_best_one_is_made_good(
+    writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(writer, Progress(1, best_step=1), is_best=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointing, "point_best", lambda run, checkpoint: None)
+        save(writer, Progress(2, best_step=2), is_best=True)
+    assert writer.run.best.resolve().name == "step_00000001"
+    newest = writer.run.checkpoints / "step_00000002"
+    tidy(writer.run, Start(newest, load_progress(newest)))
+    assert writer.run.best.resolve() == newest
 
 
 def test_the_final_model_needs_no_memory_for_moments(writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch) -> None:
