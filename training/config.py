@@ -361,12 +361,14 @@ def find_contradictions(recipe: Recipe) -> list[str]:
 def count_most_checkpoints(recipe: Recipe, steps_per_epoch: int, num_steps: int) -> int:
     """How many may lie there at once: those that are kept, the best one, and the one that is being written."""
 
-    def count(every: int | str | None) -> int:
-        return 0 if every is None else num_steps // (steps_per_epoch if every == "epoch" else int(every))
+    def count(every: int | str | None, steps: int = num_steps) -> int:
+        return 0 if every is None else steps // (steps_per_epoch if every == "epoch" else int(every))
 
     num_planned, has_best = count(recipe.checkpointing_steps), recipe.metric_for_best_model is not None
+    if has_best:  # Each evaluation, and there is one after the last step, may be the best so far and among the newest.
+        num_planned += count(recipe.eval_steps, num_steps - 1) + 1
     if recipe.save_total_limit is None:
-        return max(1, num_planned + (count(recipe.eval_steps) if has_best else 0))
+        return max(1, num_planned)
     return min(recipe.save_total_limit, max(1, num_planned)) + has_best + 1
 
 

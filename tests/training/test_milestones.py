@@ -105,6 +105,8 @@ def test_progress_is_plain_numbers() -> None:
         ({"checkpointing_steps": 20, "save_total_limit": 4}, 2),
         ({"checkpointing_steps": 5, "save_total_limit": 1, "metric_for_best_model": "accuracy"}, 3),
         ({"metric_for_best_model": "accuracy", "eval_steps": 5}, 5),
+        ({"metric_for_best_model": "accuracy", "eval_steps": 10}, 3),
+        ({"metric_for_best_model": "accuracy", "eval_steps": 5, "save_total_limit": 4}, 6),
     ],
 )
 def test_the_most_checkpoints_that_lie_there_at_once_are_known(settings: dict[str, Any], most: int) -> None:

@@ -26,6 +26,7 @@ _Usage = namedtuple("_Usage", "total used free")
         {"checkpointing_steps": "epoch", "max_train_steps": None, "num_train_epochs": 3},
         {"checkpointing_steps": 5, "save_total_limit": 2},
         {"metric_for_best_model": "accuracy", "eval_steps": 4, "max_train_steps": None},
+        {"metric_for_best_model": "accuracy", "eval_steps": 4, "save_total_limit": 3},
     ],
 )
 def test_room_is_counted_as_the_training_does(
