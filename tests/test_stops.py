@@ -456,13 +456,17 @@ def test_what_process_0_finds_in_the_run_directory_holds_for_all(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["fsdp", "deepspeed_zero2"])
+@pytest.mark.parametrize(
+    ("topology", "precision"),
+    [("fsdp", "no"), ("deepspeed_zero2", "no"), ("deepspeed_zero2", "bf16"), ("deepspeed_zero3", "bf16")],
+)
 def test_a_resumed_run_of_a_sharded_model_has_the_same_bits(
-    recipe: Settings, launch: Launch, tmp_path: Path, topology: str
+    recipe: Settings, launch: Launch, tmp_path: Path, topology: str, precision: str
 ) -> None:
-    whole = launch({**recipe, **LONG}, topology, 2)
+    settings = {**recipe, **LONG, "mixed_precision": precision}
+    whole = launch(settings, topology, 2)
     assert whole.exit_code == 0, whole.stderr
-    resumed = launch({**recipe, **LONG, "output_dir": str(cut_short(whole, 20, tmp_path / "cut"))}, topology, 2)
+    resumed = launch({**settings, "output_dir": str(cut_short(whole, 20, tmp_path / "cut"))}, topology, 2)
     assert resumed.exit_code == 0, resumed.stderr
     assert "(step 20)" in resumed.stdout
     assert without_time(resumed.lines) == without_time(whole.lines)

@@ -181,8 +181,32 @@ def _set_moments_deepspeed(parameter: Any, moments: Tensors) -> None:
 
     for key, whole in moments.items():
         if hasattr(parameter, "ds_tensor"):  # ZeRO-3; its setter of whole tensors fails where the parts are padded.
-            size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
-            padded = torch.nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size()))
-            safe_set_local_optimizer_state(parameter, padded.narrow(0, size * rank, size), key)
+            safe_set_local_optimizer_state(parameter, _own_part(parameter, whole), key)
         else:
             safe_set_full_optimizer_state(parameter, whole, key)
+
+
+def _own_part(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a parameter under ZeRO-3."""
+    size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
+    padded = torch.nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size()))
+    return padded.narrow(0, size * rank, size)
+
+
+def load_exact_weights(accelerator: Accelerator, model: torch.nn.Module, checkpoint: Path) -> None:
+    """Give DeepSpeed the float32 weights of a checkpoint.
+
+    In bf16 and fp16 it rounds a model's weights when it is prepared, and makes the ones that it updates from those: what
+    was learned in steps smaller than the rounding would be lost at each start.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED or accelerator.mixed_precision == "no":
+        return
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    with safe_open(checkpoint / "model.safetensors", "pt") as file:
+        for name, parameter in unwrap(model).named_parameters():
+            whole = file.get_tensor(_plain(name)).to(parameter.device)
+            if hasattr(parameter, "ds_tensor"):
+                safe_set_local_fp32_param(parameter, _own_part(parameter, whole))
+            else:
+                safe_set_full_fp32_param(parameter, whole)
