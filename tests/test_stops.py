@@ -101,6 +101,19 @@ def test_another_topology_goes_on_with_the_same_curve(
     assert back.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
+def test_tensorboard_shows_no_step_twice_after_a_kill(recipe: Settings, train: Train, tmp_path: Path) -> None:
+    settings = {**recipe, **LONG, "report_to": "tensorboard"}
+    first = train(settings)
+    resumed = train({**settings, "output_dir": str(cut_short(first, 20, tmp_path / "cut"))})
+    assert resumed.exit_code == 0, resumed.stderr
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(resumed.path / "onecurve"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 41))
+    assert [event.step for event in events.Scalars("eval_loss")] == [15, 30, 40]
+
+
 def test_a_finished_run_prints_its_result_and_writes_nothing(recipe: Settings, train: Train, whole: Run) -> None:
     kept = {path: path.read_bytes() for path in whole.path.rglob("*") if path.is_file()}
     again = train({**recipe, **LONG})

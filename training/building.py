@@ -148,7 +148,7 @@ def _build(
         room = (state_bytes, parameters[1] * 4, milestones.most_checkpoints())
         strategy.ask_main_process(lambda: _prepare_directory(run, resolved, accelerator, start, room))
         outcome.follow(run.status, progress.step)
-        strategy.init_trackers(accelerator, resolved)
+        strategy.init_trackers(accelerator, resolved, progress.step)
         for line in (*notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
             reporter.say(line)
         stop_flag.listen()

@@ -267,13 +267,18 @@ def measure_peak_memory() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
-def init_trackers(accelerator: Accelerator, resolved: ResolvedRecipe) -> None:
-    """Start the recipe's tracker, on the main process, with every setting as a hyperparameter."""
+def init_trackers(accelerator: Accelerator, resolved: ResolvedRecipe, step: int) -> None:
+    """Start the recipe's tracker, on the main process, with every setting as a hyperparameter.
+
+    Args:
+        step: steps that were made; TensorBoard forgets what a killed start wrote after them, and gets it again.
+    """
     if resolved.recipe.report_to != "none":
         settings = resolved.recipe.model_dump(mode="json")
         plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in settings.items()}
         try:
-            accelerator.init_trackers("onecurve", config=plain)
+            forget = {"tensorboard": {"purge_step": step + 1}}
+            accelerator.init_trackers("onecurve", config=plain, init_kwargs=forget)
         except Exception as error:  # Each tracker raises its own kind.
             reason = " ".join(str(error).split())
             raise BadInput(f"report_to: {resolved.recipe.report_to} could not be started: {reason}") from None
