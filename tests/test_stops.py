@@ -468,6 +468,41 @@ def test_what_process_0_finds_in_the_run_directory_holds_for_all(
     assert resumed.losses[:20] == whole.losses[:20]
 
 
+LATE = """
+import os, sys, time
+from training import building, run
+from training.faults import report_outcome
+
+restore = building.restore
+
+def restore_late(*arguments):
+    time.sleep(3 * (os.environ["RANK"] == "1"))
+    restore(*arguments)
+
+building.restore = restore_late
+code = report_outcome(run.main, sys.argv[1:])
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_keeps_its_name_until_every_process_has_read_it(
+    recipe: Settings, train: Train, tmp_path: Path
+) -> None:
+    settings = {**recipe, **LONG, "dropout": 0.0, "max_train_steps": 12}
+    whole = train(settings)
+    folder = cut_short(whole, 10, tmp_path / "cut")
+    checkpoint = folder / "checkpoints" / "step_00000010"
+    checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.replaced"))  # Killed between two renames.
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    resumed = Job({**settings, "output_dir": str(folder)}, "multi_cpu", 2, script=str(script)).finish()
+    assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.losses == pytest.approx(whole.losses, rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "precision"),

@@ -145,6 +145,7 @@ def _build(
     stop_flag = StopFlag(run, watchdog, outcome)
     if start is not None:
         restore(accelerator, model, optimizer, scheduler, start)
+        accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
         room = (state_bytes, parameters[1] * 4, milestones.most_checkpoints())
         strategy.ask_main_process(lambda: _prepare_directory(run, resolved, accelerator, start, room))
         outcome.follow(run.status, progress.step)

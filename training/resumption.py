@@ -91,7 +91,7 @@ def agree_on_start(accelerator: Accelerator, start: Start, data: PreparedData) -
 def tidy(run: RunDirectory, start: Start) -> None:
     """Keep damaged checkpoints aside, and end what a killed process left half done.
 
-    For rank 0 alone, once every process knows its start: before, another one might still read them.
+    For rank 0 alone, once every process has restored its start: before, another one might still read them.
     """
     for checkpoint in start.damaged:
         keep_aside(checkpoint)
