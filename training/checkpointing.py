@@ -338,8 +338,9 @@ def check_room(run: RunDirectory, state_bytes: int, weight_bytes: int, num_check
             f"a checkpoint gathers {state_bytes / _GIB:.3g} GiB in the host memory of process 0, "
             f"{memory / _GIB:.3g} GiB are available: a smaller model, or a machine with more memory, is needed"
         )
-    # What a killed process left half done is removed before the next checkpoint is written.
+    # What a killed process left half done is removed before the next checkpoint, or the next final/, is written.
     files = [path for name in ("step_*/*", ".step_*/*") for path in run.checkpoints.glob(name)]
+    files += run.path.glob(f".{run.final.name}.tmp/*")
     here = sum(path.stat().st_size for path in files if path.is_file())
     needed, free = num_checkpoints * state_bytes + weight_bytes - here, _free_bytes(run.path)
     if needed > free:

@@ -413,10 +413,11 @@ def test_checkpoints_that_are_there_already_need_no_more_room(tmp_path: Path) ->
     check_room(run, 1, free - (1 << 20) + size, 1)
 
 
-def test_what_a_killed_save_left_is_counted_as_room(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["checkpoints/.step_00000005.tmp", ".final.tmp"])
+def test_what_a_killed_save_left_is_counted_as_room(tmp_path: Path, name: str) -> None:
     run = RunDirectory(tmp_path)
-    make_checkpoint(run.checkpoints).rename(run.checkpoints / ".step_00000005.tmp")
-    with (run.checkpoints / ".step_00000005.tmp" / "model.safetensors").open("wb") as file:
+    make_checkpoint(run.checkpoints).rename(tmp_path / name)
+    with (tmp_path / name / "model.safetensors").open("wb") as file:
         file.truncate(1 << 30)  # A hole: the disk stays as free as it was.
     free = shutil.disk_usage(tmp_path).free
     check_room(run, 1, free + (1 << 29), 1)
