@@ -243,7 +243,9 @@ class _Stop:
     def listening(self) -> Iterator[None]:
         before: list[tuple[signal.Signals, Any]] = []
         if threading.current_thread() is threading.main_thread():
-            before = [(number, signal.signal(number, self._handle)) for number in STOP_SIGNALS]
+            for number in STOP_SIGNALS:
+                if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:  # nohup: the terminal may go.
+                    before.append((number, signal.signal(number, self._handle)))
         try:
             yield
         finally:

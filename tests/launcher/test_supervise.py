@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -125,6 +126,20 @@ def test_a_signal_becomes_a_stop_file() -> None:
     )
     ending = supervise(Command((sys.executable, "-c", code), {}, 1), None)
     assert ending == Ending(75, was_stopped=True)
+
+
+def test_under_nohup_the_terminal_may_go() -> None:
+    code = (
+        "import os, signal, time\n"
+        "os.kill(os.getppid(), signal.SIGHUP)\n"
+        "time.sleep(0.5)\n"
+        "assert not os.path.exists(os.environ['ONECURVE_STOP_FILE'])\n"
+    )
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # As nohup leaves it.
+    try:
+        assert supervise(Command((sys.executable, "-c", code), {}, 1), None) == Ending(0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 ORPHANED = """
