@@ -8,6 +8,7 @@ and how they ended is read from the status file that the training writes.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -43,6 +44,8 @@ _SECONDS_FOR_FIRST_MACHINE = 10.0
 
 # From the death of accelerate launch to the end of its processes, which notice it after a step and write a checkpoint.
 _SECONDS_FOR_ORPHANS = 120.0
+
+_PR_SET_PDEATHSIG = 1
 
 _AGENT_LOG = re.compile(r"[WEI]\d{4} [\d:.]+ +\d+ torch/distributed/")
 
@@ -161,6 +164,7 @@ def _launch(
             stderr=None if shows_everything else subprocess.PIPE,
             start_new_session=False,
             process_group=0,
+            preexec_fn=_build_death_wish(),
             text=True,
             errors="replace",
         )
@@ -177,6 +181,14 @@ def _launch(
         # find them in its run directory.
         reader.join(timeout=_SECONDS_FOR_ORPHANS if return_code < 0 and not stop.was_forced else 5)
     return return_code
+
+
+def _build_death_wish() -> Callable[[], None] | None:
+    """What makes a new process be sent SIGTERM when this one is killed: in a group of its own, it would never be missed."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # Looked up here: between fork and exec little is allowed.
+    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _pass_on(stream: IO[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from launcher.command import Command
 from launcher.errors import LaunchFailed
 from launcher.supervise import Ending, drop_agent_noise, judge, supervise, supervise_with_restarts
+from tests.conftest import ROOT
 
 NOISE = """\
 onecurve: model_name_or_path: 'x' does not exist
@@ -140,6 +143,26 @@ def test_under_nohup_the_terminal_may_go() -> None:
         assert supervise(Command((sys.executable, "-c", code), {}, 1), None) == Ending(0)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+MINDED = """
+import sys
+from launcher.command import Command
+from launcher.supervise import supervise
+
+supervise(Command((sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"), {}, 1), None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells of a parent's death")
+def test_a_launcher_that_is_killed_leaves_nothing_behind() -> None:
+    with subprocess.Popen([sys.executable, "-c", MINDED], cwd=ROOT, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == "here\n"
+        started = time.monotonic()
+        launcher.kill()
+        assert launcher.stdout.read() == "", "the launched process held it open, and has ended"
+        assert time.monotonic() - started < 10
 
 
 ORPHANED = """
