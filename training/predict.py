@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from training.faults import BadInput, Outcome, Preempted, launcher_is_gone, report_outcome  # isort: split
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -29,7 +31,6 @@ from accelerate.utils import broadcast_object_list
 
 from training import strategy
 from training.config import Recipe, load_recipe, parse_arguments
-from training.faults import BadInput, Outcome, Preempted, launcher_is_gone, report_outcome
 from training.model import load_tokenizer
 from training.reporting import quiet_third_parties
 from training.run_directory import RunDirectory
@@ -106,6 +107,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
         )
         recipe = recipe.model_copy(update={"mixed_precision": "no"})
     _end_at_signals(request.output)
+    strategy.check_store()
     uses_cpu = strategy.Launched.from_environment().uses_cpu or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=uses_cpu, mixed_precision=recipe.mixed_precision)
     scratch = _share_scratch(accelerator, request.output)

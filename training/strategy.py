@@ -131,7 +131,7 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
         LostLauncher: it died meanwhile.
     """
     launched = Launched.from_environment()
-    _check_store()
+    check_store()
     has_accelerator = _find_device(launched) != "cpu"
     if not has_accelerator:
         # oneDNN compiles its kernels for each shape, and keeps the last 1024 of them. Batches of many lengths need more, and
@@ -178,10 +178,13 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module) -> Accelerator:
     return accelerator
 
 
-def _check_store() -> None:
+def check_store() -> None:
     """Refuse to look for the other processes in a store that is gone: torch would knock as long as a collective may take.
 
     torch's agent, which is the launcher or the first machine's, holds the store and opens it before it starts anyone.
+
+    Raises:
+        LostLauncher: it is gone.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -338,4 +340,31 @@ def test_a_process_that_is_ended_at_once_clears_up(trained: Path, tmp_path: Path
         _, told = process.communicate(timeout=120)
     assert process.returncode == 1, told
     assert told.splitlines() == [f"onecurve: ended at once, as asked: {tmp_path / 'labelled.jsonl'} is not written"]
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process has loaded is read from /proc")
+@pytest.mark.parametrize(("topology", "num_processes"), [("cpu", 1), ("multi_cpu", 2)])
+def test_a_launcher_that_dies_while_its_ranks_load_torch_is_missed(
+    trained: Path, tmp_path: Path, topology: str, num_processes: int
+) -> None:
+    source = write_texts(tmp_path / "texts.jsonl", 200_000)
+    words: list[object] = ["--config_file", f"accelerate_configs/{topology}.yaml", "--num_processes", num_processes]
+    words += ["--main_process_port", 0, "training/predict.py", "--run", trained]
+    words += ["--input", source, "--output", tmp_path / "labelled.jsonl", "--batch_size", 4]
+    ranks: list[psutil.Process] = []
+    with start("-m", "accelerate.commands.launch", *words) as process:
+        try:
+            while len(ranks) < num_processes or not any("libtorch" in loaded.path for loaded in ranks[0].memory_maps()):
+                time.sleep(0.02)
+                assert process.poll() is None
+                ranks = psutil.Process(process.pid).children()
+            process.kill()
+            _, told = process.communicate(timeout=60)  # The ranks hold the pipes open until they end.
+        finally:
+            for rank in ranks:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    rank.kill()
+    assert "stopped as asked" in told or "the launcher died" in told
     assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
