@@ -390,6 +390,19 @@ def test_a_stop_reaches_ranks_that_have_loader_workers(recipe: Settings, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_stop_of_the_agent_is_over_once_the_checkpoint_is_written(
+    recipe: Settings, jobs: list[Job], name: str
+) -> None:
+    job = Job({**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 100_000}, "multi_cpu", 2)
+    jobs.append(job)
+    job.wait_for_step(15)
+    job.process.send_signal(getattr(signal, name))
+    assert job.wait_for_end() < 25, "the agent would kill what is left after 30 seconds"
+    assert read_status(job.path)["exit_code"] == 75, job.output
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGHUP"])
 def test_a_signal_to_another_rank_than_the_first_stops_all(recipe: Settings, jobs: list[Job], name: str) -> None:
     job = Job({**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 100_000}, "multi_cpu", 2)

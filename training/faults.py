@@ -43,6 +43,8 @@ STOP_SIGNALS = tuple(
 # How long a rank other than 0 lets rank 0 find the same fault and print it before it leaves itself.
 _SECONDS_FOR_MAIN_TO_SPEAK = 60.0
 
+# As long after a stop, on which all have agreed. Whoever asked torch's agent for it waits for every rank.
+_SECONDS_FOR_MAIN_TO_SAY_STOPPED = 5.0
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPERM, errno.EACCES})
 
@@ -171,7 +173,8 @@ def report_outcome(main: Callable[[Sequence[str], Outcome], None], arguments: Se
         if is_main_process() or (isinstance(error, Fault) and error.is_of_one_process):
             print(f"onecurve: {message}", file=sys.stderr, flush=True)
         else:
-            _wait_for_main()
+            is_agreed = isinstance(error, Preempted)
+            _wait_for_main(_SECONDS_FOR_MAIN_TO_SAY_STOPPED if is_agreed else _SECONDS_FOR_MAIN_TO_SPEAK)
         return exit_code
     except KeyboardInterrupt as error:
         _tell_interrupted(outcome, str(error))
@@ -229,11 +232,12 @@ def _tell_safely(outcome: Outcome, state: State, exit_code: int, message: str) -
         print(f"onecurve: the status could not be written: {error}", file=sys.stderr)
 
 
-def _wait_for_main() -> None:
+def _wait_for_main(seconds: float) -> None:
     """Stay until the launcher, told by rank 0's exit, ends this rank: the first rank to exit silences the others.
 
     Every rank finds the same fault, but not at the same moment. A rank on another machine has a launcher of its own, which
-    rank 0's does not hear of, and is free to leave.
+    rank 0's does not hear of, and is free to leave. So is each after `seconds`: an agent that was signalled itself has told
+    its ranks already, and waits for them to leave.
     """
     if os.environ.get("GROUP_RANK", "0") != "0":
         return
@@ -244,6 +248,6 @@ def _wait_for_main() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end)
-    deadline = time.monotonic() + _SECONDS_FOR_MAIN_TO_SPEAK
+    deadline = time.monotonic() + seconds
     while not (ended.wait(0.1) or launcher_is_gone() or time.monotonic() > deadline):
         pass

@@ -160,7 +160,7 @@ def test_a_status_that_cannot_be_written_hides_no_fault(
 def test_only_rank_0_speaks(status: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     waited = []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(faults, "_wait_for_main", lambda: waited.append(True))
+    monkeypatch.setattr(faults, "_wait_for_main", lambda seconds: waited.append(True))
 
     def main(arguments: Sequence[str], outcome: Outcome) -> None:
         outcome.say("hello")
