@@ -390,6 +390,52 @@ def test_a_stop_reaches_ranks_that_have_loader_workers(recipe: Settings, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["ONECURVE_STOP_FILE", "SIGUSR1", "no launcher"])
+def test_an_evaluation_alone_stops_as_well(
+    recipe: Settings, train: Train, tmp_path: Path, jobs: list[Job], way: str
+) -> None:
+    trained = train({**recipe, "max_train_steps": 2})
+    (trained.path / "STOP").touch()  # This one is for a training.
+    big, stop_file, status = tmp_path / "big.jsonl", tmp_path / "please-stop", tmp_path / "status.json"
+    big.write_text(Path(recipe["validation_file"]).read_text(encoding="utf-8") * 1000, encoding="utf-8")
+    script = tmp_path / "evaluating.py"
+    script.write_text(EVALUATING.replace("{begun}", str(tmp_path / "begun")))
+    variables = {"ONECURVE_STOP_FILE": str(stop_file), "ONECURVE_STATUS_FILE": str(status)}
+    settings = {**recipe, "max_train_steps": 2, "test_file": str(big), "eval_only": True}
+    job = Job(settings, "multi_cpu", 2, script=str(script), environment=variables)
+    jobs.append(job)
+    job.wait_until((tmp_path / "begun").exists)
+    if way == "ONECURVE_STOP_FILE":
+        stop_file.touch()
+    elif way == "SIGUSR1":
+        job.ranks()[1].send_signal(signal.SIGUSR1)
+    else:
+        job.strike("launcher")
+    assert job.wait_for_end() < 15
+    assert json.loads(status.read_text(encoding="utf-8"))["exit_code"] == 75, job.output
+    assert "stopped as asked; nothing is written" in job.output
+    assert not (trained.path / "test_report.json").exists()
+
+
+EVALUATING = """
+import os, sys
+from training import run
+from training.faults import report_outcome
+from training.tasks import TextClassification
+
+predict = TextClassification.predict
+
+def tell(self, logits):
+    open("{begun}", "w").close()
+    return predict(self, logits)
+
+TextClassification.predict = tell
+code = report_outcome(run.main, sys.argv[1:])
+os._exit(code)
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_stop_of_the_agent_is_over_once_the_checkpoint_is_written(
     recipe: Settings, jobs: list[Job], name: str

@@ -101,8 +101,7 @@ def _build(
     notes = [start.message if start else None, describe_model(config, task, tokenizer)]
     model = build_model(recipe, config, task, tokenizer)
     parameters, state_bytes = count_parameters(model), count_state_bytes(model)
-    if start is not None:
-        watchdog.start()
+    watchdog.start()
     accelerator = strategy.build_accelerator(recipe, model)
     if start is not None:
         start = agree_on_start(accelerator, start, data)
@@ -142,7 +141,8 @@ def _build(
     scheduler = optimization.build_scheduler(optimizer, recipe, num_steps)
     milestones = Milestones(recipe, order.steps_per_epoch, num_steps)
     reporter = Reporter(run, accelerator, plan, progress)
-    stop_flag = StopFlag(run, watchdog, outcome)
+    # A STOP in the run directory is for the training there.
+    stop_flag = StopFlag(run if start is not None else None, watchdog, outcome)
     if start is not None:
         restore(accelerator, model, optimizer, scheduler, start)
         accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
@@ -152,7 +152,7 @@ def _build(
         strategy.init_trackers(accelerator, resolved, progress.step)
         for line in (*notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
             reporter.say(line)
-        stop_flag.listen()
+    stop_flag.listen()
     return Training(
         recipe=recipe,
         run=run,

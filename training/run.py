@@ -39,7 +39,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     if resolved.eval_only:
         training = build(resolved, run, outcome)
         _KEPT.append(training)
-        evaluate_only(training)
+        with training.watchdog:
+            evaluate_only(training)
         return
     with run.lock:
         start = find_start(run, resolved)
@@ -171,7 +172,11 @@ def evaluate_only(training: Training) -> None:
     run, accelerator = training.run, training.accelerator
     is_test = training.test_loader is not None
     loader = training.test_loader or training.evaluation_loader
-    evaluation = evaluate(accelerator, training.model, training.task, loader, "test" if is_test else "eval")
+    prefix = "test" if is_test else "eval"
+    try:
+        evaluation = evaluate(accelerator, training.model, training.task, loader, prefix, training.stop_flag)
+    except StopRequested:
+        raise Preempted("stopped as asked; nothing is written, start it again to evaluate") from None
     if accelerator.is_main_process:
         names = (run.test_predictions, run.test_report) if is_test else (run.eval_predictions, run.eval_report)
         save_evaluation(evaluation, training.task, *names)

@@ -29,16 +29,17 @@ class StopFlag:
     """Whether this process was asked to stop.
 
     Args:
+        run: where a file STOP asks for it, if anywhere.
         watchdog: who looks at the flag is alive.
         outcome: where an end without a checkpoint is told.
     """
 
-    def __init__(self, run: RunDirectory, watchdog: Watchdog, outcome: Outcome) -> None:
+    def __init__(self, run: RunDirectory | None, watchdog: Watchdog, outcome: Outcome) -> None:
         self.reason: str | None = None
         self._watchdog = watchdog
         self._outcome = outcome
         self._pipe: int | None = None
-        self._files = [run.path / "STOP"]
+        self._files = [run.path / "STOP"] if run is not None else []
         if "ONECURVE_STOP_FILE" in os.environ:
             self._files.append(Path(os.environ["ONECURVE_STOP_FILE"]))
 
