@@ -177,7 +177,8 @@ class Watchdog:
             os._exit(1)
 
     def _say(self, message: str) -> None:
-        print(f"onecurve: {message}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # Who read it may have died as well.
+            print(f"onecurve: {message}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):
             self._tell(message)
 

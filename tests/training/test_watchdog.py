@@ -122,6 +122,19 @@ def test_a_start_ends_without_its_launcher_and_a_training_agrees_on_a_stop(train
         assert "told: process 3: the launcher died" in result.stdout
 
 
+def test_a_start_ends_though_nobody_reads_what_it_says() -> None:
+    script = ORPHANED.replace("{beat}", "").replace("{seconds}", "60")
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        try:
+            assert process.wait(30) == 1
+        finally:
+            process.kill()
+
+
 def test_a_disk_that_takes_no_stacks_keeps_no_hang_alive(tmp_path: Path) -> None:
     result = hang(tmp_path / "hangs", "Path(sys.argv[1]).touch(); time.sleep(60)")  # No folder can be made there.
     assert result.returncode == 1
