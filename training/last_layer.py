@@ -37,7 +37,8 @@ def install(model: torch.nn.Module) -> bool:
     config: Any = model.config
     if config.is_decoder or config._attn_implementation not in _ATTENTIONS:
         return False
-    layer: Any = model.base_model.encoder.layer[-1]  # type: ignore[union-attr]
+    base: Any = model.base_model
+    layer = base.encoder.layer[-1]
     cross_attention: Any = getattr(sys.modules[type(layer).__module__], f"{family}CrossAttention")
 
     def forward(

@@ -21,6 +21,10 @@ SHAPE = {
 TYPES = {family: family.lower().replace("xlm", "xlm-") for family in last_layer.FAMILIES}
 
 
+def make_recipe(**settings: Any) -> Recipe:
+    return Recipe(model_name_or_path="none", train_file=("none",), **settings)
+
+
 def build(kind: str, attention: str = "eager", **settings: Any) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**SHAPE, **settings})
@@ -51,9 +55,7 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(kind: str, attention:
     plain = build(kind, "eager" if attention == "eager" else "sdpa").double().train()
     ours = copy.deepcopy(plain)
     if attention == cpu_dropout.ATTENTION:
-        assert cpu_dropout.install(
-            ours, Recipe(model_name_or_path="none", train_file=("none",), mixed_precision="bf16")
-        )
+        assert cpu_dropout.install(ours, make_recipe(mixed_precision="bf16"))
     assert last_layer.install(ours)
     ours = copy.deepcopy(ours)  # What is exchanged follows the copy.
     batch = build_batch()
@@ -73,8 +75,7 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(kind: str, attention:
 def test_dropout_is_that_of_the_whole_layer_on_average(masks: str) -> None:
     """The mean over many masks; each kind of dropout at a rate that would show."""
     plain = build("bert", hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3, num_hidden_layers=1).train()
-    recipe = Recipe(model_name_or_path="none", train_file=("none",), dropout_masks=masks)
-    cpu_dropout.install(plain, recipe)
+    cpu_dropout.install(plain, make_recipe(dropout_masks=masks))
     ours = copy.deepcopy(plain)
     assert last_layer.install(ours)
     batch = {name: tensor.repeat(500, 1) for name, tensor in build_batch().items()}
