@@ -75,6 +75,8 @@ def test_a_rank_whose_launcher_ends_of_its_signal_saves_and_stops(recipe: Settin
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process has loaded is read from /proc")
 def test_a_launcher_that_dies_while_its_rank_loads_torch_is_missed(recipe: Settings, jobs: list[Job]) -> None:
+    prepared = Job({**recipe, "output_dir": recipe["output_dir"] + "_before", "max_train_steps": 1}).finish()
+    assert prepared.exit_code == 0, "data that are not tokenized yet would end it sooner"
     job = Job({**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 500, "eval_steps": 20})
     jobs.append(job)
 
@@ -111,6 +113,23 @@ def test_ranks_whose_launcher_dies_during_the_start_end(recipe: Settings, jobs: 
     if frozen is None:
         assert "the launcher died before the first step. Nothing is lost" in job.output
     assert Job({**recipe, "max_train_steps": 2}, "multi_cpu", 2).finish().exit_code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "num_processes"), [("cpu", 1), ("multi_cpu", 2)])
+def test_ranks_whose_launcher_dies_while_one_tokenizes_end(
+    recipe: Settings, tmp_path: Path, jobs: list[Job], topology: str, num_processes: int
+) -> None:
+    big, cache = tmp_path / "big.jsonl", tmp_path / "cache"
+    big.write_text(Path(recipe["train_file"]).read_text(encoding="utf-8") * 1000, encoding="utf-8")
+    settings = {**recipe, "train_file": str(big)}
+    job = Job(settings, topology, num_processes, environment={"ONECURVE_CACHE": str(cache)})
+    jobs.append(job)
+    job.wait_until(lambda: any((cache / "prepared").glob(".*/scratch/tmp*")))
+    job.process.kill()
+    assert job.wait_for_end() < 15
+    assert "the launcher died before the first step. Nothing is lost" in job.output
+    assert [path.suffix for path in (cache / "prepared").iterdir()] == [".lock"]
 
 
 def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: list[Job]) -> None:

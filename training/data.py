@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from training.config import Recipe, find_nearest
-from training.faults import STOP_SIGNALS, BadInput
+from training.faults import STOP_SIGNALS, BadInput, check_launcher
 from training.sampling import EvaluationPlan, MicroBatch, TrainingPlan
 from training.tasks import TextClassification
 
@@ -313,6 +313,7 @@ def _build(
     folder: Path, recipe: Recipe, task: TextClassification, tokenizer: Any, sources: Mapping[str, list[Path]]
 ) -> None:
     """Read, check, split, tokenize, and publish all at once by a rename."""
+    check_launcher()  # It may have died while this process waited for its turn.
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         scratch = staging / "scratch"
@@ -378,6 +379,7 @@ def _check_columns(table: datasets.Dataset, task: TextClassification, origin: st
 
 def _iterate(table: datasets.Dataset, column: str) -> Iterable[str | None]:
     for batch in table.select_columns([column]).iter(batch_size=_ROWS_PER_TOKENIZER_CALL):
+        check_launcher()
         yield from batch[column]
 
 
@@ -436,8 +438,13 @@ def _tokenize(
     if len(rows) != len(table) or not np.array_equal(rows, np.arange(len(table))):
         columns = columns.select(rows)
     (staging / "scratch").mkdir(exist_ok=True)
+
+    def tokenize(batch: Mapping[str, Any]) -> Any:
+        check_launcher()
+        return task.tokenize(tokenizer, batch)
+
     tokens = columns.map(
-        lambda batch: task.tokenize(tokenizer, batch),
+        tokenize,
         batched=True,
         batch_size=_ROWS_PER_TOKENIZER_CALL,
         remove_columns=columns.column_names,

@@ -111,6 +111,16 @@ def launcher_is_gone() -> bool:
     return os.getppid() != _LAUNCHER
 
 
+def check_launcher() -> None:
+    """Look whether the launcher lives: in what takes long before the first step, as there nobody agrees on a stop.
+
+    Raises:
+        LostLauncher: it died.
+    """
+    if launcher_is_gone():
+        raise LostLauncher("the launcher died before the first step. Nothing is lost: start it again")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
