@@ -169,18 +169,17 @@ def save(training: Training, evaluation: Evaluation) -> None:
 
 def evaluate_only(training: Training) -> None:
     """Evaluate what was trained on the test data, or else on the validation data; trains nothing."""
-    run, accelerator = training.run, training.accelerator
+    run, accelerator, model, task = training.run, training.accelerator, training.model, training.task
     is_test = training.test_loader is not None
     loader = training.test_loader or training.evaluation_loader
-    prefix = "test" if is_test else "eval"
     try:
-        evaluation = evaluate(accelerator, training.model, training.task, loader, prefix, training.stop_flag)
+        evaluation = evaluate(accelerator, model, task, loader, "test" if is_test else "eval", training.stop_flag)
     except StopRequested:
         raise Preempted("stopped as asked; nothing is written, start it again to evaluate") from None
     if accelerator.is_main_process:
         names = (run.test_predictions, run.test_report) if is_test else (run.eval_predictions, run.eval_report)
-        save_evaluation(evaluation, training.task, *names)
-    print_evaluation(training.reporter.console, training.task, evaluation)
+        save_evaluation(evaluation, task, *names)
+    print_evaluation(training.reporter.console, task, evaluation)
     accelerator.end_training()
 
 
