@@ -80,6 +80,11 @@ class DirectoryLock:
                 break
         self._descriptor = descriptor
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this process has it."""
+        return self._descriptor is not None
+
     def __enter__(self) -> DirectoryLock:
         self.take()
         return self
@@ -211,7 +216,13 @@ class RunDirectory:
             BadInput: another training was faster.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        was_new = not self.lock.is_held
         self.lock.take(is_new=True)
+        if was_new and self.lock.is_held and self.config.exists():
+            raise BadInput(
+                f"output_dir {str(self.path)!r}: another training began there and ended while this one was loading; start "
+                "this again to go on with it, or choose another output_dir"
+            )
         environment = describe_environment(topology) | {"num_starts": self._count_starts() + 1}
         write_atomically(self.config, resolved.to_yaml())
         write_atomically(self.environment, json.dumps(environment, indent=2) + "\n")

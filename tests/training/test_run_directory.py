@@ -210,6 +210,18 @@ def test_of_two_that_begin_at_once_the_second_is_refused(tmp_path: Path, monkeyp
             second.create(resolved, {})
 
 
+def test_what_began_and_ended_while_another_was_loading_is_not_begun_anew(tmp_path: Path) -> None:
+    resolved = resolve(tmp_path / "run")
+    first, second = RunDirectory.of(resolved.recipe), RunDirectory.of(resolved.recipe)
+    with second.lock:  # Finds no folder yet.
+        with first.lock:
+            first.create(resolved, {})
+        before = first.environment.read_bytes()
+        with pytest.raises(BadInput, match="another training began there and ended while this one was loading"):
+            second.create(resolved, {})
+    assert first.environment.read_bytes() == before
+
+
 def test_each_start_is_counted(tmp_path: Path) -> None:
     resolved = resolve(tmp_path)
     for number in (1, 2, 3):
