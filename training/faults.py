@@ -84,6 +84,9 @@ class LostLauncher(Fault):
 
     is_of_one_process = True
 
+    def __init__(self) -> None:
+        super().__init__("the launcher died before the first step. Nothing is lost: start it again")
+
 
 class Diverged(Fault):
     """The loss is not finite."""
@@ -118,7 +121,7 @@ def check_launcher() -> None:
         LostLauncher: it died.
     """
     if launcher_is_gone():
-        raise LostLauncher("the launcher died before the first step. Nothing is lost: start it again")
+        raise LostLauncher
 
 
 def write_atomically(path: Path, text: str) -> None:

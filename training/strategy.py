@@ -192,7 +192,7 @@ def check_store() -> None:
     try:
         socket.create_connection(address, timeout=10).close()
     except ConnectionRefusedError:
-        raise LostLauncher("the launcher died before the first step. Nothing is lost: start it again") from None
+        raise LostLauncher from None
     except OSError:
         pass  # Slow, perhaps, where thousands knock at once: torch tries again.
 
