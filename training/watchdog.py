@@ -29,6 +29,9 @@ _SECONDS_AFTER_SIGTERM = 20.0
 # What a start may take when its launcher has died: that held the store in which processes find each other.
 _SECONDS_WITHOUT_LAUNCHER = 10.0
 
+# The descriptor: `sys.stderr` may be an object without one, as in a notebook or a test, and this thread would die of that.
+_STANDARD_ERROR = 2
+
 # How long the first process waits for the others' stacks.
 _SECONDS_OF_ROLL_CALL = 10.0
 
@@ -145,7 +148,8 @@ class Watchdog:
                 if time.monotonic() - self._last_beat > self._limit_seconds():
                     self._end_process()
                 # Should native code keep this thread from running as well, the interpreter's own watchdog is left.
-                faulthandler.dump_traceback_later(self._limit_seconds() + 2 * _SECONDS_OF_ROLL_CALL, exit=True)
+                limit_seconds = self._limit_seconds() + 2 * _SECONDS_OF_ROLL_CALL
+                faulthandler.dump_traceback_later(limit_seconds, exit=True, file=_STANDARD_ERROR)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -172,7 +176,7 @@ class Watchdog:
                 f"could not be written to {self._folder} and stand below: {error}. Start it again to go on from the last "
                 "checkpoint"
             )
-            faulthandler.dump_traceback(all_threads=True)
+            faulthandler.dump_traceback(_STANDARD_ERROR, all_threads=True)
         finally:
             os._exit(1)
 

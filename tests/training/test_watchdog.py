@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -90,6 +91,25 @@ def test_who_works_or_was_given_time_is_left_alone(tmp_path: Path, work: str) ->
     result = hang(tmp_path / "hangs", work)
     assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
     assert not (tmp_path / "hangs").exists()
+
+
+def test_a_slow_start_is_watched_where_standard_error_has_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Semaphore(0)
+
+    def look() -> bool:
+        looked.release()
+        return False
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # As in a notebook, or in a test that captures it.
+    watchdog = Watchdog(tmp_path, 0, 1, 1.0, lambda message: None, look)
+    watchdog.start()
+    assert looked.acquire(timeout=30)
+    assert looked.acquire(timeout=30)  # The first look did not end its thread.
+    with watchdog:
+        pass
+    assert not watchdog._thread.is_alive()
 
 
 ORPHANED = """
