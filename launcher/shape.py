@@ -26,7 +26,7 @@ _GATED_TYPES = (
 )
 _DECODER_TYPES = (*_GATED_TYPES[:-1], "gpt2", "gpt_neox", "opt", "phi")
 # What training/last_layer.py knows: their classifiers read the first token alone.
-_FIRST_TOKEN_TYPES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
+_FIRST_TOKEN_TYPES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 # Largest header of a safetensors file (the format's own limit).
 _MAX_HEADER_BYTES = 100_000_000
 

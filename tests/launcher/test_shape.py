@@ -22,35 +22,47 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(
-    ("model_type", "settings"),
-    [
-        ("bert", SMALL),
-        ("roberta", SMALL),
-        ("xlm-roberta", SMALL),
-        ("camembert", SMALL),
-        ("electra", {**SMALL, "embedding_size": 16}),
-        ("distilbert", {"vocab_size": 100, "dim": 24, "hidden_dim": 40, "n_layers": 3, "n_heads": 4}),
-        ("gpt2", {"vocab_size": 100, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 64}),
-        ("modernbert", {**SMALL, "pad_token_id": 0}),
-        ("llama", {**SMALL, "num_key_value_heads": 2}),
-        ("llama", {**SMALL, "attention_bias": True}),
-        ("mistral", {**SMALL, "num_key_value_heads": 2, "head_dim": 8}),
-        ("mixtral", {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}),
-        ("qwen2", {**SMALL, "num_key_value_heads": 2}),
-        ("qwen3", {**SMALL, "num_key_value_heads": 2, "head_dim": 8}),
-    ],
-)
-def test_counts_are_the_models_own(model_type: str, settings: dict[str, int]) -> None:
+MODELS = [
+    ("bert", SMALL),
+    ("roberta", SMALL),
+    ("xlm-roberta", SMALL),
+    ("camembert", SMALL),
+    ("electra", {**SMALL, "embedding_size": 16}),
+    ("distilbert", {"vocab_size": 100, "dim": 24, "hidden_dim": 40, "n_layers": 3, "n_heads": 4}),
+    ("gpt2", {"vocab_size": 100, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 64}),
+    ("modernbert", {**SMALL, "pad_token_id": 0}),
+    ("llama", {**SMALL, "num_key_value_heads": 2}),
+    ("llama", {**SMALL, "attention_bias": True}),
+    ("mistral", {**SMALL, "num_key_value_heads": 2, "head_dim": 8}),
+    ("mixtral", {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    ("qwen2", {**SMALL, "num_key_value_heads": 2}),
+    ("qwen3", {**SMALL, "num_key_value_heads": 2, "head_dim": 8}),
+]
+
+
+def make_model(model_type: str, settings: dict[str, int]) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.for_model(model_type, **settings, num_labels=5)
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
-    shape = build_shape(config.to_dict(), num_labels=5)
+        config = AutoConfig.for_model(model_type, **settings, num_labels=5)
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+@pytest.mark.parametrize(("model_type", "settings"), MODELS)
+def test_counts_are_the_models_own(model_type: str, settings: dict[str, int]) -> None:
+    model = make_model(model_type, settings)
+    shape = build_shape(model.config.to_dict(), num_labels=5)
     assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert shape.is_exact
+
+
+@pytest.mark.parametrize(("model_type", "settings"), MODELS)
+def test_a_last_layer_is_planned_as_it_is_trained(model_type: str, settings: dict[str, int]) -> None:
+    from training import last_layer
+
+    model = make_model(model_type, settings)
+    assert build_shape(model.config.to_dict(), num_labels=5).reads_first_token == last_layer.install(model)
 
 
 def test_an_unknown_type_is_counted_from_its_weights(tmp_path: Path, tiny_model: Path) -> None:
