@@ -2,8 +2,9 @@
 
     python -m benchmarks.where_time_goes --workload base_long
 
-Profiles one step of the real model, with torch.profiler, after two that don't count. Prints a table of shares, and writes it
-to build/benchmarks for benchmarks/RESULTS.md.
+Times every operation of the real model's steps where torch dispatches it, after two steps that don't count. Not with
+torch.profiler: its records break up the memory that a step leaves to the next one, and a step whose tensors need fresh pages
+takes a third longer, most of it in softmax. Prints a table, and writes it to build/benchmarks for benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,14 +46,30 @@ KINDS = {
 }
 
 
+_NUM_STEPS = 3
+
+
 def profile(name: str, masks: str) -> dict[str, float]:
     """Milliseconds of each kind of operation in one step; runs in a process of its own."""
     import torch
-    from torch.profiler import ProfilerActivity
+    from torch.utils._python_dispatch import TorchDispatchMode
     from transformers import AutoModelForSequenceClassification, logging
 
     from training import cpu_dropout, last_layer
     from training.config import Recipe
+
+    kinds = {operation: kind for kind, operations in KINDS.items() for operation in operations}
+    found: defaultdict[str, float] = defaultdict(float)
+
+    class Clock(TorchDispatchMode):
+        """On a CPU an operation is over when its call returns."""
+
+        def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            started = time.perf_counter()
+            result = operation(*arguments, **(options or {}))
+            kind = kinds.get(operation.overloadpacket.__name__, "all else")
+            found[kind] += 1e3 * (time.perf_counter() - started) / _NUM_STEPS
+            return result
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -82,13 +100,12 @@ def profile(name: str, masks: str) -> dict[str, float]:
     model.train()
     step()
     step()
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
-        step()
-    kinds = {operation: kind for kind, operations in KINDS.items() for operation in operations}
-    found: defaultdict[str, float] = defaultdict(float)
-    for event in profiler.key_averages():
-        found[kinds.get(event.key.removeprefix("aten::"), "all else")] += event.self_cpu_time_total / 1e3
-    return dict(found)
+    started = time.perf_counter()
+    with Clock():  # type: ignore[no-untyped-call]
+        for _ in range(_NUM_STEPS):
+            step()
+    step_milliseconds = 1e3 * (time.perf_counter() - started) / _NUM_STEPS
+    return {**found, "between operations": step_milliseconds - sum(found.values())}
 
 
 def to_markdown(name: str, profiles: dict[str, dict[str, float]]) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import scale
 from benchmarks.speed import WAYS, Turns, count_flops, read_shape, to_table
+from benchmarks.where_time_goes import profile
 from tests.conftest import ROOT
 from training import last_layer
 
@@ -45,6 +46,14 @@ def test_flops_are_those_of_the_matrix_products(demo: Path, cuts_last_layer: boo
     ours = count_flops([40, 40, 40], read_shape(str(demo / "model")), cuts_last_layer)
     # The first layer's input needs no gradient in our model either, but the counter's embeddings do.
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("masks", ["bytes", "eager", "torch"])
+def test_every_kind_of_operation_is_timed(demo: Path, masks: str) -> None:
+    found = profile("tiny", masks)
+    own = ("softmax",) if masks != "torch" else ()  # SDPA's is inside of its kernel, or is named otherwise.
+    for kind in ("matrix products", "dropout masks drawn", "GELU", "layer norms", "optimizer and clipping", *own):
+        assert found[kind] > 0, kind
 
 
 def test_a_turn_becomes_rates_and_ratios() -> None:
