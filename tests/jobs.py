@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -146,3 +147,16 @@ def count_lines(path: Path) -> int:
     """Lines of a run's curve so far."""
     metrics = path / "metrics.jsonl"
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def cut_short(run: Run, step: int, target: Path) -> Path:
+    """A copy of a run directory as it was when it died some time after the checkpoint of `step`."""
+    shutil.copytree(run.path, target, symlinks=True)
+    for checkpoint in (target / "checkpoints").iterdir():
+        if checkpoint.name > f"step_{step:08d}":
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(target / "final")
+    (target / "status.json").write_text(
+        json.dumps({"state": "running", "exit_code": None, "step": step, "message": ""})
+    )
+    return target

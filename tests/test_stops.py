@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Launch, Run, to_flags
-from tests.jobs import Job, read_status, without_time
+from tests.jobs import Job, cut_short, read_status, without_time
 from training.tasks import TextClassification
 
 Settings = dict[str, Any]
@@ -28,19 +28,6 @@ LONG = {"max_train_steps": 40, "dropout": 0.1, "checkpointing_steps": 10, "eval_
 
 def final_weights(run: Run) -> bytes:
     return (run.path / "final" / "model.safetensors").read_bytes()
-
-
-def cut_short(run: Run, step: int, target: Path) -> Path:
-    """A copy of a run directory as it was when it died some time after the checkpoint of `step`."""
-    shutil.copytree(run.path, target, symlinks=True)
-    for checkpoint in (target / "checkpoints").iterdir():
-        if checkpoint.name > f"step_{step:08d}":
-            shutil.rmtree(checkpoint)
-    shutil.rmtree(target / "final")
-    (target / "status.json").write_text(
-        json.dumps({"state": "running", "exit_code": None, "step": step, "message": ""})
-    )
-    return target
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.conftest import ROOT, TINY, Launch, Run
 
@@ -77,3 +79,17 @@ def reference(tiny_model: Path, news: Path, tmp_path_factory: pytest.TempPathFac
     run: Run = launch(settings)
     assert run.exit_code == 0, run.stderr
     return run.losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepspeed_zero2", "deepspeed_zero3"])
+def test_deepspeed_in_bf16_begins_at_the_pretrained_weights(
+    recipe: dict[str, Any], launch: Launch, tiny_model: Path, name: str
+) -> None:
+    """It would begin at their rounding to bf16, a relative 2e-3 away. The rate is too small to move them."""
+    still = {"mixed_precision": "bf16", "learning_rate": 1e-12, "max_train_steps": 2}
+    run = launch({**recipe, **still}, topology=name, num_processes=2)
+    assert run.exit_code == 0, run.stderr
+    found = load_file(run.path / "final" / "model.safetensors")
+    for parameter, weights in load_file(tiny_model / "model.safetensors").items():
+        torch.testing.assert_close(found[f"bert.{parameter}"], weights, rtol=0, atol=1e-10, msg=parameter)

@@ -11,13 +11,19 @@ from typing import Any
 import pytest
 
 from tests.conftest import Launch, Run
+from tests.jobs import cut_short
 
-STEPS = {"max_train_steps": 5, "eval_steps": 4}
+STEPS = {"max_train_steps": 5, "eval_steps": 4, "checkpointing_steps": 4}
 
 
 def check(run: Run) -> None:
     assert run.exit_code == 0, run.stderr
     assert [line["step"] for line in run.steps] == [1, 2, 3, 4, 5]
+
+
+def killed(run: Run, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same training, of which only the checkpoint of step 4 is left."""
+    return {**settings, "output_dir": str(cut_short(run, 4, folder / "cut"))}
 
 
 # A .wandb file is LevelDB's log of protocol buffers behind a header of its own.
@@ -69,6 +75,11 @@ def test_wandb_holds_every_number_offline(recipe: dict[str, Any], launch: Launch
     check(run)
     (written,) = tmp_path.rglob("run-*.wandb")  # Two processes, one run.
     rows, hyperparameters = read_wandb(written)
+    again = launch(killed(run, settings, tmp_path), environment={**environment, "WANDB_DIR": str(tmp_path / "again")})
+    check(again)
+    (resumed,) = (tmp_path / "again").rglob("run-*.wandb")
+    assert resumed.name == written.name, "the run that was begun, under its own id"
+    assert [row["_step"] for row in read_wandb(resumed)[0] if "loss" in row] == [5]
     losses = {row["_step"]: row["loss"] for row in rows if "loss" in row}
     assert losses == {line["step"]: line["loss"] for line in run.steps}
     accuracies = {row["_step"]: row["eval_accuracy"] for row in rows if "eval_accuracy" in row}
@@ -102,7 +113,11 @@ def test_mlflow_holds_every_number(
     settings = {**recipe, **STEPS, "report_to": "mlflow"}
     run = launch(settings, topology="multi_cpu", num_processes=2, environment={"MLFLOW_TRACKING_URI": uri})
     check(run)
-    parameters, metrics = read_mlflow(uri)
+    again = launch(
+        {**killed(run, settings, tmp_path), "per_device_batch_size": 4}, environment={"MLFLOW_TRACKING_URI": uri}
+    )
+    check(again)
+    parameters, metrics = read_mlflow(uri)  # Two starts, one run.
     assert metrics["loss"] == {line["step"]: line["loss"] for line in run.steps}
     assert metrics["grad_norm"] == {line["step"]: line["grad_norm"] for line in run.steps}
     assert metrics["eval_accuracy"] == {line["step"]: line["eval_accuracy"] for line in run.evaluations}

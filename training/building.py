@@ -25,9 +25,10 @@ from training.reporting import Reporter, describe_plan
 from training.resumption import Start, agree_on_start, restore, tidy
 from training.run_directory import RunDirectory
 from training.sampling import EvaluationPlan, Order, TrainingPlan
-from training.states import count_state_bytes, load_weights
+from training.states import count_state_bytes, give_exact_weights, keep_exact_weights, load_weights
 from training.stopping import StopFlag
 from training.tasks import TextClassification, build_task
+from training.tracking import start_tracker
 from training.watchdog import Watchdog
 
 Loader = DataLoader[dict[str, Any]]
@@ -128,12 +129,15 @@ def _build(
         counts=task.example_counts(data.train.labels),
         start_step=progress.step,
     )
+    exact_weights = keep_exact_weights(accelerator, model)
     model, optimizer, train_loader, evaluation_loader = accelerator.prepare(
         model,
         optimization.build_optimizer(model, recipe),
         build_loader(data.train, tokenizer, plan, recipe, accelerator),
         build_evaluation_loader(data.validation, tokenizer, recipe, accelerator),
     )
+    give_exact_weights(model, exact_weights)
+    del exact_weights  # As large as the model.
     test_loader = None
     if data.test is not None:
         test_loader = accelerator.prepare(build_evaluation_loader(data.test, tokenizer, recipe, accelerator))
@@ -149,7 +153,7 @@ def _build(
         room = (state_bytes, parameters[1] * 4, milestones.most_checkpoints())
         strategy.ask_main_process(lambda: _prepare_directory(run, resolved, accelerator, start, room))
         outcome.follow(run.status, progress.step)
-        strategy.init_trackers(accelerator, resolved, progress.step)
+        start_tracker(accelerator, run, resolved, progress.step)
         for line in (*notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
             reporter.say(line)
     stop_flag.listen()

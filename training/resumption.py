@@ -16,7 +16,7 @@ from training.data import PreparedData
 from training.faults import BadInput
 from training.milestones import Progress
 from training.run_directory import RunDirectory
-from training.states import load_exact_weights, load_moments
+from training.states import load_moments
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,6 @@ def restore(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, sc
     """Put moments and schedule where the checkpoint stood; the weights were loaded before `prepare`."""
     if start.checkpoint is None:
         return
-    load_exact_weights(accelerator, model, start.checkpoint)
     load_moments(accelerator, model, optimizer, start.checkpoint, start.progress.optimizer_step)
     scheduler.load_state_dict(start.progress.scheduler)
     for group, learning_rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):

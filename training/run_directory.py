@@ -157,6 +157,11 @@ class RunDirectory:
         return self.path / "memory.json"
 
     @property
+    def tracker(self) -> Path:
+        """The tracker's run that later starts go on with."""
+        return self.path / "tracker.json"
+
+    @property
     def eval_predictions(self) -> Path:
         """One line per validation example."""
         return self.path / "eval_predictions.jsonl"

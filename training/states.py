@@ -193,20 +193,27 @@ def _own_part(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
     return padded.narrow(0, size * rank, size)
 
 
-def load_exact_weights(accelerator: Accelerator, model: torch.nn.Module, checkpoint: Path) -> None:
-    """Give DeepSpeed the float32 weights of a checkpoint.
+def keep_exact_weights(accelerator: Accelerator, model: torch.nn.Module) -> Tensors:
+    """The float32 weights of a model that is not prepared yet, where they would be lost; else none.
 
-    In bf16 and fp16 it rounds a model's weights when it is prepared, and makes the ones that it updates from those: what
-    was learned in steps smaller than the rounding would be lost at each start.
+    DeepSpeed in bf16 and fp16 rounds a model's weights when it is prepared, and makes the ones that it updates from those:
+    the pretrained model would be another one than elsewhere, and each start would lose what was learned in steps smaller
+    than the rounding.
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED or accelerator.mixed_precision == "no":
+        return {}
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def give_exact_weights(model: torch.nn.Module, weights: Tensors) -> None:
+    """Give DeepSpeed what `keep_exact_weights` kept, once it has prepared the model."""
+    if not weights:
         return
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-    with safe_open(checkpoint / "model.safetensors", "pt") as file:
-        for name, parameter in unwrap(model).named_parameters():
-            whole = file.get_tensor(_plain(name)).to(parameter.device)
-            if hasattr(parameter, "ds_tensor"):
-                safe_set_local_fp32_param(parameter, _own_part(parameter, whole))
-            else:
-                safe_set_full_fp32_param(parameter, whole)
+    for name, parameter in unwrap(model).named_parameters():
+        whole = weights[_plain(name)].to(parameter.device)
+        if hasattr(parameter, "ds_tensor"):
+            safe_set_local_fp32_param(parameter, _own_part(parameter, whole))
+        else:
+            safe_set_full_fp32_param(parameter, whole)

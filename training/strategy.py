@@ -34,7 +34,7 @@ from accelerate.utils import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from training import rehearsal
-from training.config import Recipe, ResolvedRecipe
+from training.config import Recipe
 from training.faults import BadInput, Fault, LostLauncher, WrongTopology, is_main_process
 from training.sampling import MicroBatch, derive_key
 from training.watchdog import PATIENCE
@@ -268,23 +268,6 @@ def measure_peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
-
-
-def init_trackers(accelerator: Accelerator, resolved: ResolvedRecipe, step: int) -> None:
-    """Start the recipe's tracker, on the main process, with every setting as a hyperparameter.
-
-    Args:
-        step: steps that were made; TensorBoard forgets what a killed start wrote after them, and gets it again.
-    """
-    if resolved.recipe.report_to != "none":
-        settings = resolved.recipe.model_dump(mode="json")
-        plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in settings.items()}
-        try:
-            forget = {"tensorboard": {"purge_step": step + 1}}
-            accelerator.init_trackers("onecurve", config=plain, init_kwargs=forget)
-        except Exception as error:  # Each tracker raises its own kind.
-            reason = " ".join(str(error).split())
-            raise BadInput(f"report_to: {resolved.recipe.report_to} could not be started: {reason}") from None
 
 
 def begin_micro_batch(accelerator: Accelerator, plan: MicroBatch, seed: int) -> float:
