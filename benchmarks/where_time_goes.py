@@ -61,7 +61,7 @@ def profile(name: str, masks: str) -> dict[str, float]:
     kinds = {operation: kind for kind, operations in KINDS.items() for operation in operations}
     found: defaultdict[str, float] = defaultdict(float)
 
-    class Clock(TorchDispatchMode):
+    class Clock(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """On a CPU an operation is over when its call returns."""
 
         def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
@@ -79,7 +79,8 @@ def profile(name: str, masks: str) -> dict[str, float]:
     path = settings["model_name_or_path"]
     attention = "eager" if masks == "eager" else None
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=5, attn_implementation=attention)
-    recipe = Recipe(model_name_or_path=path, train_file=("none",), mixed_precision="bf16")
+    keys: dict[str, Any] = {"model_name_or_path": path, "train_file": ("none",), "mixed_precision": "bf16"}
+    recipe = Recipe(**keys)
     if masks == "bytes":
         cpu_dropout.install(model, recipe)
         last_layer.install(model)
@@ -92,7 +93,7 @@ def profile(name: str, masks: str) -> dict[str, float]:
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(**batch).logits
-        logits.float().logsumexp(dim=-1).mean().backward()  # type: ignore[no-untyped-call]
+        logits.float().logsumexp(dim=-1).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
