@@ -8,6 +8,7 @@ stay what they were (tests/training/test_last_layer.py); what is saved is a plai
 from __future__ import annotations
 
 import sys
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -42,7 +43,11 @@ def install(model: torch.nn.Module) -> bool:
     base: Any = model.base_model
     is_of_bert = family in _BERT_FAMILIES
     layer = (base.encoder if is_of_bert else base.transformer).layer[-1]
-    compute = _compute_bert if is_of_bert else _compute_distilbert
+    models: Any = sys.modules[type(layer).__module__]  # Now: FSDP2 gives the layer a class of another module.
+    if is_of_bert:
+        compute = partial(_compute_bert, getattr(models, f"{family}CrossAttention"))
+    else:
+        compute = partial(_compute_distilbert, models.eager_attention_forward)
 
     def forward(
         layer: Any,
@@ -58,16 +63,16 @@ def install(model: torch.nn.Module) -> bool:
     return True
 
 
-def _compute_bert(layer: Any, first: torch.Tensor, every: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def _compute_bert(
+    cross_attention: Any, layer: Any, first: torch.Tensor, every: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
     """[examples, 1, hidden size] of the first token, [examples, length, hidden size] of all, to the first's output."""
-    family = type(layer).__name__.removesuffix("Layer")
-    cross_attention = getattr(_module_of(layer), f"{family}CrossAttention")
     context, _ = cross_attention.forward(layer.attention.self, first, every, mask)
     return layer.feed_forward_chunk(layer.attention.output(context, first))  # type: ignore[no-any-return]
 
 
 def _compute_distilbert(
-    layer: Any, first: torch.Tensor, every: torch.Tensor, mask: torch.Tensor | None
+    eager_attention: Any, layer: Any, first: torch.Tensor, every: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """As `_compute_bert`; DistilBERT has no cross-attention, so these are its self-attention's lines for two tensors."""
     attention = layer.attention
@@ -75,16 +80,11 @@ def _compute_distilbert(
         project(tokens).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
         for project, tokens in ((attention.q_lin, first), (attention.k_lin, every), (attention.v_lin, every))
     )
-    eager = _module_of(layer).eager_attention_forward
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention)
     dropout = attention.dropout.p if attention.training else 0.0
     context, _ = attend(attention, queries, keys, values, mask, dropout=dropout, scaling=attention.scaling)
     attended = layer.sa_layer_norm(attention.out_lin(context.flatten(2)) + first)
     return layer.output_layer_norm(layer.ffn(attended) + attended)  # type: ignore[no-any-return]
-
-
-def _module_of(layer: Any) -> Any:
-    return sys.modules[type(layer).__module__]
 
 
 __all__ = ["FAMILIES", "install"]

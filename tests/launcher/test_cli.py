@@ -350,7 +350,8 @@ def test_a_second_signal_ends_every_process(recipe_file: Path, recipe: dict[str,
         _, told = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode in (1, 75), told
+    # The last where the stop was over by then, and the launcher on its way out.
+    assert process.returncode in (1, 75, -signal.SIGTERM), told
     assert "SIGTERM: asked the training to write a checkpoint and stop" in told
     assert "Traceback" not in told
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout

@@ -28,7 +28,7 @@ def test_every_path_lies_in_the_output_dir(tmp_path: Path) -> None:
     names = [name for name, value in vars(RunDirectory).items() if isinstance(value, property)]
     paths = [getattr(run, name) for name in names]
     assert {path.parent for path in paths} == {tmp_path / "run"}
-    assert len(set(paths)) == len(paths) == 13
+    assert len(set(paths)) == len(paths) == 14
     assert not (tmp_path / "run").exists(), "asking for a path makes nothing"
 
 
