@@ -60,7 +60,6 @@ def train(settings: Mapping[str, str], seed: int, data: Path) -> float:
         "validation_file": str(data / "validation.jsonl"),
         "seed": str(seed),
         "per_device_batch_size": "4",  # Only fewer padded tokens: a step's texts are the same.
-        "save_total_limit": "1",
         "output_dir": str(output),
         **settings,
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -69,7 +70,13 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks, and
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    sys.exit(run_command_line(sys.argv[1:]))
+    from launcher.supervise import STOP_SIGNALS
+
+    exit_code = run_command_line(sys.argv[1:])
+    # Python lets go of its handlers while it ends: a second request to stop would then replace the code of the first.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(exit_code)
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
