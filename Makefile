@@ -21,7 +21,7 @@ help:
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed,dev]'
-	.venv/bin/python -m training.rehearsal
+	.venv/bin/python -m onecurve.training.parallel.rehearsal
 	touch $@
 
 setup: .venv/complete

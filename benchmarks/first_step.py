@@ -90,10 +90,10 @@ def measure_tokenizing(num_rounds: int, lock: Lock) -> dict[str, list[float]]:
     import datasets
     from tokenizers import Tokenizer
 
-    from training.config import load_recipe
-    from training.data import prepare_data
-    from training.model import load_config, load_tokenizer
-    from training.tasks import build_task
+    from onecurve.training.config import load_recipe
+    from onecurve.training.data.preparation import prepare_data
+    from onecurve.training.models.loading import load_config, load_tokenizer
+    from onecurve.training.tasks import build_task
 
     datasets.disable_progress_bars()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"

@@ -19,11 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launcher.machine import MIB
-from launcher.memory import STRATEGIES, MemoryPlan, Strategy, plan_memory
-from launcher.plan import build_work
-from launcher.shape import build_shape
-from training.config import Recipe
+from onecurve.launcher.facts.machine import MIB
+from onecurve.launcher.facts.shape import build_shape
+from onecurve.launcher.planning.memory import STRATEGIES, MemoryPlan, Strategy, plan_memory
+from onecurve.launcher.planning.plan import build_work
+from onecurve.training.config import Recipe
 
 MODELS: dict[str, dict[str, Any]] = {
     "MiniLM": {"vocab_size": 30522, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6},
@@ -97,7 +97,7 @@ def measure(case: Case) -> int:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from training import cpu_dropout, last_layer
+    from onecurve.training.models import cpu_dropout, last_layer
 
     model_name, _, num_examples, length, options = case
     torch.set_num_threads(2)
@@ -149,7 +149,7 @@ def measure_tracked(case: Case) -> int:
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from transformers import BertConfig, BertForSequenceClassification
 
-    from training import last_layer
+    from onecurve.training.models import last_layer
 
     model_name, strategy, num_examples, length, _ = case
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(NUM_RANKS), DS_ACCELERATOR="cpu")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.speed import Lock, describe_spread
 from benchmarks.speed_data import FOLDER, ROOT, WORKLOADS, build_workload
-from launcher.command import GLIBC_ALLOCATOR
+from onecurve.launcher.launching.command import GLIBC_ALLOCATOR
 
 _NUM_WARM_UP_STEPS = 3
 # Name of the workload, examples of a step, steps.

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding
 
-from training import optimization
-from training.config import Recipe, load_recipe, parse_arguments
-from training.data import Split, prepare_data
-from training.model import build_model, load_config, load_tokenizer
-from training.reporting import quiet_third_parties
-from training.sampling import Order
-from training.tasks import build_task
+from onecurve.training.config import Recipe, load_recipe, parse_arguments
+from onecurve.training.data.plan import Order
+from onecurve.training.data.preparation import Split, prepare_data
+from onecurve.training.models import optimization
+from onecurve.training.models.loading import build_model, load_config, load_tokenizer
+from onecurve.training.record.reporter import quiet_third_parties
+from onecurve.training.tasks import build_task
 
 LEARNED = "learned.json"
 

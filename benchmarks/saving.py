@@ -19,11 +19,11 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification
 
-from training.checkpointing import CheckpointWriter
-from training.milestones import Progress
-from training.reporting import quiet_third_parties
-from training.run_directory import RunDirectory
-from training.states import count_state_bytes
+from onecurve.training.parallel.states import count_state_bytes
+from onecurve.training.record.reporter import quiet_third_parties
+from onecurve.training.recovery.checkpoints import CheckpointWriter
+from onecurve.training.recovery.milestones import Progress
+from onecurve.training.run_directory import RunDirectory
 
 MODEL = Path(__file__).parent.parent / "build" / "demo" / "model"
 

@@ -3,7 +3,7 @@
     python -m benchmarks.scale                        about a minute, and 4 GB of disk for the lengths
     python -m benchmarks.scale --num_examples 1000000 a second
 
-The plan is the real one (training/sampling.py) over real lengths on disk; no process but this one is needed, because a plan
+The plan is the real one (training/data/plan.py) over real lengths on disk; no process but this one is needed, because a plan
 never asks the others. Prints a table, and writes it to build/benchmarks for benchmarks/RESULTS.md.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.speed_data import FOLDER
-from training.sampling import EvaluationPlan, Order, TrainingPlan
+from onecurve.training.data.plan import EvaluationPlan, Order, TrainingPlan
 
 NUM_EXAMPLES = 1_000_000_000
 NUM_PROCESSES = 4096
@@ -31,7 +31,7 @@ _ROWS_PER_WRITE = 10_000_000
 
 
 def write_lengths(path: Path, num_examples: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """Lengths of 1 to 512 tokens on disk, memory-mapped as training/data.py maps them."""
+    """Lengths of 1 to 512 tokens on disk, memory-mapped as training/data/preparation.py maps them."""
     generator = np.random.default_rng(0)
     lengths = np.lib.format.open_memmap(path, mode="w+", dtype=np.int32, shape=(num_examples,))
     for start in range(0, num_examples, _ROWS_PER_WRITE):

@@ -37,7 +37,7 @@ from benchmarks.speed_data import (
     count_tokens,
     describe_short_texts,
 )
-from launcher.command import GLIBC_ALLOCATOR
+from onecurve.launcher.launching.command import GLIBC_ALLOCATOR
 
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
 
@@ -146,7 +146,7 @@ def count_flops(lengths: Sequence[int], shape: tuple[int, int, int], cuts_last_l
     """Of forward and backward on texts without their padding: 6 a weight and token, and attention's two products.
 
     The rule of Kaplan et al. 2020 ("Scaling Laws for Neural Language Models", section 2.1), with a factor 3 for the
-    backward pass. Embeddings, norms and softmax are not counted. A last layer that is cut (training/last_layer.py) makes
+    backward pass. Embeddings, norms and softmax are not counted. A last layer that is cut (training/models/last_layer.py) makes
     keys and values of all tokens, and all else of one.
     """
     weights, layers, hidden = shape

@@ -327,9 +327,9 @@ class GatedLoader:
 
 def run_onecurve(workload: Workload, settings: Mapping[str, str], flags: list[str]) -> None:
     """training/run.py, with its loader behind a gate."""
-    from training import run
-    from training.building import Training, build
-    from training.faults import report_outcome
+    from onecurve.training import run
+    from onecurve.training.building import Training, build
+    from onecurve.training.errors import report_outcome
 
     def build_gated(*arguments: Any, **options: Any) -> Training:
         training = build(*arguments, **options)

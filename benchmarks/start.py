@@ -28,14 +28,14 @@ SUBCOMMANDS = ("run", "resume", "check", "plan", "watch", "compare", "report", "
 
 def list_commands() -> dict[str, list[str]]:
     """Name and words of each command, all started by this Python."""
-    commands = {"python -c pass": ["-c", "pass"], "onecurve --help": ["-m", "launcher", "--help"]}
+    commands = {"python -c pass": ["-c", "pass"], "onecurve --help": ["-m", "onecurve", "--help"]}
     for name in SUBCOMMANDS:
-        commands[f"onecurve {name} --help"] = ["-m", "launcher", name, "--help"]
+        commands[f"onecurve {name} --help"] = ["-m", "onecurve", name, "--help"]
     commands |= {
-        "onecurve run RECIPE --dry-run": ["-m", "launcher", "run", RECIPE, "--dry-run"],
-        "onecurve check RECIPE": ["-m", "launcher", "check", RECIPE],
-        "onecurve check": ["-m", "launcher", "check"],
-        "onecurve plan RECIPE": ["-m", "launcher", "plan", RECIPE],
+        "onecurve run RECIPE --dry-run": ["-m", "onecurve", "run", RECIPE, "--dry-run"],
+        "onecurve check RECIPE": ["-m", "onecurve", "check", RECIPE],
+        "onecurve check": ["-m", "onecurve", "check"],
+        "onecurve plan RECIPE": ["-m", "onecurve", "plan", RECIPE],
         THEIRS: ["-m", "accelerate.commands.accelerate_cli", "launch", "--help"],
     }
     return commands

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.speed import Lock
 from benchmarks.speed_data import FOLDER, ROOT, WORKLOADS, build_workload
-from launcher.command import GLIBC_ALLOCATOR
+from onecurve.launcher.launching.command import GLIBC_ALLOCATOR
 
 # What a reader thinks of, and the operations that it is made of.
 KINDS = {
@@ -55,8 +55,8 @@ def profile(name: str, masks: str) -> dict[str, float]:
     from torch.utils._python_dispatch import TorchDispatchMode
     from transformers import AutoModelForSequenceClassification, logging
 
-    from training import cpu_dropout, last_layer
-    from training.config import Recipe
+    from onecurve.training.config import Recipe
+    from onecurve.training.models import cpu_dropout, last_layer
 
     kinds = {operation: kind for kind, operations in KINDS.items() for operation in operations}
     found: defaultdict[str, float] = defaultdict(float)

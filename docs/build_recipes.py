@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from training.config import FREE_KEYS, Recipe
+from onecurve.training.config import FREE_KEYS, Recipe
 
 PAGE = Path(__file__).parent / "recipes.md"
 

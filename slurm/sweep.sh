@@ -38,7 +38,7 @@ if [[ -n ${SLURM_ARRAY_TASK_ID-} ]]; then
 fi
 python=${onecurve%/*}/python
 [[ -x $python ]] || python=python3
-mapfile -d '' -t words < <("$python" -m launcher.sweep "${task[@]}" "$@")
+mapfile -d '' -t words < <("$python" -m onecurve.launcher.cluster.sweep "${task[@]}" "$@")
 wait "$!" # The exit code of what mapfile has read; this shell ends with it if it is not 0.
 
 # In this shell's place: Slurm's signals go to its process.

@@ -17,9 +17,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from onecurve.training.recovery.checkpoints import find_checkpoint
 from tests.conftest import ROOT, build_news, build_tiny_model
 from tests.jobs import Job
-from training.checkpointing import find_checkpoint
 
 SETTINGS = {
     "max_length": 64, "train_batch_size": 16, "per_device_batch_size": 8, "checkpointing_steps": 10, "eval_steps": 100_000,

@@ -26,9 +26,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from onecurve.training.recovery.checkpoints import find_checkpoint
 from tests.conftest import DEMO, ROOT, build_news, build_tiny_model, to_flags
 from tests.jobs import Job, count_lines, read_status, saving, without_time
-from training.checkpointing import find_checkpoint
 
 SETTINGS = {
     "max_length": 64, "train_batch_size": 16, "per_device_batch_size": 8, "learning_rate": 1e-3, "dropout": 0.1,
@@ -75,8 +75,9 @@ def train_forked(settings: Mapping[str, Any], output: str) -> None:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    from training import faults, run
-    from training.faults import report_outcome
+    from onecurve.training import errors as faults
+    from onecurve.training import run
+    from onecurve.training.errors import report_outcome
 
     faults._LAUNCHER = os.getppid()  # Read at import, when that was the server's parent.
     os._exit(report_outcome(run.main, to_flags(settings)))
@@ -125,7 +126,7 @@ def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: 
     build_news(folder)
     settings.update(train_file=str(folder / "train.jsonl"), validation_file=str(folder / "validation.jsonl"))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.run"])
+    context.set_forkserver_preload(["onecurve.training.run"])
 
     def fork(name: str, steps: int) -> Any:
         here = {**settings, "output_dir": str(folder / name), "max_train_steps": steps}

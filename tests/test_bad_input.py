@@ -14,8 +14,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from onecurve.training.config import Recipe, RecipeError, load_recipe
 from tests.conftest import Run
-from training.config import Recipe, RecipeError, load_recipe
 
 Settings = dict[str, Any]
 Rows = list[dict[str, Any]]

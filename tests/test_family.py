@@ -169,8 +169,8 @@ def test_class_weights_and_smoothing_are_torchs(recipe: Settings, train: Train, 
 def test_balanced_weights_are_scikit_learns(recipe: Settings, train: Train) -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
-    from training.config import load_recipe
-    from training.tasks import build_task
+    from onecurve.training.config import load_recipe
+    from onecurve.training.tasks import build_task
 
     task = build_task(
         load_recipe(None, {"model_name_or_path": "x", "train_file": "y", "class_weights": "balanced"}).recipe

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from onecurve.training.recovery.checkpoints import find_fault
+from onecurve.training.tasks import TextClassification
 from tests.conftest import ROOT, Run, to_flags
 from tests.jobs import Job, read_status, without_time
-from training.checkpointing import find_fault
-from training.tasks import TextClassification
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -159,9 +159,9 @@ def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: 
 
 HANGING = """
 import os, sys, threading
-from training import run
-from training.faults import report_outcome
-from training.tasks import TextClassification
+from onecurve.training import run
+from onecurve.training.errors import report_outcome
+from onecurve.training.tasks import TextClassification
 
 loss_sum = TextClassification.loss_sum
 
@@ -199,15 +199,16 @@ def test_a_silent_process_is_named_and_every_stack_is_kept(
 
 ABSENT = """
 import os, sys, threading
-from training import run, strategy
-from training.faults import report_outcome
+from onecurve.training import run
+from onecurve.training.parallel import strategy
+from onecurve.training.errors import report_outcome
 
 build_accelerator = strategy.build_accelerator
 
-def stay_away(recipe, model):
+def stay_away(*arguments):
     if os.environ["RANK"] == "1":
         threading.Event().wait()
-    return build_accelerator(recipe, model)
+    return build_accelerator(*arguments)
 
 strategy.build_accelerator = stay_away
 code = report_outcome(run.main, sys.argv[1:])
@@ -488,9 +489,9 @@ def test_an_example_that_never_fits_is_named(recipe: Settings, train: Train, mon
 EXHAUSTED = """
 import os, sys
 import torch
-from training import run
-from training.faults import report_outcome
-from training.tasks import TextClassification
+from onecurve.training import run
+from onecurve.training.errors import report_outcome
+from onecurve.training.tasks import TextClassification
 
 loss_sum = TextClassification.loss_sum
 

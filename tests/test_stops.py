@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from onecurve.training.tasks import TextClassification
 from tests.conftest import ROOT, Launch, Run, to_flags
 from tests.jobs import Job, cut_short, read_status, without_time
-from training.tasks import TextClassification
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -300,9 +300,10 @@ def predict_after(num_examples: int, predict: Any, stop: Path) -> Any:
 # Held by itself, in native code that no signal ends, as a collective is that waits for a dead process.
 STUCK = """
 import ctypes, os, sys
-from training import run, watchdog
-from training.faults import report_outcome
-from training.tasks import TextClassification
+from onecurve.training import run
+from onecurve.training.recovery import watchdog
+from onecurve.training.errors import report_outcome
+from onecurve.training.tasks import TextClassification
 
 loss_sum = TextClassification.loss_sum
 
@@ -406,9 +407,9 @@ def test_an_evaluation_alone_stops_as_well(
 
 EVALUATING = """
 import os, sys
-from training import run
-from training.faults import report_outcome
-from training.tasks import TextClassification
+from onecurve.training import run
+from onecurve.training.errors import report_outcome
+from onecurve.training.tasks import TextClassification
 
 predict = TextClassification.predict
 
@@ -475,10 +476,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(recipe: Settings, train: Train) 
 
 APART = """
 import os, sys
-from training import run, strategy
-from training.faults import report_outcome
-from training.milestones import Progress
-from training.resumption import Start
+from onecurve.training import run
+from onecurve.training.parallel import strategy
+from onecurve.training.errors import report_outcome
+from onecurve.training.recovery.milestones import Progress
+from onecurve.training.recovery.resumption import Start
 
 if os.environ["RANK"] == "1":
     run.find_start = lambda *arguments: Start(None, Progress())
@@ -516,8 +518,9 @@ def test_what_process_0_finds_in_the_run_directory_holds_for_all(
 
 LATE = """
 import os, sys, time
-from training import building, run
-from training.faults import report_outcome
+from onecurve.training import building
+from onecurve.training import run
+from onecurve.training.errors import report_outcome
 
 restore = building.restore
 

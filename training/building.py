@@ -14,22 +14,31 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
 
-from training import cpu_dropout, last_layer, memory, optimization, strategy
-from training.checkpointing import CheckpointWriter, check_room
-from training.config import Recipe, ResolvedRecipe
-from training.data import PreparedData, Split, build_loader, prepare_data
-from training.faults import Outcome, launcher_is_gone
-from training.milestones import Milestones, Progress
-from training.model import build_model, check_head, count_parameters, describe_model, load_config, load_tokenizer
-from training.reporting import Reporter, describe_plan
-from training.resumption import Start, agree_on_start, restore, tidy
-from training.run_directory import RunDirectory
-from training.sampling import EvaluationPlan, Order, TrainingPlan
-from training.states import count_state_bytes, give_exact_weights, keep_exact_weights, load_weights
-from training.stopping import StopFlag
-from training.tasks import TextClassification, build_task
-from training.tracking import start_tracker
-from training.watchdog import Watchdog
+from onecurve.training.config import Recipe, ResolvedRecipe
+from onecurve.training.data.plan import EvaluationPlan, Order, TrainingPlan
+from onecurve.training.data.preparation import PreparedData, Split, build_loader, prepare_data
+from onecurve.training.errors import Outcome, launcher_is_gone
+from onecurve.training.models import cpu_dropout, last_layer, optimization
+from onecurve.training.models.loading import (
+    build_model,
+    check_head,
+    count_parameters,
+    describe_model,
+    load_config,
+    load_tokenizer,
+)
+from onecurve.training.parallel import strategy
+from onecurve.training.parallel.states import count_state_bytes, give_exact_weights, keep_exact_weights, load_weights
+from onecurve.training.record.reporter import Reporter, describe_plan
+from onecurve.training.record.trackers import start_tracker
+from onecurve.training.recovery import out_of_memory as memory
+from onecurve.training.recovery.checkpoints import CheckpointWriter, check_room
+from onecurve.training.recovery.milestones import Milestones, Progress
+from onecurve.training.recovery.resumption import Start, agree_on_start, restore, tidy
+from onecurve.training.recovery.stops import StopFlag
+from onecurve.training.recovery.watchdog import Watchdog
+from onecurve.training.run_directory import RunDirectory
+from onecurve.training.tasks import TextClassification, build_task
 
 Loader = DataLoader[dict[str, Any]]
 
@@ -103,7 +112,7 @@ def _build(
     model = build_model(recipe, config, task, tokenizer)
     parameters, state_bytes = count_parameters(model), count_state_bytes(model)
     watchdog.start()
-    accelerator = strategy.build_accelerator(recipe, model)
+    accelerator = strategy.build_accelerator(recipe, model, watchdog.collective_timeout)
     if start is not None:
         start = agree_on_start(accelerator, start, data)
         if start.checkpoint is not None:

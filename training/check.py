@@ -1,6 +1,6 @@
 """Prepare all that a training needs before its first step, and say what was found; nothing is trained.
 
-    python -m training.check --config RECIPE.yaml [--key value ...]
+    python training/check.py --config RECIPE.yaml [--key value ...]
 
 It ends on exactly what a start would end on: a wrong label in any row, a tokenizer or weights that do not load. The
 prepared data stays in the cache. `onecurve check --deep` runs this.
@@ -8,13 +8,18 @@ prepared data stays in the cache. `onecurve check --deep` runs this.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from training.config import load_recipe, parse_arguments
-from training.data import prepare_data
-from training.faults import Outcome, report_outcome
-from training.model import build_model, count_parameters, load_config, load_tokenizer
-from training.reporting import quiet_third_parties
-from training.tasks import build_task
+if __name__ == "__main__":
+    # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
+    sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
+
+from onecurve.training.config import load_recipe, parse_arguments
+from onecurve.training.data.preparation import prepare_data
+from onecurve.training.errors import Outcome, report_outcome
+from onecurve.training.models.loading import build_model, count_parameters, load_config, load_tokenizer
+from onecurve.training.record.reporter import quiet_third_parties
+from onecurve.training.tasks import build_task
 
 _NUM_TOKENS_SHOWN = 12
 _NUM_LABELS_SHOWN = 12

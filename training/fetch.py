@@ -1,6 +1,6 @@
 """Bring what a recipe names into the caches, so that a machine without a network can train it.
 
-    python -m training.fetch --config training/recipes/yelp.yaml
+    python training/fetch.py --config training/recipes/yelp.yaml
 
 `onecurve fetch` runs it. A model or tokenizer of the hub goes into the hub's cache ($HF_HOME), data is read, checked and
 tokenized into $ONECURVE_CACHE: afterwards a training starts with HF_HUB_OFFLINE=1. Nothing is loaded into memory that a
@@ -14,14 +14,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
+    sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
+
 from huggingface_hub import snapshot_download
 
-from training.config import Recipe, load_recipe, parse_arguments
-from training.data import prepare_data
-from training.faults import BadInput, Outcome, report_outcome
-from training.model import find_revision, load_config, load_tokenizer
-from training.reporting import quiet_third_parties
-from training.tasks import build_task
+from onecurve.training.config import Recipe, load_recipe, parse_arguments
+from onecurve.training.data.preparation import prepare_data
+from onecurve.training.errors import BadInput, Outcome, report_outcome
+from onecurve.training.models.loading import find_revision, load_config, load_tokenizer
+from onecurve.training.record.reporter import quiet_third_parties
+from onecurve.training.tasks import build_task
 
 # What transformers reads of a model here: no pickled weights, no other framework's.
 _MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

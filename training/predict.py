@@ -22,20 +22,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from training.faults import BadInput, Outcome, Preempted, launcher_is_gone, report_outcome  # isort: split
+if __name__ == "__main__":
+    # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
+    sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
+
+from onecurve.training.errors import BadInput, Outcome, Preempted, launcher_is_gone, report_outcome  # isort: split
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from training import strategy
-from training.config import Recipe, load_recipe, parse_arguments
-from training.model import load_tokenizer
-from training.reporting import quiet_third_parties
-from training.run_directory import RunDirectory
-from training.sampling import EvaluationPlan
-from training.table_files import (
+from onecurve.training.config import Recipe, load_recipe, parse_arguments
+from onecurve.training.data.plan import EvaluationPlan
+from onecurve.training.data.tables import (
     FORMATS,
     ROWS_PER_CHUNK,
     Layout,
@@ -45,7 +45,11 @@ from training.table_files import (
     read_chunks,
     write_chunk,
 )
-from training.tasks import TextClassification, build_task
+from onecurve.training.models.loading import load_tokenizer
+from onecurve.training.parallel import strategy
+from onecurve.training.record.reporter import quiet_third_parties
+from onecurve.training.run_directory import RunDirectory
+from onecurve.training.tasks import TextClassification, build_task
 
 Columns = dict[str, list[Any]]
 

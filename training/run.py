@@ -10,20 +10,26 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from training.faults import Diverged, Outcome, Preempted, report_outcome  # isort: split
+if __name__ == "__main__":
+    # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
+    sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
+
+from onecurve.training.errors import Diverged, Outcome, Preempted, report_outcome  # isort: split
 
 import torch
 
-from training import optimization, strategy
-from training.building import Training, build, shrink_micro_batches
-from training.config import load_recipe, parse_arguments
-from training.evaluation import Evaluation, evaluate, save_evaluation
-from training.memory import MicroBatchTooLarge, finding_shortage
-from training.reporting import build_model_card, print_evaluation, print_next, quiet_third_parties
-from training.resumption import find_start
-from training.run_directory import RunDirectory
-from training.stopping import StopRequested
+from onecurve.training.building import Training, build, shrink_micro_batches
+from onecurve.training.config import load_recipe, parse_arguments
+from onecurve.training.models import optimization
+from onecurve.training.parallel import strategy
+from onecurve.training.record.evaluation import Evaluation, evaluate, save_evaluation
+from onecurve.training.record.reporter import build_model_card, print_evaluation, print_next, quiet_third_parties
+from onecurve.training.recovery.out_of_memory import MicroBatchTooLarge, finding_shortage
+from onecurve.training.recovery.resumption import find_start
+from onecurve.training.recovery.stops import StopRequested
+from onecurve.training.run_directory import RunDirectory
 
 # A rank was seen to hang while DDP's native parts were freed after a finished run: they are kept, and left to the system.
 _KEPT: list[Training] = []

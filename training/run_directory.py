@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from training.config import Recipe, RecipeError, ResolvedRecipe, load_recipe
-from training.faults import BadInput, is_main_process, write_atomically
+from onecurve.training.config import Recipe, RecipeError, ResolvedRecipe, load_recipe
+from onecurve.training.errors import BadInput, is_main_process, write_atomically
 
 _PACKAGES = (
     "onecurve",

@@ -8,19 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.machine import Machine
-from launcher.preflight.accelerate_yaml import check_yaml
-from launcher.preflight.data import check_data
-from launcher.preflight.devices import check_devices, check_launch, check_memory, check_port, check_processes
-from launcher.preflight.findings import Finding
-from launcher.preflight.hub import check_hub, check_reachability
-from launcher.preflight.model import check_model, describe_model
-from launcher.preflight.output import check_cache, check_disk, check_output
-from launcher.preflight.packages import check_packages, check_torch, check_versions
-from launcher.topology import Topology, find_configs
+from onecurve.launcher.facts.machine import Machine
+from onecurve.launcher.planning.topology import Topology, find_configs
+from onecurve.launcher.preflight.accelerate_yaml import check_yaml
+from onecurve.launcher.preflight.data import check_data
+from onecurve.launcher.preflight.devices import check_devices, check_launch, check_memory, check_port, check_processes
+from onecurve.launcher.preflight.findings import Finding
+from onecurve.launcher.preflight.hub import check_hub, check_reachability
+from onecurve.launcher.preflight.model import check_model, describe_model
+from onecurve.launcher.preflight.output import check_cache, check_disk, check_output
+from onecurve.launcher.preflight.packages import check_packages, check_torch, check_versions
 
 if TYPE_CHECKING:
-    from training.config import Recipe
+    from onecurve.training.config import Recipe
 
 __all__ = ["Finding", "check_inputs", "check_machine", "check_recipe", "describe_model"]
 

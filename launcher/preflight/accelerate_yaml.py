@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.accelerate_keys import SECTIONS, TOP_LEVEL
-from launcher.errors import LauncherError
-from launcher.preflight.findings import Finding, error
-from launcher.topology import read_yaml
+from onecurve.launcher.errors import LauncherError
+from onecurve.launcher.facts.accelerate_keys import SECTIONS, TOP_LEVEL
+from onecurve.launcher.planning.topology import read_yaml
+from onecurve.launcher.preflight.findings import Finding, error
 
 # Prefixes that accelerate accepts in front of a section's keys, or adds where they are missing.
 _PREFIXES = {"fsdp_config": "fsdp_", "fp8_config": "fp8_", "dynamo_config": "dynamo_"}
@@ -63,7 +63,7 @@ def _check_meaning(path: Path, kind: str, content: dict[str, Any]) -> Iterable[F
 
 
 def _unknown(key: object, valid: Sequence[str]) -> str:
-    from training.config import find_nearest
+    from onecurve.training.config import find_nearest
 
     nearest = find_nearest(str(key), list(valid))
     return f"{key}: unknown key, accelerate would ignore it" + (

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.data_files import FORMATS, UnreadableData, expand, read_head
-from launcher.preflight.findings import Finding, error
+from onecurve.launcher.facts.data_files import FORMATS, UnreadableData, expand, read_head
+from onecurve.launcher.preflight.findings import Finding, error
 
 if TYPE_CHECKING:
-    from training.config import Recipe
+    from onecurve.training.config import Recipe
 
 _NUM_ROWS_READ = 200
 
@@ -28,7 +28,7 @@ def check_data(recipe: Recipe) -> list[Finding]:
 
 
 def _check_data_file(key: str, path: Path, recipe: Recipe) -> list[str]:
-    from training.config import find_nearest
+    from onecurve.training.config import find_nearest
 
     if not path.exists():
         folder = path.parent if path.parent.is_dir() else Path()

@@ -6,9 +6,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from launcher.command import DEFAULT_PORT, choose_port, is_port_free
-from launcher.machine import GIB, Machine
-from launcher.memory import (
+from onecurve.launcher.facts.machine import GIB, Machine
+from onecurve.launcher.facts.shape import ModelShape
+from onecurve.launcher.launching.command import DEFAULT_PORT, choose_port, is_port_free
+from onecurve.launcher.planning.memory import (
     CPU_OVERHEAD_BYTES,
     GPU_OVERHEAD_BYTES,
     USABLE_SHARE,
@@ -18,13 +19,12 @@ from launcher.memory import (
     largest_batch,
     plan_memory,
 )
-from launcher.plan import build_work
-from launcher.preflight.findings import Finding, error, warning
-from launcher.shape import ModelShape
-from launcher.topology import Topology, describe_driver_problem, read_yaml
+from onecurve.launcher.planning.plan import build_work
+from onecurve.launcher.planning.topology import Topology, describe_driver_problem, read_yaml
+from onecurve.launcher.preflight.findings import Finding, error, warning
 
 if TYPE_CHECKING:
-    from training.config import Recipe
+    from onecurve.training.config import Recipe
 
 # A launch sets these for its processes; a new launch must not inherit another one's.
 _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
@@ -33,7 +33,7 @@ _OVERRULING_VARIABLES = ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_M
 
 
 def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: ModelShape) -> list[Finding]:
-    """Whether a step fits a device, by the arithmetic of launcher/memory.py."""
+    """Whether a step fits a device, by the arithmetic of launcher/planning/memory.py."""
     work = build_work(recipe, shape, machine.kind, recipe.max_length, topology.num_processes)
     plan = plan_memory(shape, topology.strategy, work, topology.num_processes)
     here = topology.num_local_processes

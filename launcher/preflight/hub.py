@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub import constants
 
-from launcher.preflight.findings import Finding, error, warning
+from onecurve.launcher.preflight.findings import Finding, error, warning
 
 if TYPE_CHECKING:
-    from training.config import Recipe
+    from onecurve.training.config import Recipe
 
 _TIMEOUT_SECONDS = 5.0
 _WITHOUT_NETWORK = (

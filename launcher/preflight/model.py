@@ -7,14 +7,14 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import LauncherError, UncountableModel
-from launcher.machine import MIB
-from launcher.preflight.findings import Finding, error, warning
-from launcher.preflight.hub import looks_like_path
-from launcher.shape import ModelShape, find_config, load_shape
+from onecurve.launcher.errors import LauncherError, UncountableModel
+from onecurve.launcher.facts.machine import MIB
+from onecurve.launcher.facts.shape import ModelShape, find_config, load_shape
+from onecurve.launcher.preflight.findings import Finding, error, warning
+from onecurve.launcher.preflight.hub import looks_like_path
 
 if TYPE_CHECKING:
-    from training.config import Recipe
+    from onecurve.training.config import Recipe
 
 
 def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:

@@ -7,15 +7,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.data_files import UnreadableData
-from launcher.machine import GIB
-from launcher.memory import count_checkpoint_bytes, count_final_bytes
-from launcher.plan import count_examples, count_steps
-from launcher.preflight.findings import Finding, error, warning
-from launcher.shape import ModelShape
+from onecurve.launcher.facts.data_files import UnreadableData
+from onecurve.launcher.facts.machine import GIB
+from onecurve.launcher.facts.shape import ModelShape
+from onecurve.launcher.planning.memory import count_checkpoint_bytes, count_final_bytes
+from onecurve.launcher.planning.plan import count_examples, count_steps
+from onecurve.launcher.preflight.findings import Finding, error, warning
 
 if TYPE_CHECKING:
-    from training.config import Recipe
+    from onecurve.training.config import Recipe
 
 
 def check_output(recipe: Recipe) -> list[Finding]:
@@ -34,7 +34,7 @@ def check_output(recipe: Recipe) -> list[Finding]:
 
 
 def _compare_with_run(recipe: Recipe, path: Path) -> list[Finding]:
-    from training.config import FREE_KEYS, RecipeError, load_recipe
+    from onecurve.training.config import FREE_KEYS, RecipeError, load_recipe
 
     if recipe.resume == "never":
         return [error(f"output_dir {str(path)!r} holds a run already, and resume is never; choose another output_dir")]
@@ -79,7 +79,7 @@ def _nearest_existing(path: Path) -> Path:
 
 
 def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
-    """Whether checkpoints and final/ have room beside those that are there; counted as training/checkpointing.py does."""
+    """Whether checkpoints and final/ have room beside those that are there; counted as training/recovery/checkpoints.py does."""
     folder = _nearest_existing(Path(recipe.output_dir))
     free = shutil.disk_usage(folder).free
     here = sum(path.stat().st_size for path in Path(recipe.output_dir).glob("checkpoints/step_*/*") if path.is_file())
@@ -100,7 +100,7 @@ def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
 
 def _count_checkpoints(recipe: Recipe) -> tuple[int, bool]:
     """The most checkpoints that lie there at once, and whether the number of steps, which that depends on, is known."""
-    from training.config import count_most_checkpoints
+    from onecurve.training.config import count_most_checkpoints
 
     if recipe.checkpointing_steps is None and recipe.metric_for_best_model is None:
         return count_most_checkpoints(recipe, 1, 1), True

@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.machine import Machine
-from launcher.preflight.findings import Finding, error
-from launcher.topology import Topology
+from onecurve.launcher.facts.machine import Machine
+from onecurve.launcher.planning.topology import Topology
+from onecurve.launcher.preflight.findings import Finding, error
 
 if TYPE_CHECKING:
-    from training.config import Recipe
+    from onecurve.training.config import Recipe
 
 # Oldest driver branch for each major release of CUDA (NVIDIA, "CUDA Compatibility", minor version compatibility).
 _OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}

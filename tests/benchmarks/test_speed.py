@@ -16,8 +16,8 @@ import torch
 from benchmarks import scale
 from benchmarks.speed import WAYS, Turns, count_flops, read_shape, to_table
 from benchmarks.where_time_goes import profile
+from onecurve.training.models import last_layer
 from tests.conftest import ROOT
-from training import last_layer
 
 
 def run_benchmark(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

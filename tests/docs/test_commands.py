@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
+from onecurve.training.config import load_recipe, parse_arguments
 from tests.conftest import ROOT
-from training.config import load_recipe, parse_arguments
 
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -124,7 +124,7 @@ def check_python(words: list[str]) -> None:
 
 
 def check_onecurve(words: list[str]) -> None:
-    command = [sys.executable, "-m", "launcher", *words[1:2], "--help"]
+    command = [sys.executable, "-m", "onecurve", *words[1:2], "--help"]
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}
     )
@@ -150,7 +150,7 @@ def check_sbatch(words: list[str]) -> None:
 
 
 def recipe_keys() -> set[str]:
-    from training.config import Recipe
+    from onecurve.training.config import Recipe
 
     return set(Recipe.model_fields) | {"config"}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import runpy
 
+from onecurve.training.config import Recipe
 from tests.conftest import ROOT
-from training.config import Recipe
 
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "build_recipes.py"))
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.machine import GIB, Device, Machine
-from launcher.preflight import check_recipe
-from launcher.topology import build_topology
-from training.config import Recipe
+from onecurve.launcher.facts.machine import GIB, Device, Machine
+from onecurve.launcher.planning.topology import build_topology
+from onecurve.launcher.preflight import check_recipe
+from onecurve.training.config import Recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ def onecurve() -> Onecurve:
 
     def run(*words: object, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "launcher", *map(str, words)],
+            [sys.executable, "-m", "onecurve", *map(str, words)],
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
             capture_output=True,

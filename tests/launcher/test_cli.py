@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.command import Command
+from onecurve.launcher.launching.command import Command
 from tests.launcher.conftest import ROOT, Onecurve
 
 COMMANDS = (
@@ -40,7 +40,7 @@ def _measure(*words: str) -> float:
 
 def test_help_answers_at_once() -> None:
     """By the clock: benchmarks/start.md."""
-    ours = _measure("-m", "launcher", "--help")
+    ours = _measure("-m", "onecurve", "--help")
     theirs = _measure("-m", "accelerate.commands.launch", "--help")
     assert ours < 0.2
     assert theirs >= 8 * ours
@@ -73,7 +73,7 @@ def test_nothing_heavy_is_imported(words: list[str], recipe_file: Path, tmp_path
     sbatch.chmod(0o755)
     words = [str(recipe_file) if word == "RECIPE" else word for word in words]
     code = (
-        "import sys; from launcher.cli import run_command_line; code = run_command_line(sys.argv[1:]); "
+        "import sys; from onecurve.launcher.cli import run_command_line; code = run_command_line(sys.argv[1:]); "
         f"loaded = [name for name in {HEAVY} if name in sys.modules]; assert not loaded, loaded; sys.exit(code)"
     )
     result = subprocess.run(
@@ -102,7 +102,7 @@ def test_bash_completes(words: str, expected: set[str], tmp_path: Path, onecurve
         "--show-completion", "bash", environment={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     ).stdout
     program = tmp_path / "onecurve"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m launcher "$@"\n', encoding="utf-8")
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m onecurve "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     asked = f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _onecurve_completion {program}"
     result = subprocess.run(
@@ -170,7 +170,7 @@ WRONG: list[tuple[list[str], str]] = [
 def test_thirty_wrong_inputs_each_give_one_message(
     recipe_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher.cli import run_command_line
+    from onecurve.launcher.cli import run_command_line
 
     monkeypatch.chdir(ROOT)
     assert len(WRONG) >= 30
@@ -260,8 +260,8 @@ def test_a_finished_run_is_resumed_by_saying_so(recipe_file: Path, recipe: dict[
 def test_a_training_is_told_how_often_it_will_be_started_again(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher.cli import run_command_line
-    from launcher.supervise import Ending
+    from onecurve.launcher.cli import run_command_line
+    from onecurve.launcher.launching.supervise import Ending
 
     told: list[str] = []
 
@@ -270,7 +270,7 @@ def test_a_training_is_told_how_often_it_will_be_started_again(
         return Ending(1)
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("launcher.supervise.supervise", crash)
+    monkeypatch.setattr("onecurve.launcher.launching.supervise.supervise", crash)
     assert run_command_line(["run", str(recipe_file), "--max-restarts", "2"]) == 1
     assert told == ["2", "1", "0"]
 
@@ -280,8 +280,8 @@ def test_a_restart_keeps_the_checkpoint_that_is_named(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, restart: str
 ) -> None:
     """A crash before the run has a checkpoint of its own must not make it begin at the pretrained model."""
-    from launcher import supervise
-    from launcher.cli import run_command_line
+    from onecurve.launcher.cli import run_command_line
+    from onecurve.launcher.launching import supervise
 
     checkpoint = tmp_path / "other" / "checkpoints" / "step_00000010"
     checkpoint.mkdir(parents=True)
@@ -336,7 +336,7 @@ def _wait_for_steps(run: Path, process: subprocess.Popen[str]) -> None:
 def test_a_second_signal_ends_every_process(recipe_file: Path, recipe: dict[str, Any]) -> None:
     words = ["run", str(recipe_file), "--topology", "multi_cpu", "--max_train_steps", "100000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "launcher", *words],
+        [sys.executable, "-m", "onecurve", *words],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -359,7 +359,7 @@ def test_a_second_signal_ends_every_process(recipe_file: Path, recipe: dict[str,
 
 ENDING = """
 import atexit, os, signal
-from launcher import cli
+from onecurve.launcher import cli
 
 cli.run_command_line = lambda arguments: 75
 atexit.register(os.kill, os.getpid(), signal.{name})
@@ -379,7 +379,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(
 ) -> None:
     words = ["run", str(recipe_file), "--topology", "multi_cpu", "--max_train_steps", "200", "--eval_steps", "200"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "launcher", *words],
+        [sys.executable, "-m", "onecurve", *words],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -30,7 +30,7 @@ def terminal() -> Iterator[Terminal]:
     def start(*words: object) -> Any:
         child = pexpect.spawn(
             sys.executable,
-            ["-m", "launcher", *map(str, words)],
+            ["-m", "onecurve", *map(str, words)],
             cwd=str(ROOT),
             env={**os.environ, "TERM": "xterm-256color"},
             dimensions=(40, 80),

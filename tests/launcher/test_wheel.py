@@ -46,7 +46,7 @@ def test_every_file_that_is_read_at_run_time_is_there(installed: Path) -> None:
 def _run_elsewhere(installed: Path, folder: Path, *words: object) -> tuple[int, str]:
     folder.mkdir(exist_ok=True)
     result = subprocess.run(
-        [sys.executable, "-m", "launcher", *map(str, words)],
+        [sys.executable, "-m", "onecurve", *map(str, words)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(installed)},
         capture_output=True,

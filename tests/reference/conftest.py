@@ -13,8 +13,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks.references_lesson import Learned, Lesson, build_lesson
+from onecurve.training.config import load_recipe, parse_arguments
 from tests.conftest import DEMO, Launch, to_flags
-from training.config import load_recipe, parse_arguments
 
 Settings = Mapping[str, Any]
 BuildLesson = Callable[[Settings], Lesson]

@@ -24,7 +24,7 @@ def test_slurm_takes_the_command(cluster: Cluster, command: Command) -> None:
     if words[0] == "sbatch":
         words.insert(1, "--test-only")
     else:
-        words = [sys.executable, "-m", "launcher", *words[1:], *(["--dry-run"] if "--dry-run" not in words else [])]
+        words = [sys.executable, "-m", "onecurve", *words[1:], *(["--dry-run"] if "--dry-run" not in words else [])]
     result = cluster.run(*words, folder=ROOT)
     assert result.returncode == 0, result.stderr
     assert "to start at" in result.stderr

@@ -84,7 +84,7 @@ def onecurve(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             "OMP_NUM_THREADS": "1",
         }
         return subprocess.run(
-            [sys.executable, "-m", "launcher", *map(str, words)],
+            [sys.executable, "-m", "onecurve", *map(str, words)],
             cwd=ROOT,
             env={**os.environ, **caches, **variables},
             capture_output=True,

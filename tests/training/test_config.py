@@ -11,8 +11,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from onecurve.training.config import FREE_KEYS, Recipe, RecipeError, ResolvedRecipe, load_recipe, parse_arguments
 from tests.conftest import ROOT
-from training.config import FREE_KEYS, Recipe, RecipeError, ResolvedRecipe, load_recipe, parse_arguments
 
 BASE = {"model_name_or_path": "model", "train_file": "train.jsonl"}
 

@@ -31,9 +31,9 @@ Predict = Callable[..., tuple[int, str]]
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, news: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two steps."""
-    from training.faults import report_outcome
-    from training.run import main
-    from training.strategy import forget_state
+    from onecurve.training.errors import report_outcome
+    from onecurve.training.parallel.strategy import forget_state
+    from onecurve.training.run import main
 
     folder = tmp_path_factory.mktemp("trained") / "run"
     settings = {
@@ -57,9 +57,9 @@ def trained(tiny_model: Path, news: Path, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def predict(capsys: pytest.CaptureFixture[str]) -> Iterator[Predict]:
     """Label in this process: predict(run, source, target, *flags) -> exit code and all that was said."""
-    from training.faults import report_outcome
-    from training.predict import main
-    from training.strategy import forget_state
+    from onecurve.training.errors import report_outcome
+    from onecurve.training.parallel.strategy import forget_state
+    from onecurve.training.predict import main
 
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -238,7 +238,7 @@ def test_labelling_needs_nothing_that_only_training_needs(
     plain, other = tmp_path / "plain.jsonl", tmp_path / "other.jsonl"
     run = change_config(trained, tmp_path / "run", mixed_precision="fp16", report_to="mlflow", train_file="gone.csv")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.strategy.get_available_trackers", list)
+        patch.setattr("onecurve.training.parallel.strategy.get_available_trackers", list)
         code, said = predict(run, news / "validation.jsonl", other)
     assert code == 0, said
     assert "labels in float32: this machine has no arithmetic of the run's mixed_precision fp16" in said
@@ -292,7 +292,7 @@ def test_a_bad_row_of_another_process_is_told_at_once(trained: Path, tmp_path: P
     source = write_texts(tmp_path / "texts.jsonl", 1_600, empty=1_500)
     words = ["--input", source, "--output", tmp_path / "labelled.jsonl", "--num_processes", 2]
     began = time.monotonic()
-    with start("-m", "launcher", "predict", trained, *words) as process:
+    with start("-m", "onecurve", "predict", trained, *words) as process:
         _, told = process.communicate(timeout=300)
     assert process.returncode == 2, told
     assert [line for line in told.splitlines() if line.startswith("onecurve: ")] == [
@@ -319,7 +319,7 @@ def test_a_stop_is_obeyed_and_leaves_nothing(
 ) -> None:
     source = write_texts(tmp_path / "texts.jsonl", 200_000)
     words = ["--input", source, "--output", tmp_path / "labelled.jsonl", "--num_processes", num_processes]
-    with start("-m", "launcher", "predict", trained, *words, "--batch_size", "4") as process:
+    with start("-m", "onecurve", "predict", trained, *words, "--batch_size", "4") as process:
         wait_for_first_chunk(tmp_path, process)
         process.send_signal(number)
         _, told = process.communicate(timeout=120)

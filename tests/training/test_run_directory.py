@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from onecurve.training import run_directory
+from onecurve.training.config import Recipe, ResolvedRecipe, load_recipe
+from onecurve.training.errors import BadInput
+from onecurve.training.run_directory import RunDirectory, describe_environment
 from tests.conftest import ROOT
-from training import run_directory
-from training.config import Recipe, ResolvedRecipe, load_recipe
-from training.faults import BadInput
-from training.run_directory import RunDirectory, describe_environment
 
 
 def resolve(folder: Path, **flags: str) -> ResolvedRecipe:

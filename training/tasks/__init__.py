@@ -3,8 +3,8 @@
 A task knows columns -> features, the model class, the loss of each example and what it counts, and the metrics.
 """
 
-from training.config import Recipe
-from training.tasks.text_classification import TextClassification
+from onecurve.training.config import Recipe
+from onecurve.training.tasks.text_classification import TextClassification
 
 __all__ = ["TextClassification", "build_task"]
 

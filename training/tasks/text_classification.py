@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
-from training.config import Recipe, find_nearest
-from training.faults import BadInput
-from training.metrics import build_metrics, metric_names
+from onecurve.training.config import Recipe, find_nearest
+from onecurve.training.errors import BadInput
+from onecurve.training.tasks.metrics import build_metrics, metric_names
 
 Array = NDArray[Any]
 

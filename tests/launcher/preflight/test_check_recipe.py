@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from launcher.data_files import UnreadableData, read_head
-from launcher.preflight import check_machine
-from launcher.preflight.model import find_truncation
+from onecurve.launcher.facts.data_files import UnreadableData, read_head
+from onecurve.launcher.preflight import check_machine
+from onecurve.launcher.preflight.model import find_truncation
 from tests.launcher.conftest import ROOT, Onecurve, machine, messages
 
 

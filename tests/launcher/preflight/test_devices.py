@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from launcher.machine import SlurmStep
-from launcher.preflight import devices
-from launcher.preflight.devices import check_affinity, check_launch, check_port, check_processes
-from launcher.topology import build_topology
+from onecurve.launcher.facts.machine import SlurmStep
+from onecurve.launcher.planning.topology import build_topology
+from onecurve.launcher.preflight import devices
+from onecurve.launcher.preflight.devices import check_affinity, check_launch, check_port, check_processes
+from onecurve.training.config import Recipe
 from tests.launcher.conftest import ROOT, machine, messages
-from training.config import Recipe
 
 
 def _listen(port: int) -> socket.socket:

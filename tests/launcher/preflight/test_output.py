@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from launcher.memory import count_checkpoint_bytes, count_final_bytes
-from launcher.preflight.output import check_disk
-from launcher.shape import load_shape
-from training.config import Recipe
-from training.milestones import Milestones
+from onecurve.launcher.facts.shape import load_shape
+from onecurve.launcher.planning.memory import count_checkpoint_bytes, count_final_bytes
+from onecurve.launcher.preflight.output import check_disk
+from onecurve.training.config import Recipe
+from onecurve.training.recovery.milestones import Milestones
 
 _Usage = namedtuple("_Usage", "total used free")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launcher.preflight.packages import check_torch, check_versions
+from onecurve.launcher.preflight.packages import check_torch, check_versions
 from tests.launcher.conftest import machine, messages
 
 

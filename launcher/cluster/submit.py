@@ -1,0 +1,105 @@
+"""`onecurve submit`: everything that can be wrong is found on the login node, before a job waits for hours to find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onecurve.launcher.cluster.slurm import (
+    Request,
+    check_folder,
+    check_submission,
+    note_job,
+    render_comparison,
+    render_sweep,
+    render_training,
+    submit,
+)
+from onecurve.launcher.cluster.sweep import build_runs, copy_sweep
+from onecurve.launcher.errors import LaunchFailed, PreflightFailed, Unsuitable, UsageError
+from onecurve.launcher.planning.topology import resolve_config
+from onecurve.launcher.preflight import check_inputs
+from onecurve.training.config import load_recipe
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What was sent to Slurm.
+
+    Attributes:
+        job_id: None after a dry run.
+        comparison_id: the job that compares the runs of an array.
+        commands: the sbatch commands, as a shell would take them.
+        runs: run directories, one for each task.
+    """
+
+    job_id: str | None
+    comparison_id: str | None
+    commands: tuple[str, ...]
+    runs: tuple[str, ...]
+
+
+def submit_request(
+    root: Path, request: Request, sweep: Path | None, at_once: int | None, dry_run: bool, say: Callable[[str], None]
+) -> Submitted:
+    """Check the recipe, its files and what Slurm thinks of the resources; then submit, unless it is a dry run.
+
+    Raises:
+        RecipeError: the recipe, or that of a run of the sweep, is wrong.
+        PreflightFailed: model, data or run directory are.
+        UsageError: a value can't be carried to Slurm.
+        UnknownTopology: there is no such topology.
+        Unsuitable: Slurm refuses it, or is not here.
+    """
+    check_folder(Path.cwd())
+    if request.recipe.startswith("-"):
+        request = replace(request, recipe=f"./{request.recipe}")
+    if request.topology is not None:
+        resolve_config(root, request.topology)
+    folder = Path(load_recipe(request.recipe, request.overrides).recipe.output_dir)
+    if sweep is None:
+        if at_once is not None:
+            raise UsageError("--at-once: only an --array has tasks")
+        settings = [{**request.overrides, "output_dir": str(folder)}]
+        submission = render_training(root, request, folder.absolute())
+    else:
+        settings = build_runs(request.recipe, sweep, request.overrides)
+        submission = render_sweep(root, request, folder.absolute(), str(sweep), len(settings), at_once)
+    runs = [overrides["output_dir"] for overrides in settings]
+    _check_inputs(request.recipe, settings, say)
+    say(check_submission(submission))
+    is_compared = sweep is not None and len(runs) > 1
+    if dry_run:
+        submissions = [submission, *([render_comparison(root, request, str(sweep), "JOB")] if is_compared else [])]
+        return Submitted(None, None, tuple(each.to_shell() for each in submissions), tuple(runs))
+
+    if sweep is not None:
+        sweep = copy_sweep(sweep, folder)
+        submission = render_sweep(root, request, folder.absolute(), str(sweep), len(settings), at_once)
+    job_id, comparison_id, submissions = submit(submission), None, [submission]
+    say(f"job {job_id} is submitted")  # Whatever fails below, its number is known.
+    note_job(folder, job_id)
+    if sweep is not None:
+        for number, run in enumerate(runs):
+            note_job(Path(run), f"{job_id}_{number}")
+    if is_compared:
+        submissions.append(render_comparison(root, request, str(sweep), job_id))
+        try:
+            comparison_id = submit(submissions[1])
+        except (LaunchFailed, Unsuitable) as error:
+            raise Unsuitable(
+                f"job {job_id} is submitted, but not the job that compares its runs: {error}. Submit that by hand: "
+                f"{submissions[1].to_shell()}"
+            ) from None
+    return Submitted(job_id, comparison_id, tuple(each.to_shell() for each in submissions), tuple(runs))
+
+
+def _check_inputs(recipe: str, settings: list[dict[str, str]], say: Callable[[str], None]) -> None:
+    """Look at the model, the data and the run directory of every run; what several have in common is told once."""
+    findings = [finding for overrides in settings for finding in check_inputs(load_recipe(recipe, overrides).recipe)]
+    for message in dict.fromkeys(finding.message for finding in findings if finding.severity == "warning"):
+        say(f"warning: {message}")
+    errors = list(dict.fromkeys(finding.message for finding in findings if finding.severity == "error"))
+    if errors:
+        raise PreflightFailed(errors)

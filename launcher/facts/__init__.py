@@ -1,0 +1,1 @@
+"""Facts about this machine, a model, data files and a run directory."""

@@ -1,0 +1,201 @@
+"""What a run directory says of its training, read without the training's own code."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onecurve.launcher.errors import NotARun
+
+_MAIN_METRICS = ("loss", "accuracy", "f1_macro", "matthews_correlation", "mse", "mae", "pearson")
+
+
+@dataclass(frozen=True)
+class History:
+    """A run directory's files, parsed. A training that is still going on may be in any of them half-way.
+
+    Attributes:
+        sources: what set each setting: flag, recipe or default.
+        steps: a line of metrics.jsonl for each step, in order.
+        evaluations: likewise, of the validation data.
+        test: the metrics of the test data; empty where there is none.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    sources: dict[str, str]
+    environment: dict[str, Any]
+    status: dict[str, Any]
+    steps: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    test: dict[str, Any]
+
+    @property
+    def state(self) -> str:
+        """running, finished, preempted, failed or unknown."""
+        return str(self.status.get("state", "unknown"))
+
+    @property
+    def topology(self) -> dict[str, Any]:
+        """Processes, strategy and device of the last start."""
+        content = self.environment.get("topology")
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def num_restarts(self) -> int | None:
+        """Starts after the first; None where the training did not count them."""
+        count = self.environment.get("num_starts")
+        return count - 1 if isinstance(count, int) else None
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The most that a process of the run has held; None where the training did not write it."""
+        return max((line["peak_memory_bytes"] for line in self.steps if "peak_memory_bytes" in line), default=None)
+
+
+def check_run(path: Path) -> Path:
+    """The same path, if a training has written there.
+
+    Raises:
+        NotARun: it has not.
+    """
+    if not path.is_dir():
+        raise NotARun(f"{str(path)!r} is no folder; give the output_dir of a training")
+    if not (path / "config.yaml").is_file():
+        raise NotARun(f"{str(path)!r} holds no config.yaml, so no training has been there; give its output_dir")
+    return path
+
+
+def load_history(path: Path, metrics: MetricsFile | None = None) -> History:
+    """Read a run directory.
+
+    Args:
+        metrics: the run's, by one who looks again and again.
+
+    Raises:
+        NotARun: no training has written there.
+    """
+    import yaml
+
+    check_run(path)
+    try:
+        text = (path / "config.yaml").read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise NotARun(f"{path / 'config.yaml'} can't be read: {error}") from None
+    lines = (metrics or MetricsFile(path / "metrics.jsonl")).read()
+    return History(
+        path,
+        settings if isinstance(settings, dict) else {},
+        dict(re.findall(r"^(\w+): .*  # (\w+)$", text, re.MULTILINE)),
+        _read_json(path / "environment.json"),
+        _read_json(path / "status.json"),
+        list(lines["train"].values()),
+        list(lines["eval"].values()),
+        next(reversed(lines["test"].values()), {}),
+    )
+
+
+class MetricsFile:
+    """metrics.jsonl, by event and step, for one who looks at it while it grows: only what is new is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lines: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}, "test": {}}
+        self._end = 0  # Of the last whole line.
+        self._last = b""
+
+    def read(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """All whole lines; the last may be half written."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._end - len(self._last))
+                new = file.read()
+                if not new.startswith(self._last):  # A resume has cut the file back.
+                    self._forget()
+                    file.seek(0)
+                    new = file.read()
+        except OSError:
+            self._forget()
+            return self._lines
+        new = new[len(self._last) : new.rfind(b"\n") + 1]
+        for row in new.splitlines(keepends=True):
+            self._last = row
+            self._note(row)
+        self._end += len(new)
+        return self._lines
+
+    def _note(self, row: bytes) -> None:
+        try:
+            line = json.loads(row.decode("utf-8", errors="replace"))
+        except ValueError:
+            return
+        if isinstance(line, dict) and line.get("event") in self._lines and isinstance(line.get("step"), int):
+            self._lines[line["event"]][line["step"]] = line
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def count_seconds(steps: Sequence[dict[str, Any]]) -> float:
+    """Seconds of all steps; evaluations, saves and starts are not in it."""
+    return float(sum(line["tokens"] / line["tokens_per_second"] for line in steps if line.get("tokens_per_second")))
+
+
+def count_device_hours(history: History) -> float:
+    """Hours of all steps times the processes of the last start; a run that was moved has cost more or less before."""
+    return count_seconds(history.steps) / 3600 * int(history.topology.get("num_processes") or 1)
+
+
+def count_steps(history: History) -> int | None:
+    """Steps of the whole training: the recipe's, or its epochs times what an epoch has turned out to be."""
+    if history.settings.get("max_train_steps"):
+        return int(history.settings["max_train_steps"])
+    epochs = float(history.settings.get("num_train_epochs") or 0)
+    if not history.steps or not history.steps[-1].get("epoch") or not epochs:
+        return None
+    # Epochs are rounded to 4 digits, so the longest one tells the steps of an epoch best.
+    line = history.steps[-1]
+    return math.ceil(round(float(epochs * line["step"] / line["epoch"]), 2))
+
+
+def is_better_low(metric: str) -> bool:
+    """Whether a metric gets better by falling."""
+    return metric.endswith(("loss", "mse", "mae", "rmse"))
+
+
+def find_best(history: History, metric: str) -> tuple[int, float] | None:
+    """Step and value of the best evaluation by one metric."""
+    found = [(line["step"], line[metric]) for line in history.evaluations if is_metric(metric, line.get(metric))]
+    if not found:
+        return None
+    return (min if is_better_low(metric) else max)(found, key=lambda pair: pair[1])
+
+
+def list_metrics(histories: Sequence[History]) -> list[str]:
+    """Names of all metrics of the evaluations, in their order."""
+    lines = [line for history in histories for line in history.evaluations]
+    return list(dict.fromkeys(name for line in lines for name, value in line.items() if is_metric(name, value)))
+
+
+def pick_main_metrics(names: Sequence[str]) -> list[str]:
+    """Of an evaluation's many metrics those that people look at first; the first three where none of them is known."""
+    return [name for name in names if name.partition("_")[2] in _MAIN_METRICS] or list(names[:3])
+
+
+def is_metric(name: str, value: object) -> bool:
+    """Whether an entry of an evaluation's line is a metric."""
+    return name.startswith("eval_") and isinstance(value, (int, float))

@@ -1,0 +1,1 @@
+"""The command that is started, and its supervision."""

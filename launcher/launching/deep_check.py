@@ -1,0 +1,43 @@
+"""`onecurve check --deep`: the training's own code prepares data and model, in a process of its own.
+
+What it finds is exactly what a start would find: labels of every row, the tokenizer, weights that do not load. The
+prepared data stays in the cache, so the work is not lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from onecurve.launcher.preflight.findings import Finding, error
+
+
+def check_deeply(recipe: str, overrides: Mapping[str, str], root: Path) -> tuple[list[str], list[Finding]]:
+    """Prepare everything that a training needs before its first step.
+
+    Returns:
+        Lines about what was found, and the problem that stopped it, if one did.
+    """
+    words = ["--config", recipe, *(f"--{key}={value}" for key, value in overrides.items())]
+    with tempfile.TemporaryDirectory(prefix="onecurve-") as folder:
+        status = Path(folder) / "status.json"
+        variables = {**os.environ, "ONECURVE_STATUS_FILE": str(status)}
+        result = subprocess.run(
+            [sys.executable, str(root / "training" / "check.py"), *words],
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode == 0:
+            return result.stdout.splitlines(), []
+        try:
+            message = json.loads(status.read_text(encoding="utf-8"))["message"]
+        except (OSError, ValueError, KeyError):
+            message = result.stderr.strip().rpartition("\n")[2] or f"the check ended with exit code {result.returncode}"
+    return result.stdout.splitlines(), [error(message)]

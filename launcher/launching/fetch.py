@@ -1,0 +1,19 @@
+"""`onecurve fetch`: training/fetch.py in a process of its own, for this package must not import what it needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def fetch_inputs(recipe: str, overrides: Mapping[str, str], root: Path) -> int:
+    """Bring what the recipe names into the caches; returns the exit code: 0, or 2 if something can't be had."""
+    words = ["--config", recipe, *(f"--{key}={value}" for key, value in overrides.items())]
+    # Who says fetch means the network, whatever the jobs are told.
+    variables = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
+    return subprocess.run(
+        [sys.executable, str(root / "training" / "fetch.py"), *words], env=variables, check=False
+    ).returncode

@@ -1,0 +1,220 @@
+"""How much memory a training step needs on each device, under every strategy: arithmetic on a model's shape.
+
+A step holds, in bytes, with N parameters and P processes (Rajbhandari et al. 2020, "ZeRO", section 3.1, with float32
+weights as this project trains them: 4 + 4 + 8 bytes a parameter):
+
+    strategy     weights        gradients   AdamW's moments   buffers
+    one process  4N             4N          8N                -
+    DDP          4N             4N          8N                4N: the reducer's buckets
+    ZeRO-1       4N             4N          8N/P              4N/P: the engine's own copy of its part; the bucket
+    ZeRO-2       4N             4N/P        8N/P              4N/P; the bucket
+    ZeRO-3       4N/P           4N/P        8N/P              4N/P; the bucket; gathered weights
+    FSDP2        4N/P           4N/P        8N/P              two gathered layers and one layer's gradients
+
+DeepSpeed's bucket is made whole, 500 million numbers, however small the model; gradients move through it, so that ZeRO-1's
+own ones only appear where several micro-batches add up. ZeRO-3 keeps gathered weights up to its max_live_parameters.
+
+and the activations that the backward pass needs (`count_activations`). With bf16 DeepSpeed holds 2-byte weights and
+gradients and a 4-byte master copy; DDP and FSDP keep float32 and hold 2-byte copies of the weights while they are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onecurve.launcher.facts.machine import GIB
+from onecurve.launcher.facts.shape import ModelShape
+
+Strategy = Literal[
+    "one process", "DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2", "ZeRO-2 offload", "ZeRO-3 offload", "FSDP2 offload"
+]
+STRATEGIES: tuple[Strategy, ...] = (
+    "one process", "DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2", "ZeRO-2 offload", "ZeRO-3 offload", "FSDP2 offload",
+)  # fmt: skip
+
+# What a process holds before a model is there: the CUDA context and NCCL's buffers on a GPU; on a CPU, Python with
+# PyTorch and transformers imported. Both are rounded estimates.
+GPU_OVERHEAD_BYTES = int(1.2 * GIB)
+CPU_OVERHEAD_BYTES = int(0.6 * GIB)
+# Share of a device that may be planned with; the rest is lost to the allocator's fragmentation.
+USABLE_SHARE = 0.92
+# Share of a machine's memory that offloading may take; the rest is the processes' own.
+USABLE_HOST_SHARE = 0.9
+# DeepSpeed's defaults, in numbers: reduce_bucket_size and stage3_max_live_parameters.
+_ZERO_BUCKET = 500_000_000
+_ZERO_LIVE_PARAMETERS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Work:
+    """What goes through the model at once on one process.
+
+    Attributes:
+        num_examples: examples of a micro-batch.
+        length: padded tokens of each.
+        num_micro_batches: of one step on one process; gradients wait while later ones are computed.
+        mixed_precision: the recipe's.
+        gradient_checkpointing: the recipe's.
+        keeps_attention: whether attention probabilities are kept: eager attention, and on a CPU any with dropout or in bf16.
+        mask_bytes: of one kept dropout decision: 1 on a GPU; on a CPU 2, or 4 where torch keeps the noise itself.
+        cuts_last_layer: whether the last layer computes the first token only, as training/models/last_layer.py has it.
+    """
+
+    num_examples: int
+    length: int
+    num_micro_batches: int = 1
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    keeps_attention: bool = False
+    mask_bytes: int = 1
+    cuts_last_layer: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one device, and on the host where a strategy moves something there."""
+
+    strategy: Strategy
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    peak: int
+    host: int = 0
+
+
+def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
+    """Bytes that the backward pass needs, and bytes of temporaries at its fullest moment.
+
+    Tensor by tensor what autograd saves in one layer, after Korthikanti et al. 2022 ("Reducing Activation Recomputation
+    in Large Transformer Models", section 4), for the precisions used here. T tokens, hidden size h, feed-forward size f:
+    BERT in float32 keeps per layer the inputs of the query, key and value projections (Th), their outputs (3Th), the
+    context (Th), both norms' inputs and the first one's output (3Th), two dropout masks, and the feed-forward's two
+    intermediate results (2Tf). Attention adds probabilities, mask and dropped probabilities (3 heads x length^2 an
+    example) only where they are kept; fused kernels compute them again.
+    """
+    tokens = work.num_examples * work.length
+    hidden, intermediate = shape.hidden_size, shape.intermediate_size
+    size = 4 if work.mixed_precision == "no" else 2
+    queries, keys = shape.num_heads * shape.head_size, shape.num_key_value_heads * shape.head_size
+    mask = work.mask_bytes if shape.dropout else 0
+    # Under autocast each projection casts its own copy of the input, and norms keep float32.
+    casts = 0 if size == 4 else 2 * 2 * tokens * hidden
+    if shape.is_gated:
+        # The gate's and the up projection's outputs, the activation and the product; each norm keeps x and x / rms.
+        feed_forward = 4 * tokens * intermediate * size
+        norms = 2 * tokens * hidden * (4 + size) + 2 * tokens * hidden * size
+    else:
+        feed_forward = 2 * tokens * intermediate * size
+        norms = 2 * tokens * hidden * 4 + 2 * tokens * hidden * size + 2 * tokens * hidden * mask
+    attention = tokens * (2 * queries + 2 * keys) * size
+    probabilities = work.num_examples * shape.num_heads * work.length**2
+    if work.keeps_attention:
+        attention += probabilities * (size + (size + mask if mask else 0))
+    layer = casts + norms + feed_forward + attention
+    embeddings = tokens * hidden * (4 + mask)
+    temporaries = max(2 * tokens * intermediate, 2 * probabilities if work.keeps_attention else 0) * size
+    temporaries += 2 * tokens * hidden * 4
+    if work.gradient_checkpointing:
+        return shape.num_layers * tokens * hidden * 4 + embeddings, layer + temporaries
+    if work.cuts_last_layer:
+        return (shape.num_layers - 1) * layer + casts // 2 + tokens * 2 * keys * size + embeddings, temporaries
+    return shape.num_layers * layer + embeddings, temporaries
+
+
+def plan_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes: int) -> MemoryPlan:
+    """Bytes on one device at the fullest moment of a training step, the first steps (no moments yet) left aside.
+
+    Gradients grow as activations are freed, so with one micro-batch a step the peak holds the larger of the two; with
+    several, the gradients of the first ones wait beside the activations of the next. ZeRO-2 and 3 hold room for their part
+    of the gradients all the time.
+    """
+    number = shape.num_parameters
+    part = -(-number // num_processes)
+    mixed = work.mixed_precision != "no"
+    layers = 2 * shape.layer_parameters
+    gathered = layers * (2 if mixed else 4)
+    host = 0
+    base = strategy.removesuffix(" offload")
+    if base in ("one process", "DDP"):
+        weights, gradients, optimizer = 4 * number, 4 * number, 8 * number
+        # Autocast keeps a half-size copy of each weight that it has cast until the forward ends.
+        buffers = (4 * number if base == "DDP" else 0) + (2 * (number - shape.embedding_parameters) if mixed else 0)
+    elif base == "FSDP2":
+        weights, gradients, optimizer = 4 * part, 4 * part, 8 * part
+        buffers = gathered + shape.layer_parameters * 4 + 4 * shape.embedding_parameters
+    else:
+        size = 2 if mixed else 4
+        accumulates = base == "ZeRO-1" and work.num_micro_batches > 1
+        weights, gradients = size * number, size * (number if accumulates else part)
+        optimizer, buffers = 8 * part, 4 * part + size * _ZERO_BUCKET
+        if base == "ZeRO-3":
+            weights = size * part
+            buffers += size * min(number, max(layers, _ZERO_LIVE_PARAMETERS))
+    if strategy.endswith("offload"):
+        # The optimizer and its master copy leave the device; ZeRO-3 and FSDP take their weights and gradients along.
+        moved = optimizer + (4 * part if base.startswith("ZeRO") else 0)
+        buffers -= 4 * part if base.startswith("ZeRO") else 0
+        optimizer = 0
+        if base != "ZeRO-2":
+            moved, weights, gradients = moved + weights + gradients, 0, 0
+        host = moved
+    activations, temporaries = count_activations(shape, work)
+    during = activations + temporaries
+    waits = work.num_micro_batches > 1 or base in ("ZeRO-2", "ZeRO-3")
+    moving = gradients + during if waits else max(gradients, during)
+    return MemoryPlan(
+        strategy, weights, gradients, optimizer, buffers, during, weights + optimizer + buffers + moving, host
+    )
+
+
+def count_checkpoint_bytes(shape: ModelShape) -> int:
+    """Bytes of a checkpoint: weights and two moments in float32."""
+    return 12 * shape.num_parameters
+
+
+def count_final_bytes(shape: ModelShape) -> int:
+    """Bytes of final/: the weights in float32."""
+    return 4 * shape.num_parameters
+
+
+def fits(plan: MemoryPlan, device_bytes: int, overhead_bytes: int = GPU_OVERHEAD_BYTES) -> bool:
+    """Whether a plan fits a device with its overhead and some room for fragmentation."""
+    return plan.peak + overhead_bytes <= device_bytes * USABLE_SHARE
+
+
+def fits_host(plan: MemoryPlan, num_local_processes: int, host_bytes: int) -> bool:
+    """Whether a machine's memory takes what the processes on it move there."""
+    return plan.host * num_local_processes <= host_bytes * USABLE_HOST_SHARE
+
+
+def describe_host_need(plan: MemoryPlan, num_local_processes: int, host_bytes: int) -> str:
+    """How much more of the machine's memory an offload would take than there is."""
+    return (
+        f"{plan.strategy} moves {plan.host * num_local_processes / GIB:.1f} GiB to the machine's own memory, of which "
+        f"{host_bytes * USABLE_HOST_SHARE / GIB:.1f} are usable: take more devices or nodes, or a smaller model"
+    )
+
+
+def largest_batch(
+    shape: ModelShape,
+    strategy: Strategy,
+    work: Work,
+    num_processes: int,
+    device_bytes: int,
+    overhead_bytes: int = GPU_OVERHEAD_BYTES,
+    limit: int = 1 << 16,
+) -> int:
+    """The largest per_device_batch_size that fits; 0 where not even one example does."""
+
+    def fits_with(num_examples: int) -> bool:
+        tried = Work(**{**work.__dict__, "num_examples": num_examples})
+        return fits(plan_memory(shape, strategy, tried, num_processes), device_bytes, overhead_bytes)
+
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits_with(middle) else (low, middle - 1)
+    return low

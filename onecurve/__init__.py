@@ -1,0 +1,1 @@
+"""Fine-tune pretrained transformers: one recipe, one loss curve, any machine."""

@@ -1,0 +1,95 @@
+"""What is found on a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from onecurve.launcher.errors import Unsuitable
+from onecurve.launcher.facts.machine import (
+    count_cores,
+    detect_machine,
+    find_slurm_step,
+    first_host,
+    parse_nvidia_devices,
+)
+
+TWO = "0, GPU-aa, NVIDIA A100-SXM4-80GB, 81920, 0, 8.0, 550.54.15\n1, GPU-bb, NVIDIA A100-SXM4-80GB, 81920, 900, 8.0, 550.54.15\n"
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, [0, 1]), ("1,0", [1, 0]), ("GPU-bb", [1]), ("GPU-b", [1]), ("", []), ("0,7,1", [0]), ("-1", [])],
+)
+def test_visible_devices_are_cudas(visible: str | None, expected: list[int]) -> None:
+    assert [device.index for device in parse_nvidia_devices(TWO, visible)] == expected
+
+
+def test_a_lost_device_is_left_out() -> None:
+    assert len(parse_nvidia_devices(TWO + "2, GPU-cc, NVIDIA A100, [N/A], [N/A], 8.0, 550\ngarbage\n", None)) == 2
+
+
+def test_gpus_come_from_nvidia_smi(fake_gpus: Callable[..., dict[str, str]]) -> None:
+    machine = detect_machine(fake_gpus(2))
+    assert machine.kind == "cuda"
+    assert [round(device.memory_bytes / 1024**3) for device in machine.devices] == [80, 80]
+    assert machine.describe().startswith("2 GPUs (NVIDIA H100 80GB HBM3, 80 GiB)")
+
+
+def test_no_gpu_is_a_cpu() -> None:
+    machine = detect_machine({"PATH": "/nonexistent"})
+    assert machine.kind == "cpu"
+    assert machine.num_cores >= 1
+    assert machine.memory_bytes > 0
+    assert machine.driver_problem is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("gpu[07-09,12],cpu1", "gpu07"),
+        ("node1", "node1"),
+        ("a1,b2", "a1"),
+        ("login,gpu[1-2]", "login"),
+        ("n[3,5]-ib", "n3-ib"),
+        ("rack[1-2]n[3-4]", "rack1n3"),
+        ("n[1-2],m[1-2]", "n1"),
+    ],
+)
+def test_first_host(nodes: str, host: str) -> None:
+    assert first_host(nodes) == host
+
+
+def test_a_host_list_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(Unsuitable, match="can't be read"):
+        first_host("gpu[")
+
+
+def test_slurm_step() -> None:
+    assert find_slurm_step({}) is None
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    batch = find_slurm_step(job)
+    assert batch is not None
+    assert batch.is_batch_shell
+    step = find_slurm_step({**job, "SLURM_STEP_ID": "0", "SLURM_NODEID": "1"})
+    assert step is not None
+    assert not step.is_batch_shell
+    assert (step.num_nodes, step.node_rank, step.head_address) == (2, 1, "n1")
+    assert find_slurm_step({**job, "SLURM_GPUS_ON_NODE": "4"}).num_gpus == 4  # type: ignore[union-attr]
+
+
+def test_several_tasks_a_node_are_refused() -> None:
+    step = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_STEP_NODELIST": "n[1-2]",
+    }
+    with pytest.raises(Unsuitable, match=r"8 tasks on 2 nodes.*--ntasks-per-node=1"):
+        find_slurm_step(step)
+
+
+def test_granted_cores_are_a_bound_where_nothing_binds_to_them() -> None:
+    assert count_cores({"SLURM_CPUS_ON_NODE": "1"}) == 1
+    assert count_cores({"SLURM_CPUS_ON_NODE": "100000"}) == count_cores({})

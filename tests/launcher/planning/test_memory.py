@@ -1,0 +1,37 @@
+"""The memory table is what the arithmetic says today, and what was measured is near it."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.memory import MODELS, Case, describe_case, list_cases, predict
+from onecurve.launcher.facts.machine import MIB
+from onecurve.launcher.facts.shape import build_shape
+from onecurve.launcher.planning.memory import STRATEGIES, Work, plan_memory
+from tests.launcher.conftest import ROOT
+from tests.launcher.planning.test_topology import BERT
+
+TABLE = (ROOT / "benchmarks" / "memory.md").read_text(encoding="utf-8")
+
+
+def test_the_rows_are_those_that_the_script_measures() -> None:
+    rows = [line for line in TABLE.splitlines() if line.startswith(tuple(f"| {model} |" for model in MODELS))]
+    assert [row.rsplit("|", 4)[0] + "|" for row in rows] == [describe_case(case) for case in list_cases()]
+    assert {case[1] for case in list_cases()} == set(STRATEGIES)
+
+
+@pytest.mark.parametrize("case", list_cases(), ids=describe_case)
+def test_prediction_is_within_15_percent(case: Case) -> None:
+    row = next(line for line in TABLE.splitlines() if line.startswith(describe_case(case)))
+    predicted, measured = row.split("|")[5:7]
+    plan = predict(case)
+    bytes_now = plan.peak + plan.host
+    assert f"{bytes_now / MIB:,.0f}" == predicted.strip(), "the arithmetic has changed: run benchmarks/memory.py again"
+    assert bytes_now / MIB == pytest.approx(int(measured.replace(",", "")), rel=0.15)
+
+
+def test_deepspeeds_bucket_is_whole_however_small_the_model() -> None:
+    shape = build_shape(BERT, 2)
+    ddp, zero = (plan_memory(shape, strategy, Work(8, 64), 8) for strategy in ("DDP", "ZeRO-3"))
+    assert zero.buffers >= 4 * 500_000_000
+    assert zero.peak > ddp.peak

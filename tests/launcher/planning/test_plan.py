@@ -1,0 +1,111 @@
+"""The arithmetic of a training."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from onecurve.launcher.facts.machine import GIB
+from onecurve.launcher.facts.shape import build_shape, load_shape
+from onecurve.launcher.planning.plan import build_plan, count_communication, count_flops, estimate_data, parse_devices
+from onecurve.launcher.views.plan_table import format_seconds, plan_to_json, print_plan
+from onecurve.training.config import Recipe
+from tests.launcher.planning.test_topology import BERT, LLAMA, LLAMA_70B
+
+
+def test_devices() -> None:
+    devices = parse_devices("8xH100-80GB")
+    assert (devices.count, devices.memory_bytes, devices.teraflops("bf16")) == (8, 80 * GIB, 989)
+    assert parse_devices("A100-40GB").memory_bytes == 40 * GIB
+    assert parse_devices("4xNew Chip-96GB").teraflops("bf16") is None
+    assert parse_devices("l4").memory_bytes == 24 * GIB
+
+
+def test_numbers_of_a_small_recipe(recipe: dict[str, Any]) -> None:
+    settings = Recipe(**{**recipe, "max_train_steps": None, "num_train_epochs": 2})
+    data = estimate_data(settings)
+    assert data.num_examples == 203
+    assert data.source == "tokenizer, 203 rows"
+    assert 0 < data.padding < 0.1
+    plan = build_plan(settings, load_shape(settings.model_name_or_path, 2), parse_devices("2xT4"), 2, data, 0.4, GIB)
+    assert (plan.num_processes, plan.micro_batch, plan.num_micro_batches) == (4, 4, 1)
+    assert (plan.steps_per_epoch, plan.num_steps) == (13, 26)
+    assert plan.recommended == "DDP"
+    assert plan_to_json(plan)["num_steps"] == 26
+
+
+def test_70b_on_512_gpus() -> None:
+    settings = Recipe.model_validate(
+        {
+            "model_name_or_path": "x", "dataset_name": "x", "train_batch_size": 1024, "per_device_batch_size": 2,
+            "max_length": 4096, "mixed_precision": "bf16", "max_train_samples": 100_000, "gradient_checkpointing": True,
+            "num_train_epochs": 1,
+        }
+    )  # fmt: skip
+    shape = build_shape(LLAMA_70B, 2)
+    plan = build_plan(settings, shape, parse_devices("8xH100-80GB"), 64, estimate_data(settings), 0.4, 2000 * GIB)
+    by_name = {row.memory.strategy: row for row in plan.strategies}
+    assert not by_name["DDP"].fits
+    assert by_name["FSDP2"].fits
+    assert plan.recommended == "FSDP2"
+    # 6 x 69 B x 4 M tokens a step, a third more for recomputing, on 512 devices at 40 % of 989 TFLOPS.
+    expected = 98 * 6 * 69.5e9 * 1024 * 4096 * 4 / 3 / (512 * 989e12 * 0.4)
+    assert plan.seconds == pytest.approx(expected, rel=0.15)
+    text = io.StringIO()
+    print_plan(Console(file=text, width=80), plan, settings)
+    rows = [line for line in text.getvalue().splitlines() if line.startswith((" ZeRO", " FSDP", " DDP"))]
+    assert len(rows) == len(plan.strategies)
+    assert max(map(len, rows)) <= 80
+    assert "recommended" in text.getvalue()
+
+
+def test_flops_are_six_for_each_parameter_and_token() -> None:
+    shape = build_shape(BERT, 2)
+    assert count_flops(shape, 1000, 0) == 6 * 12 * shape.layer_parameters * 1000
+    assert count_flops(shape, 1, 128, gradient_checkpointing=True) == pytest.approx(count_flops(shape, 1, 128) * 4 / 3)
+
+
+def test_communication_of_sharding_is_one_and_a_half_times_that_of_ddp() -> None:
+    shape = build_shape(LLAMA, 2)
+    ddp = count_communication("DDP", shape, 8, 1, "no")
+    assert ddp == pytest.approx(2 * 7 / 8 * 4 * shape.num_parameters)
+    assert count_communication("ZeRO-2", shape, 8, 1, "no") == ddp
+    assert count_communication("FSDP2", shape, 8, 1, "no") == pytest.approx(1.5 * ddp)
+    assert count_communication("DDP", shape, 1, 1, "no") == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(12, "12 s"), (250, "4 min 10 s"), (7500, "2 h 05 min"), (273600, "3 d 04 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "json"])
+def test_every_format_is_counted(suffix: str, tmp_path: Path) -> None:
+    import csv
+    import json
+
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": f"some, text\n{number}", "label": number % 2} for number in range(7)]
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif suffix == "json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["text", "label"], delimiter="\t" if suffix == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    data = estimate_data(
+        Recipe.model_validate({"model_name_or_path": "x", "train_file": str(path), "validation_file": str(path)})
+    )
+    assert data.num_examples == 7
+    assert data.source == "characters, 7 rows"

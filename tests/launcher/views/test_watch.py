@@ -1,0 +1,168 @@
+"""A run as it goes."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from onecurve.launcher.cluster.slurm import QueueState
+from onecurve.launcher.facts.history import MetricsFile
+from onecurve.launcher.views.watch import PatientQueue, build_view, draw_curve, render
+
+
+def test_a_view_of_a_run_that_goes_on(write_run: Callable[..., Path]) -> None:
+    view = build_view(write_run("a", 10, state="running"))
+    assert (view.step, view.num_steps) == (10, 40)
+    assert view.tokens_per_second == pytest.approx(50)
+    assert view.seconds_left == pytest.approx(30 * 2.0)
+    assert view.last_evaluation["eval_accuracy"] == 0.8
+    assert len(view.losses) == 10
+
+
+def test_a_view_of_a_run_that_has_just_begun(write_run: Callable[..., Path]) -> None:
+    run = write_run("a", state="running", max_train_steps=7)
+    (run / "metrics.jsonl").write_text("", encoding="utf-8")
+    view = build_view(run)
+    assert (view.step, view.num_steps, view.loss, view.seconds_left) == (0, 7, None, None)
+
+
+@pytest.mark.parametrize("state", ["finished", "preempted", "failed"])
+def test_a_view_of_a_run_that_has_ended(state: str, write_run: Callable[..., Path]) -> None:
+    run = write_run("a", state=state)
+    status = {"state": state, "exit_code": 1, "step": 20, "message": "what was wrong [with] it"}
+    (run / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    view = build_view(run)
+    assert (view.state, view.seconds_left, view.is_stale) == (state, None, False)
+    shown = draw(run)
+    assert f"{state}  " in shown
+    assert "what was wrong [with] it" in shown
+    assert "peak memory 1.00 GiB" in shown
+
+
+def test_a_run_that_is_silent_for_long_is_stale(write_run: Callable[..., Path]) -> None:
+    run = write_run("a", 10, state="running")
+    assert not build_view(run, now=time.time() + 500).is_stale
+    shown = draw(run, now=time.time() + 7300)
+    assert "stale  " in shown
+    assert "nothing written for 2 h 01 min: likely killed; onecurve resume goes on" in shown
+    assert " left" not in shown
+
+
+def test_restarts_are_counted(write_run: Callable[..., Path]) -> None:
+    run = write_run("a", num_starts=3)
+    assert build_view(run).num_restarts == 2
+    assert "started again 2 times" in draw(run)
+    assert build_view(write_run("b")).num_restarts is None
+
+
+def test_the_queue_is_asked(write_run: Callable[..., Path]) -> None:
+    run = write_run("a", state="running")
+    view = build_view(run, queue=lambda path: queued(path.name))
+    assert view.queue_state == "Slurm job 7: a"
+    text = io.StringIO()
+    Console(file=text, width=80).print(render(view))
+    assert "Slurm job 7: a" in text.getvalue()
+
+
+def queued(state: str) -> QueueState:
+    return QueueState("7", state, "None", 0, "", "")
+
+
+def write_status(run: Path, state: str, exit_code: int | None, **more: int) -> None:
+    status = {"state": state, "exit_code": exit_code, "step": 20, "message": "", **more}
+    (run / "status.json").write_text(json.dumps(status), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_code", "job", "is_over"),
+    [
+        ("running", None, None, False),
+        ("preempted", 75, None, True),
+        ("preempted", 75, "PENDING", False),
+        ("preempted", 75, "TIMEOUT", True),
+        ("failed", 1, "COMPLETING", False),
+        ("failed", 3, "RUNNING", True),
+        ("finished", 0, "RUNNING", True),
+    ],
+)
+def test_a_run_is_not_over_while_its_job_is_not(
+    state: str, exit_code: int | None, job: str | None, is_over: bool, write_run: Callable[..., Path]
+) -> None:
+    run = write_run("a")
+    write_status(run, state, exit_code)
+    assert build_view(run, queue=lambda path: queued(job) if job else None).is_over == is_over
+
+
+def test_a_failure_that_is_followed_by_another_start_is_not_the_end(write_run: Callable[..., Path]) -> None:
+    run = write_run("a")
+    write_status(run, "failed", 1, restarts_left=2)
+    assert not build_view(run).is_over
+    assert "starts again from its last checkpoint; 2 more possible" in draw(run)
+    assert build_view(run, now=time.time() + 500).is_over, "the launcher is gone as well"
+
+
+def test_the_queue_is_asked_now_and_then_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    asked, may_answer = [], threading.Event()
+
+    def answer(run: Path) -> QueueState:
+        asked.append(run)
+        may_answer.wait(60)
+        return queued("PENDING")
+
+    queue = PatientQueue(answer, seconds_between=1_000)
+    assert queue(tmp_path) is None
+    assert queue.is_asking
+    may_answer.set()
+    while queue.is_asking:
+        time.sleep(0.01)
+    assert [queue(tmp_path) for _ in range(5)] == [queued("PENDING")] * 5
+    assert asked == [tmp_path]
+
+
+def test_only_what_is_new_is_read_unless_a_resume_has_cut_it_back(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+
+    def losses() -> list[float]:
+        return [line["loss"] for line in file.read()["train"].values()]
+
+    def lines(*values: float) -> str:
+        return "".join(
+            json.dumps({"event": "train", "step": step, "loss": value}) + "\n" for step, value in enumerate(values, 1)
+        )
+
+    assert losses() == []
+    path.write_text(lines(5, 4, 3) + '{"event": "tr', encoding="utf-8")
+    assert losses() == [5, 4, 3]
+    path.write_text("x" * len(lines(5, 4)) + lines(5, 4, 3, 2)[len(lines(5, 4)) :], encoding="utf-8")
+    assert losses() == [5, 4, 3, 2], "what was read is not read again"
+    for text, expected in ((lines(5), [5]), (lines(5, 9, 8, 7, 6), [5, 9, 8, 7, 6])):
+        path.write_text(text, encoding="utf-8")
+        assert losses() == expected
+
+
+def test_a_hostile_name_is_only_text(write_run: Callable[..., Path]) -> None:
+    assert "[red]a" in draw(write_run("[red]a"))
+
+
+def draw(run: Path, now: float | None = None) -> str:
+    text = io.StringIO()
+    Console(file=text, width=80).print(render(build_view(run, now=now), 64))
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+    return text.getvalue()
+
+
+def test_a_curve() -> None:
+    lines = draw_curve([4.0, 3.0, 2.0, 1.0, math.nan], width=4, height=2)
+    assert lines[0].startswith("  4.0000 ┤█")
+    assert lines[1].startswith("  1.0000 ┤█")
+    assert draw_curve([], width=10) == []
+    assert len(draw_curve([1.0] * 500, width=30)[0]) == len("  1.0000 ┤") + 30

@@ -1,0 +1,297 @@
+"""Data is split fairly, tokenized once, cached by content, published whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from onecurve.training.config import load_recipe
+from onecurve.training.data import preparation as data
+from onecurve.training.data.plan import MicroBatch
+from onecurve.training.data.preparation import MicroBatches, PreparedData, hold_out, prepare_data
+from onecurve.training.errors import BadInput
+from onecurve.training.tasks import build_task
+
+Rows = list[dict[str, Any]]
+Prepare = Callable[..., PreparedData]
+
+ROWS: Rows = [{"text": " ".join(["news"] * (1 + number % 7)), "label": "ab"[number % 2]} for number in range(40)]
+
+
+# Holding out ---------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=200), st.floats(0.01, 0.9), st.integers(0, 1000))
+def test_held_out_rows_keep_each_classs_share(strata: list[int], fraction: float, seed: int) -> None:
+    labels = np.array(strata)
+    kept, held_out = hold_out(len(labels), labels, fraction, seed)
+    assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(len(labels))), "each row is in one of the two"
+    assert np.all(np.diff(kept) > 0)
+    assert np.all(np.diff(held_out) > 0)
+    taken = Counter(labels[held_out].tolist())
+    for label, count in Counter(strata).items():
+        if count == 1:
+            assert taken[label] == 0, "a class's only row stays in training"
+        else:
+            assert 1 <= taken[label] <= count - 1, "a class of two is in both"
+            assert abs(taken[label] - fraction * count) <= 1
+
+
+@given(st.integers(2, 300), st.floats(0.01, 0.9), st.integers(0, 1000))
+def test_without_classes_rows_are_held_out_at_random(num_rows: int, fraction: float, seed: int) -> None:
+    kept, held_out = hold_out(num_rows, None, fraction, seed)
+    assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(num_rows))
+    assert len(held_out) == min(max(round(num_rows * fraction), 1), num_rows - 1)
+
+
+def test_the_seed_alone_decides_what_is_held_out() -> None:
+    labels = np.arange(500) % 3
+    splits = [hold_out(500, labels, 0.2, seed)[1].tolist() for seed in (1, 1, 2)]
+    assert splits[0] == splits[1]
+    assert len(set(splits[0]) & set(splits[2])) < 60, "two random fifths of 500 share about 20"
+
+
+# Preparing -----------------------------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, rows: Rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ONECURVE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "prepared"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, own_cache: Path, tokenizer: Any) -> Prepare:
+    def run(rows: Rows = ROWS, **flags: str) -> PreparedData:
+        write_rows(tmp_path / "train.jsonl", rows)
+        files = {"model_name_or_path": "m", "train_file": str(tmp_path / "train.jsonl"), "max_length": "16"}
+        recipe = load_recipe(None, {**files, **flags}).recipe
+        return prepare_data(recipe, build_task(recipe), tokenizer)
+
+    return run
+
+
+@pytest.fixture
+def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The splits that were tokenized, in order."""
+    splits: list[str] = []
+    original = data._tokenize
+
+    def count(staging: Path, split: str, *others: Any) -> str:
+        splits.append(split)
+        return original(staging, split, *others)
+
+    monkeypatch.setattr(data, "_tokenize", count)
+    return splits
+
+
+def folders(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir() if path.is_dir())
+
+
+def test_tokens_lengths_and_labels_belong_together(prepare: Prepare, tokenizer: Any) -> None:
+    prepared = prepare(validation_fraction="0.25")
+    assert (len(prepared.train), len(prepared.validation), prepared.test) == (30, 10, None)
+    assert prepared.label_names == ["a", "b"]
+    expected = Counter((tuple(tokenizer(row["text"])["input_ids"]), "ab".index(row["label"])) for row in ROWS)
+    found: Counter[tuple[tuple[int, ...], int]] = Counter()
+    for split in (prepared.train, prepared.validation):
+        for number in range(len(split)):
+            tokens = split.tokens[number]["input_ids"].tolist()
+            assert split.lengths[number] == len(tokens)
+            found[tuple(tokens), int(split.labels[number])] += 1
+    assert found == expected
+    assert Counter(prepared.validation.labels.tolist()) == {0: 5, 1: 5}
+
+
+def test_a_digest_is_of_what_is_learned_wherever_the_files_lie(prepare: Prepare, tmp_path: Path) -> None:
+    def digests(rows: Rows = ROWS, **flags: str) -> tuple[str, str]:
+        prepared = prepare(rows, **flags)
+        return prepared.train.digest, prepared.validation.digest
+
+    here = digests()
+    assert here[0] != here[1]
+    write_rows(tmp_path / "elsewhere.jsonl", ROWS)
+    assert digests(train_file=str(tmp_path / "elsewhere.jsonl")) == here
+    swapped = [*ROWS[:-2], ROWS[-1], ROWS[-2]]
+    other_label = [{**ROWS[0], "label": ROWS[1]["label"]}, *ROWS[1:]]
+    other_text = [{**ROWS[0], "text": f"{ROWS[0]['text']} more"}, *ROWS[1:]]
+    for rows in (swapped, other_label, other_text, [*ROWS, ROWS[0]]):
+        assert digests(rows) != here
+    renamed = [{**row, "label": f"{row['label']}2"} for row in ROWS]
+    assert digests(renamed) != here
+
+
+def test_nothing_is_held_in_memory(prepare: Prepare) -> None:
+    split = prepare().train
+    assert isinstance(split.lengths, np.memmap)
+    assert isinstance(split.labels, np.memmap)
+    assert not split.lengths.flags.writeable
+    assert split.tokens.cache_files, "the tokens are read from their file"
+
+
+def test_a_second_start_finds_the_cache(prepare: Prepare, own_cache: Path, tokenized: list[str]) -> None:
+    first = prepare()
+    assert tokenized == ["train", "validation"]
+    before = {path: path.stat().st_mtime_ns for path in own_cache.rglob("*")}
+    second = prepare()
+    assert tokenized == ["train", "validation"], "nothing is tokenized twice"
+    assert {path: path.stat().st_mtime_ns for path in own_cache.rglob("*")} == before
+    assert np.array_equal(first.train.labels, second.train.labels)
+    assert first.label_names == second.label_names
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"max_length": "8"},
+        {"seed": "7"},
+        {"validation_fraction": "0.3"},
+        {"max_train_samples": "20"},
+        {"max_eval_samples": "2"},
+    ],
+    ids=lambda flags: next(iter(flags)),
+)
+def test_a_key_that_shapes_the_data_makes_it_anew(
+    prepare: Prepare, own_cache: Path, tokenized: list[str], flags: dict[str, str]
+) -> None:
+    prepare()
+    prepare(**flags)
+    assert len(folders(own_cache)) == 2
+    assert len(tokenized) == 4
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"learning_rate": "0.1"}, {"train_batch_size": "8"}, {"num_train_epochs": "9"}, {"output_dir": "elsewhere"}],
+    ids=lambda flags: next(iter(flags)),
+)
+def test_a_key_that_does_not_shape_the_data_finds_it(
+    prepare: Prepare, tokenized: list[str], flags: dict[str, str]
+) -> None:
+    prepare()
+    prepare(**flags)
+    assert len(tokenized) == 2
+
+
+def test_other_content_under_the_same_name_and_age_is_read_again(
+    prepare: Prepare, tmp_path: Path, own_cache: Path, tokenized: list[str]
+) -> None:
+    prepare()
+    age = (tmp_path / "train.jsonl").stat()
+    changed = [dict(row) for row in ROWS]
+    changed[7]["label"] = "a" if changed[7]["label"] == "b" else "b"
+    write_rows(tmp_path / "train.jsonl", changed)
+    os.utime(tmp_path / "train.jsonl", ns=(age.st_atime_ns, age.st_mtime_ns))
+    assert (tmp_path / "train.jsonl").stat().st_size == age.st_size
+    labels = prepare(changed).train.labels
+    assert len(tokenized) == 4
+    assert len(folders(own_cache)) == 2
+    assert len(labels) == 36
+
+
+def test_another_tokenizer_makes_it_anew(
+    prepare: Prepare, own_cache: Path, tiny_model: Path, tmp_path: Path, tokenized: list[str]
+) -> None:
+    prepare()
+    recipe = load_recipe(
+        None, {"model_name_or_path": "m", "train_file": str(tmp_path / "train.jsonl"), "max_length": "16"}
+    ).recipe
+    other = AutoTokenizer.from_pretrained(tiny_model)
+    other.add_tokens(["news"])
+    prepare_data(recipe, build_task(recipe), other)
+    assert len(tokenized) == 4
+    assert len(folders(own_cache)) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("No space left on device"), KeyboardInterrupt()], ids=["full disk", "interrupt"]
+)
+@pytest.mark.parametrize("failing", ["train", "validation"])
+def test_a_failure_leaves_no_folder_and_the_next_start_succeeds(
+    prepare: Prepare, own_cache: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, failing: str
+) -> None:
+    original = data._tokenize
+
+    def fail(staging: Path, split: str, *others: Any) -> None:
+        original(staging, split, *others)
+        if split == failing:
+            raise error
+
+    monkeypatch.setattr(data, "_tokenize", fail)
+    with pytest.raises(type(error)):
+        prepare()
+    assert folders(own_cache) == []
+    monkeypatch.setattr(data, "_tokenize", original)
+    assert len(prepare().train) == 36
+    assert len(folders(own_cache)) == 1
+
+
+def test_bad_input_leaves_no_folder(prepare: Prepare, own_cache: Path) -> None:
+    with pytest.raises(BadInput, match="row 4: column 'label' is empty"):
+        prepare([*ROWS[:3], {"text": "x", "label": None}, *ROWS[3:]])
+    assert folders(own_cache) == []
+
+
+def test_a_subset_is_the_start_of_a_seeded_shuffle(prepare: Prepare, tokenizer: Any) -> None:
+    numbered: Rows = [{"text": f"news {number}", "label": "ab"[number % 2]} for number in range(100)]
+    small = prepare(numbered, max_train_samples="10", validation_fraction="0.1")
+    larger = prepare(numbered, max_train_samples="20", validation_fraction="0.1")
+
+    def texts(split: data.Split) -> list[str]:
+        return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in split.tokens["input_ids"]]
+
+    assert texts(small.train) == texts(larger.train)[:10]
+    assert texts(small.validation) == texts(larger.validation)
+    assert len(set(texts(larger.train))) == 20
+    assert not set(texts(larger.train)) & set(texts(larger.validation))
+
+
+# Batches -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_micro_batch_is_padded_to_its_longest_on_the_tokenizers_side(
+    prepare: Prepare, tiny_model: Path, side: str
+) -> None:
+    split = prepare().train
+    padding = AutoTokenizer.from_pretrained(tiny_model, padding_side=side)
+    indices: NDArray[np.int64] = np.array([3, 0, 6])
+    plan = MicroBatch(indices)
+    batch = MicroBatches(split, padding).__getitems__(plan)
+    longest = int(split.lengths[indices].max())
+    assert batch["plan"] is plan
+    assert batch["labels"].tolist() == split.labels[indices].tolist()
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["token_type_ids"].shape == (3, longest)
+    assert batch["input_ids"].dtype == torch.int64
+    for row, index in enumerate(indices):
+        mask = batch["attention_mask"][row].bool()
+        assert batch["input_ids"][row][mask].tolist() == split.tokens[int(index)]["input_ids"].tolist()
+        assert mask.sum() == split.lengths[index]
+        assert (batch["input_ids"][row][~mask] == padding.pad_token_id).all()
+        if side == "right":
+            assert mask[: int(mask.sum())].all()
+        else:
+            assert mask[-int(mask.sum()) :].all()

@@ -1,0 +1,297 @@
+"""The CPU's own dropout and attention compute what transformers' plain forward computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
+from transformers.integrations.sdpa_attention import repeat_kv
+
+from onecurve.training.config import Recipe
+from onecurve.training.models import cpu_dropout
+from onecurve.training.models.cpu_dropout import ATTENTION, ByteDropout, draw_kept
+
+BERT = BertConfig(
+    vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=3,
+    max_position_embeddings=64,
+)  # fmt: skip
+# Fewer key heads than query heads, and a causal mask.
+LLAMA = LlamaConfig(
+    vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=48, num_labels=3, pad_token_id=0, max_position_embeddings=64,
+)  # fmt: skip
+
+
+def make_recipe(**settings: Any) -> Recipe:
+    return Recipe(model_name_or_path="none", train_file=("none",), **settings)
+
+
+def build_pair(config: Any, dtype: torch.dtype, **settings: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A model with transformers' eager attention, and a copy of it with ours."""
+    torch.manual_seed(0)
+    plain = AutoModelForSequenceClassification.from_config(copy.deepcopy(config), attn_implementation="eager").to(dtype)
+    ours = copy.deepcopy(plain)
+    assert cpu_dropout.install(ours, make_recipe(mixed_precision="bf16", **settings))
+    assert ours.config._attn_implementation == ATTENTION
+    return plain, ours
+
+
+def build_batch(num_examples: int, length: int, pads_left: bool = False) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    ids = torch.randint(1, 100, (num_examples, length))
+    mask = torch.ones_like(ids)
+    for example in range(num_examples // 2):
+        hidden = slice(0, 1 + example) if pads_left else slice(length - 1 - example, length)
+        mask[example, hidden], ids[example, hidden] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def gradients(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    logits = model(**batch).logits
+    loss = torch.nn.functional.cross_entropy(logits, torch.arange(len(logits)) % 3)
+    loss.backward()  # type: ignore[no-untyped-call]
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {**found, "logits": logits.detach()}
+
+
+@pytest.fixture
+def attends_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our attention in any precision: without dropout it leaves float32 to SDPA, which is faster there."""
+
+    def run(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any = None, **others: Any) -> Any:
+        groups = getattr(module, "num_key_value_groups", 1)
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        context = cpu_dropout._Attention.apply(query, key, value, mask, scaling, 0.0)  # type: ignore[no-untyped-call]
+        return context.transpose(1, 2).contiguous(), None
+
+    monkeypatch.setattr(cpu_dropout, "attend", run)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "pads_left", "dtype", "bound"),
+    [
+        pytest.param(BERT, (4, 16), False, torch.float64, 1e-12, id="few long texts"),
+        pytest.param(BERT, (20, 12), False, torch.float64, 1e-12, id="many short texts"),
+        pytest.param(BERT, (4, 16), True, torch.float64, 1e-12, id="padded on the left"),
+        pytest.param(BERT, (4, 16), False, torch.float32, 2e-5, id="in float32"),
+        # Llama's own softmax is in float32 whatever the rest is in.
+        pytest.param(LLAMA, (4, 16), False, torch.float64, 1e-6, id="a decoder"),
+        pytest.param(LLAMA, (4, 16), True, torch.float32, 2e-5, id="a decoder, padded on the left"),
+    ],
+)
+@pytest.mark.usefixtures("attends_always")
+def test_gradients_are_those_of_the_plain_forward(
+    config: Any, shape: tuple[int, int], pads_left: bool, dtype: torch.dtype, bound: float
+) -> None:
+    config = copy.deepcopy(config)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    batch = build_batch(*shape, pads_left)
+    plain, ours = (gradients(model, batch) for model in build_pair(config, dtype))
+    assert plain.keys() == ours.keys()
+    for name, expected in plain.items():
+        assert torch.dist(ours[name], expected) <= bound * max(1e-3, expected.norm().item()), name
+
+
+def test_gradients_with_dropout_are_those_of_the_same_masks() -> None:
+    """Autograd's own derivative of the textbook's formula, with the masks that were drawn."""
+    torch.manual_seed(0)
+    shape, scale, probability = (2, 3, 10, 8), 0.3, 0.25
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    mask = torch.zeros(2, 1, 1, 10)
+    mask[0, ..., -4:] = torch.finfo(torch.float32).min
+    torch.manual_seed(5)
+    ours = cpu_dropout._Attention.apply(*tensors, mask, scale, probability)  # type: ignore[no-untyped-call]
+    weight = torch.randn(shape, dtype=torch.float64)
+    found = torch.autograd.grad((ours * weight).sum(), tensors)
+
+    torch.manual_seed(5)
+    kept = draw_kept(2 * 3 * 10 * 10, probability).view(2, 3, 10, 10) != 0
+    queries, keys, values = tensors
+    weights = torch.softmax(queries @ keys.transpose(-2, -1) * scale + mask.double(), dim=-1)
+    plain = (weights * kept / (1 - probability)) @ values
+    expected = torch.autograd.grad((plain * weight).sum(), tensors)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_dropout_keeps_and_scales_and_its_gradient_does_too(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    values = torch.ones(1000, 33, dtype=dtype, requires_grad=True)
+    dropped = ByteDropout(0.2)(values)
+    expected = torch.tensor(1 / 0.8).to(dtype)
+    assert set(dropped.unique().tolist()) == {0.0, expected.item()}
+    dropped.sum().backward()
+    assert values.grad is not None
+    assert torch.equal(values.grad, dropped.detach())
+    assert ByteDropout(0.2).eval()(values) is values
+
+
+@pytest.mark.parametrize("probability", [1 / 64, 0.1, 0.25, 0.5, 0.9])
+def test_each_element_is_dropped_as_often_as_was_asked(probability: float) -> None:
+    """Over draws, at every place: the mean of a million decisions, and no place of the eight in a word apart."""
+    torch.manual_seed(3)
+    num_draws, num_elements = 4000, 256
+    dropped = torch.stack([draw_kept(num_elements, probability) == 0 for _ in range(num_draws)]).double()
+    spread = (probability * (1 - probability)) ** 0.5
+    # Five standard deviations of the mean of independent decisions, and of the drawn threshold's.
+    assert abs(dropped.mean() - probability) < 5 * (
+        spread / (num_draws * num_elements) ** 0.5 + 0.5 / 256 / num_draws**0.5
+    )
+    assert (dropped.mean(dim=0) - probability).abs().max() < 5 * spread / num_draws**0.5
+
+
+def test_decisions_are_independent() -> None:
+    """No correlation between neighbours, nor between the two bytes of one number."""
+    torch.manual_seed(4)
+    kept = (draw_kept(2**20, 0.3) != 0).double() - 0.7
+    for distance in (1, 2, 3, 4, 7, 8, 64, 2**19):
+        correlation = (kept[:-distance] * kept[distance:]).mean() / 0.21
+        assert abs(correlation) < 5 / 2**9.5, distance
+
+
+def test_masks_are_a_function_of_the_seed() -> None:
+    torch.manual_seed(7)
+    first = draw_kept(100_003, 0.1)
+    torch.manual_seed(7)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(first, draw_kept(100_003, 0.1))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
+def test_a_recomputed_layer_draws_the_same_masks() -> None:
+    _, ours = build_pair(BERT, torch.float32)
+    batch = build_batch(4, 16)
+    found = []
+    for is_recomputed in (False, True):
+        model = copy.deepcopy(ours).train()
+        if is_recomputed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        torch.manual_seed(2)
+        found.append(gradients(model, batch))
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_bf16_is_within_its_own_rounding() -> None:
+    config = copy.deepcopy(BERT)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    plain, ours = build_pair(config, torch.float32)
+    batch = build_batch(6, 40)
+    exact = gradients(copy.deepcopy(plain), batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, mine = gradients(plain, batch), gradients(ours, batch)
+    for name in (
+        "logits",
+        "bert.encoder.layer.0.attention.self.query.weight",
+        "bert.embeddings.word_embeddings.weight",
+    ):
+        error = torch.dist(theirs[name].float(), exact[name])
+        assert torch.dist(mine[name].float(), exact[name]) < 1.5 * error, name
+
+
+def test_the_saved_model_is_plain_transformers(tmp_path: Path) -> None:
+    _, ours = build_pair(BERT, torch.float32)
+    ours.save_pretrained(tmp_path)  # type: ignore[operator]
+    assert ATTENTION not in (tmp_path / "config.json").read_text(encoding="utf-8")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    batch = build_batch(4, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch).logits, ours.eval()(**batch).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dropout_masks": "torch"}, {"torch_compile": True}], ids=lambda settings: next(iter(settings))
+)
+def test_it_is_left_out_where_the_recipe_says_so(settings: dict[str, Any]) -> None:
+    model = AutoModelForSequenceClassification.from_config(copy.deepcopy(BERT))
+    assert not cpu_dropout.install(model, make_recipe(**settings))
+    assert not any(isinstance(module, ByteDropout) for module in model.modules())
+    assert model.config._attn_implementation in (None, "sdpa")
+
+
+def test_a_named_attention_is_kept_and_rare_dropout_is_torchs() -> None:
+    model = AutoModelForSequenceClassification.from_config(copy.deepcopy(BERT), attn_implementation="eager")
+    assert cpu_dropout.install(model, make_recipe(attn_implementation="eager"))
+    assert model.config._attn_implementation == "eager"
+    assert any(isinstance(module, ByteDropout) for module in model.modules())
+    rare = copy.deepcopy(BERT)
+    rare.hidden_dropout_prob = 0.001
+    assert not cpu_dropout.install(AutoModelForSequenceClassification.from_config(rare), make_recipe())
+
+
+Launch = Callable[..., Any]
+Train = Callable[..., Any]
+
+
+def test_the_recipe_chooses_the_masks(train: Train, recipe: dict[str, Any], tmp_path: Path) -> None:
+    runs = {
+        masks: train(
+            {
+                **recipe,
+                "dropout": 0.1,
+                "max_train_steps": 3,
+                "dropout_masks": masks,
+                "output_dir": str(tmp_path / masks),
+            }
+        )
+        for masks in ("bytes", "torch")
+    }
+    again = train({**recipe, "dropout": 0.1, "max_train_steps": 3, "output_dir": str(tmp_path / "again")})
+    assert [run.exit_code for run in (*runs.values(), again)] == [0, 0, 0]
+    assert runs["bytes"].losses != runs["torch"].losses
+    assert runs["bytes"].losses == again.losses
+
+
+# Relative, on each of 50 steps. bf16 keeps 8 bits: sums cut elsewhere round by 2^-9 in each layer, and training carries it on.
+MAX_BF16_LOSS_DEVIATION = 2e-2
+
+
+def deviation(run: Any, reference: Any) -> float:
+    assert len(run.losses) == len(reference.losses)
+    return max(abs(float(mine) / float(theirs) - 1) for mine, theirs in zip(run.losses, reference.losses, strict=True))
+
+
+def test_bf16_losses_agree_whatever_the_micro_batch(train: Train, recipe: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**recipe, "mixed_precision": "bf16", "max_train_steps": 50}
+    cuts: dict[str, dict[str, Any]] = {
+        "whole": {"per_device_batch_size": 16},
+        "threes": {"per_device_batch_size": 3},
+        "tokens": {"per_device_batch_size": 16, "per_device_batch_tokens": 256},
+    }
+    runs = {name: train({**settings, **cut, "output_dir": str(tmp_path / name)}) for name, cut in cuts.items()}
+    assert [run.exit_code for run in runs.values()] == [0, 0, 0]
+    found = [deviation(runs[name], runs["whole"]) for name in ("threes", "tokens")]
+    assert 0 < max(found) < MAX_BF16_LOSS_DEVIATION, found
+
+
+@pytest.mark.slow
+def test_bf16_losses_agree_on_two_processes(
+    train: Train, launch: Launch, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**recipe, "mixed_precision": "bf16", "max_train_steps": 50, "per_device_batch_size": 16}
+    alone = train({**settings, "output_dir": str(tmp_path / "alone")})
+    both = launch({**settings, "output_dir": str(tmp_path / "both")}, topology="multi_cpu", num_processes=2)
+    assert (alone.exit_code, both.exit_code) == (0, 0), both.stderr
+    assert deviation(both, alone) < MAX_BF16_LOSS_DEVIATION
+
+
+def test_a_resumed_run_draws_the_masks_that_it_would_have_drawn(
+    train: Train, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**recipe, "dropout": 0.1, "mixed_precision": "bf16", "max_train_steps": 6, "checkpointing_steps": 3}
+    whole = train({**settings, "output_dir": str(tmp_path / "whole")})
+    checkpoint = tmp_path / "whole" / "checkpoints" / "step_00000003"
+    resumed = train({**settings, "output_dir": str(tmp_path / "resumed"), "resume": str(checkpoint)})
+    assert (whole.exit_code, resumed.exit_code) == (0, 0)
+    assert resumed.losses == whole.losses[3:]

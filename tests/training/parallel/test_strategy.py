@@ -1,0 +1,34 @@
+"""What each micro-batch is told. Launches that are refused: tests/test_smoke.py."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import DistributedType
+
+from onecurve.training.data.plan import MicroBatch
+from onecurve.training.parallel.strategy import begin_micro_batch
+
+
+def draw(step: int = 0, process: int = 0, seed: int = 1, position: int = 0) -> list[float]:
+    """Random numbers, as dropout would draw them in a micro-batch."""
+    accelerator: Any = SimpleNamespace(
+        process_index=process, num_processes=2, distributed_type=DistributedType.MULTI_CPU, step=0
+    )
+    plan = MicroBatch(np.arange(2), step=step, position=position, num_micro_batches=3)
+    begin_micro_batch(accelerator, plan, seed)
+    return torch.rand(4).tolist()
+
+
+def test_random_numbers_are_of_seed_step_and_process() -> None:
+    first = draw()
+    draw(step=7)
+    assert draw() == first, "a step that is made again draws what it drew"
+    assert len({tuple(numbers) for numbers in (first, draw(step=1), draw(process=1), draw(seed=2))}) == 4
+
+
+def test_later_micro_batches_of_a_step_go_on_with_its_random_numbers() -> None:
+    assert draw() != draw(position=1)

@@ -1,0 +1,210 @@
+"""A process that makes no progress is ended; the message says who was silent. Whole hangs: tests/test_faults.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+
+from onecurve.training.recovery.watchdog import PATIENCE, Watchdog, _is_waiting, describe_hang
+from tests.conftest import ROOT, Run
+
+
+def waiting(place: str = "training/run.py:9 (make_steps)") -> dict[str, Any]:
+    return {"is_waiting": True, "place": place}
+
+
+def silent(place: str = "training/data/preparation.py:7 (load)") -> dict[str, Any]:
+    return {"is_waiting": False, "place": place}
+
+
+@pytest.mark.parametrize(
+    ("reports", "num_processes", "who"),
+    [
+        ({0: waiting(), 1: silent()}, 2, "process 1 is silent at training/data/preparation.py:7 (load)"),
+        ({0: silent("a.py:1 (f)"), 1: waiting(), 2: silent()}, 3, "process 0 is silent at a.py:1 (f); process 2 is"),
+        ({0: waiting(), 2: waiting()}, 4, "processes 1, 3 did not answer at all"),
+        ({0: waiting(), 1: waiting()}, 2, "which process holds up the others can't be told"),
+        ({0: silent(), 1: silent()}, 2, "which process holds up the others can't be told"),
+        ({0: silent()}, 1, "process 0 is silent at training/data/preparation.py:7 (load)"),
+        ({0: waiting()}, 1, "process 0 is silent at training/run.py:9 (make_steps)"),
+    ],
+)
+def test_the_silent_process_is_named(reports: dict[int, dict[str, Any]], num_processes: int, who: str) -> None:
+    message = describe_hang(reports, num_processes, 3.2, Path("run/hangs"))
+    assert message.startswith("no progress for 3 seconds (hang_timeout_seconds): ")
+    assert who in message
+    assert "stacks of all processes are in run/hangs" in message
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from onecurve.training.recovery.watchdog import Watchdog
+
+def work(watchdog):
+    {work}
+
+with Watchdog(Path(sys.argv[1]), 0, 1, 0.3, lambda message: print("told:", message, flush=True)) as watchdog:
+    watchdog.beat()
+    work(watchdog)
+print("done")
+"""
+
+
+def hang(folder: Path, work: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", HANGING.replace("{work}", work), str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_process_that_hangs_is_ended_with_its_stacks(tmp_path: Path) -> None:
+    result = hang(tmp_path / "hangs", "time.sleep(60)")
+    assert result.returncode == 1
+    assert "onecurve: no progress for 0 seconds" in result.stderr
+    assert "told: no progress" in result.stdout
+    assert "in work" in (tmp_path / "hangs" / "process_00000.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "[(time.sleep(0.1), watchdog.beat()) for _ in range(8)]",
+        "with watchdog.patiently(): time.sleep(0.8)",
+    ],
+)
+def test_who_works_or_was_given_time_is_left_alone(tmp_path: Path, work: str) -> None:
+    result = hang(tmp_path / "hangs", work)
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+    assert not (tmp_path / "hangs").exists()
+
+
+def test_a_slow_start_is_watched_where_standard_error_has_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Semaphore(0)
+
+    def look() -> bool:
+        looked.release()
+        return False
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # As in a notebook, or in a test that captures it.
+    watchdog = Watchdog(tmp_path, 0, 1, 1.0, lambda message: None, look)
+    watchdog.start()
+    assert looked.acquire(timeout=30)
+    assert looked.acquire(timeout=30)  # The first look did not end its thread.
+    with watchdog:
+        pass
+    assert not watchdog._thread.is_alive()
+
+
+ORPHANED = """
+import time
+from pathlib import Path
+from onecurve.training.recovery import watchdog
+
+watchdog._SECONDS_WITHOUT_LAUNCHER = 0.2
+told = lambda message: print("told:", message, flush=True)
+with watchdog.Watchdog(Path("none"), 3, 4, 1.0, told, lambda: True) as watched:
+    {beat}
+    time.sleep({seconds})
+print("done")
+"""
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_start_ends_without_its_launcher_and_a_training_agrees_on_a_stop(trains: bool) -> None:
+    script = ORPHANED.replace("{beat}", "watched.beat()" if trains else "").replace(
+        "{seconds}", "0.9" if trains else "60"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    if trains:
+        assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+    else:
+        assert result.returncode == 1
+        assert "onecurve: process 3: the launcher died before the first step" in result.stderr
+        assert "told: process 3: the launcher died" in result.stdout
+
+
+def test_a_start_ends_though_nobody_reads_what_it_says() -> None:
+    script = ORPHANED.replace("{beat}", "").replace("{seconds}", "60")
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        try:
+            assert process.wait(30) == 1
+        finally:
+            process.kill()
+
+
+def test_a_disk_that_takes_no_stacks_keeps_no_hang_alive(tmp_path: Path) -> None:
+    result = hang(tmp_path / "hangs", "Path(sys.argv[1]).touch(); time.sleep(60)")  # No folder can be made there.
+    assert result.returncode == 1
+    assert "process 0 made no progress for 0 seconds" in result.stderr
+    assert "in work" in result.stderr, "the stacks go where somebody can see them"
+    assert "told: process 0 made no progress" in result.stdout
+
+
+def test_stacks_of_an_earlier_larger_training_answer_for_nobody(tmp_path: Path) -> None:
+    own, late, stale = (tmp_path / f"process_{number:05d}.txt" for number in (0, 1, 2))
+    own.write_text(json.dumps(waiting()) + "\n")
+    stale.write_text(json.dumps(waiting()) + "\n")
+    timer = threading.Timer(0.3, late.write_text, [json.dumps(silent()) + "\n"])
+    timer.start()
+    assert Watchdog(tmp_path, 0, 2, 1800, print)._call_roll() == {0: waiting(), 1: silent()}
+
+
+def test_who_reads_what_a_device_has_not_computed_yet_is_waiting(
+    recipe: dict[str, Any], train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames: dict[str, FrameType] = {}
+
+    def note(name: str, native: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            caller = sys._getframe(1)  # A native function has no frame: this is the innermost.
+            if "training" in caller.f_code.co_filename or name == "synchronize":
+                frames[f"{name} in {caller.f_code.co_name}"] = caller
+            return native(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch.Tensor, "cpu", note("cpu", torch.Tensor.cpu))
+    monkeypatch.setattr(torch.Tensor, "tolist", note("tolist", torch.Tensor.tolist))
+    monkeypatch.setattr(torch._C, "_accelerator_synchronizeDevice", note("synchronize", lambda index: None))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    assert train(recipe).exit_code == 0
+    torch.accelerator.synchronize(0)
+    assert {"cpu in <genexpr>", "tolist in _write_step", "synchronize in synchronize"} <= set(frames)
+    for place in ("cpu in <genexpr>", "tolist in _write_step", "synchronize in synchronize"):
+        assert _is_waiting([frames[place]]), place
+    assert not _is_waiting([sys._getframe()])
+
+
+def test_after_a_signal_patience_is_short_but_longer_than_a_step(tmp_path: Path) -> None:
+    watchdog = Watchdog(tmp_path, 0, 1, 1800, print)
+    assert watchdog._limit_seconds() == 1800 * PATIENCE, "the first step may compile"
+    watchdog.beat()
+    assert watchdog._limit_seconds() == 1800
+    watchdog._longest_seconds = 40.0
+    watchdog.hurry()
+    assert watchdog._limit_seconds() == 80
+    with watchdog.patiently():
+        assert watchdog._limit_seconds() == 80 * PATIENCE

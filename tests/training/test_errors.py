@@ -1,0 +1,187 @@
+"""How a run ends is told: exit code, one message, a status file; and files are replaced whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecurve.training import errors as faults
+from onecurve.training.config import RecipeError
+from onecurve.training.errors import (
+    BadInput,
+    Diverged,
+    Fault,
+    Outcome,
+    Preempted,
+    WrongTopology,
+    report_outcome,
+    write_atomically,
+)
+
+
+@pytest.fixture
+def status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ONECURVE_STATUS_FILE", str(tmp_path / "told.json"))
+    monkeypatch.delenv("RANK", raising=False)
+    return tmp_path / "told.json"
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.json"
+    write_atomically(path, "first")
+    before = path.open(encoding="utf-8")
+    write_atomically(path, "zweiter: ä")
+    with before:
+        assert before.read() == "first", "who had it open still reads the old file"
+    assert path.read_text(encoding="utf-8") == "zweiter: ä"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    path = tmp_path / "file.json"
+    write_atomically(path, "old")
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, function, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(tmp_path / "file", "new \ud800")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+# Outcomes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_ends_well_is_finished(status: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def main(arguments: Sequence[str], outcome: Outcome) -> None:
+        assert not status.exists(), "nothing is told before there is a run"
+        outcome.follow(tmp_path / "run" / "status.json", 3)
+        seen.append(read(status))
+        outcome.step = 8
+
+    assert report_outcome(main, ["--seed", "1"]) == 0
+    assert seen == [{"state": "running", "exit_code": None, "step": 3, "message": ""}]
+    assert read(status) == {"state": "finished", "exit_code": 0, "step": 8, "message": ""}
+    assert read(tmp_path / "run" / "status.json") == read(status)
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "state"),
+    [
+        (RecipeError("here", ["seed: wrong"]), 2, "failed"),
+        (BadInput("row 7 is empty"), 2, "failed"),
+        (WrongTopology("one came up"), 2, "failed"),
+        (Diverged("loss is nan"), 3, "failed"),
+        (Preempted("asked to stop"), 75, "preempted"),
+        (Fault("disk full"), 1, "failed"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_a_fault_is_told_in_one_message(
+    status: Path, capsys: pytest.CaptureFixture[str], error: Exception, exit_code: int, state: str
+) -> None:
+    def main(arguments: Sequence[str], outcome: Outcome) -> None:
+        outcome.step = 5
+        raise error
+
+    assert report_outcome(main, []) == exit_code
+    assert read(status) == {"state": state, "exit_code": exit_code, "step": 5, "message": str(error)}
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"onecurve: {error}\n")
+
+
+def test_anything_else_is_a_bug_with_its_traceback(status: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(arguments: Sequence[str], outcome: Outcome) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    assert report_outcome(main, []) == 1
+    assert read(status) == {
+        "state": "failed",
+        "exit_code": 1,
+        "step": 0,
+        "message": "ZeroDivisionError: division by zero",
+    }
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last)")
+    assert 'raise ZeroDivisionError("division by zero")' in shown
+
+
+def test_without_a_place_for_the_status_the_exit_code_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONECURVE_STATUS_FILE", raising=False)
+
+    def main(arguments: Sequence[str], outcome: Outcome) -> None:
+        raise BadInput(arguments[0])
+
+    assert report_outcome(main, ["x"]) == 2
+
+
+def test_a_status_that_cannot_be_written_hides_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONECURVE_STATUS_FILE", str(tmp_path / "file" / "status.json"))
+
+    def main(arguments: Sequence[str], outcome: Outcome) -> None:
+        raise Diverged("loss is nan")
+
+    assert report_outcome(main, []) == 3
+    shown = capsys.readouterr().err
+    assert "onecurve: the status could not be written" in shown
+    assert "onecurve: loss is nan" in shown
+
+
+def test_only_rank_0_speaks(status: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    waited = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(faults, "_wait_for_main", lambda seconds: waited.append(True))
+
+    def main(arguments: Sequence[str], outcome: Outcome) -> None:
+        outcome.say("hello")
+        raise BadInput("the same on every rank")
+
+    assert report_outcome(main, []) == 2
+    assert waited, "rank 0 is given the time to tell it"
+    assert not status.exists()
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+@pytest.mark.parametrize(("error", "is_told"), [(ValueError("a bug"), True), (BadInput("a bad row"), False)])
+def test_the_status_of_a_crash_says_that_another_start_follows(
+    error: Exception, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONECURVE_STATUS_FILE", str(tmp_path / "status.json"))
+    monkeypatch.setenv("ONECURVE_RESTARTS_LEFT", "2")
+
+    def fail(arguments: Sequence[str], outcome: Outcome) -> None:
+        raise error
+
+    report_outcome(fail, [])
+    assert read(tmp_path / "status.json").get("restarts_left") == (2 if is_told else None)

@@ -1,0 +1,1 @@
+"""From files to the batches of one process: sources, tables, preparation, the plan, loaders."""

@@ -1,0 +1,1 @@
+"""The model: loading it, its optimizer, and what it computes differently here."""

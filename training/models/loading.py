@@ -1,0 +1,191 @@
+"""Tokenizer and model: loaded, checked against the recipe, and given the task's head."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer
+
+from onecurve.training.config import Recipe
+from onecurve.training.errors import BadInput
+from onecurve.training.tasks import TextClassification
+
+# The names under which model configs keep dropout probabilities (BERT, DistilBERT, GPT-2, Llama, ModernBERT, ...).
+_DROPOUT_KEYS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
+    "activation_dropout", "seq_classif_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout",
+    "hidden_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout_prob", "pooler_dropout", "resid_dropout",
+    "embed_dropout", "dropout_rate",
+)  # fmt: skip
+
+
+def load_config(recipe: Recipe) -> Any:
+    """The model's config, before anything large is read.
+
+    Raises:
+        BadInput: the folder is no model, has no safetensors weights, or the name can't be found.
+    """
+    _check_folder(recipe)
+    try:
+        config = AutoConfig.from_pretrained(
+            recipe.model_name_or_path, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
+        )
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and its hub client's own.
+        raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if positions is not None and recipe.max_length > positions:
+        raise BadInput(
+            f"max_length: {recipe.max_length} is more than the {positions} positions of {recipe.model_name_or_path}"
+        )
+    return config
+
+
+def _check_folder(recipe: Recipe) -> None:
+    folder = Path(recipe.model_name_or_path)
+    if not folder.exists():
+        if recipe.model_name_or_path.startswith((".", "/", "~")) or recipe.model_name_or_path.count("/") > 1:
+            raise BadInput(f"model_name_or_path: {recipe.model_name_or_path!r} does not exist")
+        return
+    if not folder.is_dir():
+        raise BadInput(
+            f"model_name_or_path: {recipe.model_name_or_path!r} is a file; give the folder that holds config.json"
+        )
+    if not (folder / "config.json").exists():
+        raise BadInput(f"model_name_or_path: {recipe.model_name_or_path!r} has no config.json, so it is no model")
+    if not list(folder.glob("*.safetensors")):
+        if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+            raise BadInput(
+                f"model_name_or_path: {recipe.model_name_or_path!r} has only pickled weights (.bin), which can run code when "
+                "loaded; convert them once with save_pretrained(..., safe_serialization=True)"
+            )
+        raise BadInput(
+            f"model_name_or_path: {recipe.model_name_or_path!r} has a config.json but no weights (*.safetensors)"
+        )
+
+
+def _describe_load_error(key: str, name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if len(reason) > 300:
+        reason = reason[:297] + "..."
+    advice = "" if Path(name).exists() else ". Without a network, give a local folder"
+    return f"{key}: {name!r} could not be loaded: {reason}{advice}"
+
+
+def find_revision(name: str, recipe: Recipe) -> str:
+    """The recipe's revision is the model's; a tokenizer of another repository has its own history."""
+    return recipe.model_revision if name == recipe.model_name_or_path else "main"
+
+
+def load_tokenizer(recipe: Recipe, config: Any) -> Any:
+    """The tokenizer; one without a padding token is given its end-of-text token for it.
+
+    Raises:
+        BadInput: there is none, or it has no token to pad with.
+    """
+    name = recipe.tokenizer_name or recipe.model_name_or_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=find_revision(name, recipe), trust_remote_code=recipe.trust_remote_code, config=config
+        )
+    except Exception as error:  # As for the config.
+        key = "tokenizer_name" if recipe.tokenizer_name else "model_name_or_path (its tokenizer)"
+        raise BadInput(_describe_load_error(key, name, error)) from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise BadInput(f"{name!r} has no tokenizer files; give tokenizer_name")
+    num_embeddings = getattr(config, "vocab_size", None)
+    if num_embeddings is not None and len(tokenizer) > num_embeddings:
+        raise BadInput(
+            f"{name!r}: the tokenizer has {len(tokenizer)} tokens, the model knows {num_embeddings}; they do not belong together"
+        )
+    # A tokenizer.json may embed truncation and padding of its own; the recipe owns both.
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise BadInput(f"{name!r}: the tokenizer has neither a padding nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def build_model(recipe: Recipe, config: Any, task: TextClassification, tokenizer: Any) -> torch.nn.Module:
+    """The pretrained model with the task's head; a new head's weights depend on the seed alone.
+
+    Raises:
+        BadInput: the weights can't be loaded, or the attention implementation is not there.
+    """
+    task.configure(config)
+    config.pad_token_id = tokenizer.pad_token_id  # A decoder's head looks for the last token that is not this one.
+    if recipe.dropout is not None:
+        for key in _DROPOUT_KEYS:
+            if getattr(config, key, None) is not None:
+                setattr(config, key, recipe.dropout)
+    set_seed(recipe.seed)  # A new head's weights are the same on every process.
+    try:
+        model: torch.nn.Module = task.model_class.from_pretrained(
+            recipe.model_name_or_path,
+            config=config,
+            revision=recipe.model_revision,
+            trust_remote_code=recipe.trust_remote_code,
+            attn_implementation=recipe.attn_implementation,
+            use_safetensors=True,
+            # A head of another size is replaced by a new one; `describe_head` says so.
+            ignore_mismatched_sizes=True,
+            dtype=_master_dtype(),
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    return model
+
+
+def _master_dtype() -> torch.dtype:
+    """float32 master weights: mixed precision is autocast's business.
+
+    `ONECURVE_FLOAT64=1` is the referee of `make invariance`: it tells float noise from a fault, and is no way to train.
+    """
+    return torch.float64 if os.environ.get("ONECURVE_FLOAT64") == "1" else torch.float32
+
+
+def describe_model(config: Any, task: TextClassification, tokenizer: Any) -> str | None:
+    """What the user should know of the model before it is trained, if anything.
+
+    Args:
+        config: as `load_config` returned it, before `build_model` gives it the task's head.
+    """
+    notes = []
+    has_head = any("Classification" in name for name in config.architectures or [])
+    if has_head and config.num_labels != task.num_labels:
+        notes.append(
+            f"The model's head has {config.num_labels} outputs, this task needs {task.num_labels}: a new head is trained."
+        )
+    if tokenizer.pad_token == tokenizer.eos_token:
+        notes.append(
+            f"The tokenizer has no padding token of its own: it pads with its end-of-text token {tokenizer.eos_token!r}."
+        )
+    return "\n".join(notes) or None
+
+
+def check_head(config: Any, task: TextClassification) -> None:
+    """Refuse to evaluate a model whose head was not trained for this task.
+
+    Raises:
+        BadInput: it has no head, or one with other labels.
+    """
+    if not any("Classification" in name for name in config.architectures or []):
+        raise BadInput("--eval_only: the model has no classification head; train it first")
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    if config.num_labels != task.num_labels or (task.label_names and names != task.label_names):
+        raise BadInput(f"--eval_only: the model's labels are {names}, the data's are {task.label_names or 'numbers'}")
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Trained and all parameters; correct under sharding when called before `prepare`."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)

@@ -1,0 +1,73 @@
+"""AdamW without decay on biases and norms, and a schedule that counts steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from transformers import get_scheduler
+
+from onecurve.training.config import Recipe
+
+
+def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) with decoupled decay on weight matrices and embeddings only."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Biases and the gains of norms are vectors. Their decay would pull activations towards zero, not regularize.
+    decayed = [parameter for parameter in trained if parameter.ndim >= 2]
+    undecayed = [parameter for parameter in trained if parameter.ndim < 2]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        fused=True,
+    )
+
+
+def count_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Steps of the whole training: `max_train_steps`, or the epochs rounded up to a whole step."""
+    if recipe.max_train_steps is not None:
+        return recipe.max_train_steps
+    # 1.1 epochs of 100 steps are 110 steps, though 1.1 * 100 is a little more than 110.
+    return max(1, math.ceil(round(recipe.num_train_epochs * steps_per_epoch, 6)))
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps: int) -> Any:
+    """The schedule, stepped once per update. It is not prepared: accelerate would step it once per process."""
+    num_warmup_steps = recipe.num_warmup_steps or math.ceil(recipe.warmup_ratio * num_steps)
+    specific: dict[str, Any] = {}
+    if recipe.lr_scheduler_type in ("cosine_with_min_lr", "cosine_warmup_with_min_lr"):
+        specific["min_lr_rate"] = 0.1
+    if recipe.lr_scheduler_type == "warmup_stable_decay":
+        specific["num_decay_steps"] = max(1, num_steps // 10)
+    if recipe.lr_scheduler_type == "polynomial":
+        # transformers ends at 1e-7 or fails, and divides by the steps that warm-up leaves.
+        specific["lr_end"] = min(1e-7, recipe.learning_rate / 10)
+        num_steps = max(num_steps, num_warmup_steps + 1)
+    return get_scheduler(
+        recipe.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=num_warmup_steps,
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=specific,
+    )
+
+
+def needs_metric(recipe: Recipe) -> bool:
+    """Whether the schedule moves after an evaluation, by its loss, instead of after each step."""
+    return recipe.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+
+
+def clip_gradients(accelerator: Accelerator, model: torch.nn.Module, max_grad_norm: float) -> torch.Tensor:
+    """Clip to the global norm and return the norm before clipping, the same number under every strategy.
+
+    Under DeepSpeed the engine has clipped already, in `backward`; here only its norm is read.
+    """
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return torch.as_tensor(norm, device=accelerator.device)

@@ -1,0 +1,1 @@
+"""Strategies (DDP, FSDP2, DeepSpeed), and the states that they hold."""

@@ -1,0 +1,1 @@
+"""Checkpoints, resumption, stops, and what to do about hangs and full memory."""

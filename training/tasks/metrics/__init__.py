@@ -1,0 +1,39 @@
+"""Metrics as local `evaluate` modules: `evaluate.load` would download a script, which a compute node can't do.
+
+Each is an `evaluate.Metric`, fed by `add_batch` and computed by scikit-learn or SciPy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evaluate import Metric
+
+__all__ = ["build_metrics", "metric_names"]
+
+
+def build_metrics(problem_type: str, num_labels: int) -> list[Metric]:
+    """The metrics of a kind of label. They keep their batches in memory: no cache file, no lock between runs."""
+    # Here, because SciPy and scikit-learn take a second to import, and no step needs them before the first evaluation.
+    from onecurve.training.tasks.metrics.classification import Accuracy, MatthewsCorrelation, PrecisionRecallF1
+    from onecurve.training.tasks.metrics.regression import Correlation, Error
+
+    if problem_type == "regression":
+        kinds: list[type[Metric]] = [Error, Correlation]
+    elif problem_type == "multi_label_classification":
+        kinds = [Accuracy, PrecisionRecallF1]
+    else:
+        kinds = [Accuracy, PrecisionRecallF1, MatthewsCorrelation]
+    config_name = "multilabel" if problem_type == "multi_label_classification" else "default"
+    metrics = [kind(config_name=config_name, keep_in_memory=True) for kind in kinds]
+    for metric in metrics:
+        metric.num_labels = num_labels
+    return metrics
+
+
+def metric_names(problem_type: str) -> list[str]:
+    """What `build_metrics` will measure, found by measuring two examples."""
+    example: Any = {"regression": [0.0, 1.0], "multi_label_classification": [[0, 1], [1, 0]]}.get(problem_type, [0, 1])
+    metrics = build_metrics(problem_type, 2)
+    return [name for metric in metrics for name in metric.compute(predictions=example, references=example)]
