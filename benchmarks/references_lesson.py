@@ -24,9 +24,9 @@ from transformers import DataCollatorWithPadding
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.plan import Order
 from onecurve.training.data.preparation import Split, prepare_data
-from onecurve.training.models import optimization
 from onecurve.training.models.loading import build_model, load_config, load_tokenizer
 from onecurve.training.record.reporter import quiet_third_parties
+from onecurve.training.schedule import count_steps
 from onecurve.training.tasks import build_task
 
 LEARNED = "learned.json"
@@ -138,7 +138,7 @@ def build_lesson(recipe: Recipe) -> Lesson:
     tokenizer = load_tokenizer(recipe, config)
     data = prepare_data(recipe, task, tokenizer)
     order = Order(len(data.train), recipe.train_batch_size, recipe.seed, data.train.lengths, recipe.length_window)
-    num_steps = optimization.count_steps(recipe, order.steps_per_epoch)
+    num_steps = count_steps(recipe, order.steps_per_epoch)
     return Lesson(
         recipe=recipe,
         model=build_model(recipe, config, task, tokenizer),

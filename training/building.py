@@ -37,7 +37,8 @@ from onecurve.training.recovery.milestones import Milestones, Progress
 from onecurve.training.recovery.resumption import Start, agree_on_start, restore, tidy
 from onecurve.training.recovery.stops import StopFlag
 from onecurve.training.recovery.watchdog import Watchdog
-from onecurve.training.run_directory import RunDirectory
+from onecurve.training.run_directory import RunDirectory, describe_environment
+from onecurve.training.schedule import count_steps
 from onecurve.training.tasks import TextClassification, build_task
 
 Loader = DataLoader[dict[str, Any]]
@@ -124,7 +125,7 @@ def _build(
     # The plan: which examples make up each step, the same on every topology, and who takes which.
     progress = start.progress if start else Progress()
     order = Order(len(data.train), recipe.train_batch_size, recipe.seed, data.train.lengths, recipe.length_window)
-    num_steps = optimization.count_steps(recipe, order.steps_per_epoch)
+    num_steps = count_steps(recipe, order.steps_per_epoch)
     # Devices may differ, and the plan must not.
     sizes = strategy.ask_main_process(lambda: memory.read_limits(run, _describe_memory(recipe, accelerator))) or {
         "max_examples": recipe.per_device_batch_size,
@@ -160,7 +161,8 @@ def _build(
         restore(accelerator, model, optimizer, scheduler, start)
         accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
         room = (state_bytes, parameters[1] * 4, milestones.most_checkpoints())
-        strategy.ask_main_process(lambda: _prepare_directory(run, resolved, accelerator, start, room))
+        environment = describe_environment(strategy.describe_topology(accelerator), task.main_metrics)
+        strategy.ask_main_process(lambda: _prepare_directory(run, resolved, environment, start, room))
         outcome.follow(run.status, progress.step)
         start_tracker(accelerator, run, resolved, progress.step)
         for line in (*notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
@@ -191,10 +193,10 @@ def _build(
 
 
 def _prepare_directory(
-    run: RunDirectory, resolved: ResolvedRecipe, accelerator: Accelerator, start: Start, room: tuple[int, int, int]
+    run: RunDirectory, resolved: ResolvedRecipe, environment: dict[str, Any], start: Start, room: tuple[int, int, int]
 ) -> None:
     check_room(run, *room)
-    run.create(resolved, strategy.describe_topology(accelerator))
+    run.create(resolved, environment)
     tidy(run, start)
 
 

@@ -358,20 +358,6 @@ def find_contradictions(recipe: Recipe) -> list[str]:
     return problems
 
 
-def count_most_checkpoints(recipe: Recipe, steps_per_epoch: int, num_steps: int) -> int:
-    """How many may lie there at once: those that are kept, the best one, and the one that is being written."""
-
-    def count(every: int | str | None, steps: int = num_steps) -> int:
-        return 0 if every is None else steps // (steps_per_epoch if every == "epoch" else int(every))
-
-    num_planned, has_best = count(recipe.checkpointing_steps), recipe.metric_for_best_model is not None
-    if has_best:  # Each evaluation, and there is one after the last step, may be the best so far and among the newest.
-        num_planned += count(recipe.eval_steps, num_steps - 1) + 1
-    if recipe.save_total_limit is None:
-        return max(1, num_planned)
-    return min(recipe.save_total_limit, max(1, num_planned)) + has_best + 1
-
-
 def find_nearest(name: str, names: Sequence[str]) -> str | None:
     """The name that `name` was most likely meant to be, if any is near."""
     matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)

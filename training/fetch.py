@@ -9,7 +9,6 @@ login node could not hold: weights are files here. What is a local folder alread
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ if __name__ == "__main__":
 
 from huggingface_hub import snapshot_download
 
+from onecurve.training.cache import find_cache
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import BadInput, Outcome, report_outcome
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if split is not None:
             outcome.say(f"{name}: {len(split)} rows of {split.origin} are tokenized")
-    cache = os.environ.get("ONECURVE_CACHE", Path.home() / ".cache" / "onecurve")
+    cache = find_cache()
     outcome.say(f"ready for machines without a network that see {cache} and the hub's cache")
 
 

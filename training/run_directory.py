@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -181,6 +182,16 @@ class RunDirectory:
         """As eval_report, for the test data."""
         return self.path / "test_report.json"
 
+    @property
+    def stop(self) -> Path:
+        """A file whose appearance asks the training here to stop."""
+        return self.path / "STOP"
+
+    @property
+    def report(self) -> Path:
+        """The page that `onecurve report` writes."""
+        return self.path / "report.html"
+
     def check_writable(self) -> None:
         """Refuse an `output_dir` that can't hold a run, before anything is written.
 
@@ -214,7 +225,7 @@ class RunDirectory:
                 return f"step {line['step']}, " + ", ".join(shown[:2])
         return "not evaluated"
 
-    def create(self, resolved: ResolvedRecipe, topology: dict[str, Any]) -> None:
+    def create(self, resolved: ResolvedRecipe, environment: dict[str, Any]) -> None:
         """Make the folder, lock it, and write what is known before the first step.
 
         Raises:
@@ -228,7 +239,7 @@ class RunDirectory:
                 f"output_dir {str(self.path)!r}: another training began there and ended while this one was loading; start "
                 "this again to go on with it, or choose another output_dir"
             )
-        environment = describe_environment(topology) | {"num_starts": self._count_starts() + 1}
+        environment = environment | {"num_starts": self._count_starts() + 1}
         write_atomically(self.config, resolved.to_yaml())
         write_atomically(self.environment, json.dumps(environment, indent=2) + "\n")
 
@@ -257,7 +268,7 @@ class RunDirectory:
         ]
 
 
-def describe_environment(topology: dict[str, Any]) -> dict[str, Any]:
+def describe_environment(topology: dict[str, Any], main_metrics: Sequence[str]) -> dict[str, Any]:
     """Package versions, the machine and the git revision, as `environment.json` holds them. No variable's value."""
     versions = {}
     for package in _PACKAGES:
@@ -271,6 +282,7 @@ def describe_environment(topology: dict[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_cores": os.cpu_count(),
         "topology": topology,
+        "main_metrics": list(main_metrics),
         "git_revision": _git_revision(),
         "slurm_job_id": _slurm_job_id(),
     }

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.launcher.errors import NotARun
-
-_MAIN_METRICS = ("loss", "accuracy", "f1_macro", "matthews_correlation", "mse", "mae", "pearson")
+from onecurve.training.metric_names import is_lower_better
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,12 @@ class History:
         """Processes, strategy and device of the last start."""
         content = self.environment.get("topology")
         return content if isinstance(content, dict) else {}
+
+    @property
+    def main_metrics(self) -> list[str]:
+        """The task's main metrics, without prefix; empty in runs of before 0.2."""
+        found = self.environment.get("main_metrics")
+        return [str(name) for name in found] if isinstance(found, list) else []
 
     @property
     def num_restarts(self) -> int | None:
@@ -172,28 +177,18 @@ def count_steps(history: History) -> int | None:
     return math.ceil(round(float(epochs * line["step"] / line["epoch"]), 2))
 
 
-def is_better_low(metric: str) -> bool:
-    """Whether a metric gets better by falling."""
-    return metric.endswith(("loss", "mse", "mae", "rmse"))
-
-
 def find_best(history: History, metric: str) -> tuple[int, float] | None:
     """Step and value of the best evaluation by one metric."""
     found = [(line["step"], line[metric]) for line in history.evaluations if is_metric(metric, line.get(metric))]
     if not found:
         return None
-    return (min if is_better_low(metric) else max)(found, key=lambda pair: pair[1])
+    return (min if is_lower_better(metric) else max)(found, key=lambda pair: pair[1])
 
 
 def list_metrics(histories: Sequence[History]) -> list[str]:
     """Names of all metrics of the evaluations, in their order."""
     lines = [line for history in histories for line in history.evaluations]
     return list(dict.fromkeys(name for line in lines for name, value in line.items() if is_metric(name, value)))
-
-
-def pick_main_metrics(names: Sequence[str]) -> list[str]:
-    """Of an evaluation's many metrics those that people look at first; the first three where none of them is known."""
-    return [name for name in names if name.partition("_")[2] in _MAIN_METRICS] or list(names[:3])
 
 
 def is_metric(name: str, value: object) -> bool:

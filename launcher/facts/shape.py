@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.launcher.errors import UncountableModel, UnreadableModel
+from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS
 
 _GATED_TYPES = (
     "llama",
@@ -25,8 +26,6 @@ _GATED_TYPES = (
     "modernbert",
 )
 _DECODER_TYPES = (*_GATED_TYPES[:-1], "gpt2", "gpt_neox", "opt", "phi")
-# What training/models/last_layer.py knows: their classifiers read the first token alone.
-_FIRST_TOKEN_TYPES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 # Largest header of a safetensors file (the format's own limit).
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -69,7 +68,7 @@ class ModelShape:
     @property
     def reads_first_token(self) -> bool:
         """Whether the classifier reads the first token alone, so that the last layer need not compute the others."""
-        return self.model_type in _FIRST_TOKEN_TYPES and not self.is_decoder
+        return self.model_type in FIRST_TOKEN_CLASSIFIERS and not self.is_decoder
 
 
 def load_shape(model: str, num_labels: int) -> ModelShape:

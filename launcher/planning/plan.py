@@ -32,6 +32,7 @@ from onecurve.launcher.planning.memory import (
     plan_memory,
 )
 from onecurve.launcher.planning.topology import list_candidates
+from onecurve.training.schedule import count_steps, count_steps_per_epoch
 
 if TYPE_CHECKING:
     from onecurve.training.config import Recipe
@@ -257,13 +258,12 @@ def count_examples(recipe: Recipe) -> int | None:
     return min(num_examples, recipe.max_train_samples or num_examples)
 
 
-def count_steps(recipe: Recipe, num_examples: int | None) -> tuple[int | None, int | None]:
+def count_planned_steps(recipe: Recipe, num_examples: int | None) -> tuple[int | None, int | None]:
     """Steps of an epoch and of the whole training, as far as they are known."""
-    steps_per_epoch = math.ceil(num_examples / recipe.train_batch_size) if num_examples else None
-    num_steps = recipe.max_train_steps
-    if num_steps is None and steps_per_epoch is not None:
-        num_steps = math.ceil(recipe.num_train_epochs * steps_per_epoch)
-    return steps_per_epoch, num_steps
+    if not num_examples:
+        return None, recipe.max_train_steps
+    steps_per_epoch = count_steps_per_epoch(recipe, num_examples)
+    return steps_per_epoch, count_steps(recipe, steps_per_epoch)
 
 
 def estimate_data(recipe: Recipe) -> DataEstimate:
@@ -342,7 +342,7 @@ def build_plan(
     num_processes = devices.count * num_nodes
     work = build_work(recipe, shape, devices.kind, recipe.max_length, num_processes)
     overhead = CPU_OVERHEAD_BYTES if devices.kind == "cpu" else GPU_OVERHEAD_BYTES
-    steps_per_epoch, num_steps = count_steps(recipe, data.num_examples)
+    steps_per_epoch, num_steps = count_planned_steps(recipe, data.num_examples)
     padded_length = data.mean_length / (1 - data.padding)
     flops_per_step = count_flops(
         shape, recipe.train_batch_size * padded_length, padded_length, recipe.gradient_checkpointing

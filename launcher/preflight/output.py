@@ -11,8 +11,10 @@ from onecurve.launcher.facts.data_files import UnreadableData
 from onecurve.launcher.facts.machine import GIB
 from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.planning.memory import count_checkpoint_bytes, count_final_bytes
-from onecurve.launcher.planning.plan import count_examples, count_steps
+from onecurve.launcher.planning.plan import count_examples, count_planned_steps
 from onecurve.launcher.preflight.findings import Finding, error, warning
+from onecurve.training.cache import find_cache
+from onecurve.training.schedule import count_most_checkpoints
 
 if TYPE_CHECKING:
     from onecurve.training.config import Recipe
@@ -58,7 +60,7 @@ def _compare_with_run(recipe: Recipe, path: Path) -> list[Finding]:
 
 def check_cache() -> list[Finding]:
     """Whether prepared data can be kept."""
-    cache = Path(os.environ.get("ONECURVE_CACHE", Path.home() / ".cache" / "onecurve"))
+    cache = find_cache()
     return _check_writable("$ONECURVE_CACHE, the cache of prepared data,", cache)
 
 
@@ -100,12 +102,10 @@ def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
 
 def _count_checkpoints(recipe: Recipe) -> tuple[int, bool]:
     """The most checkpoints that lie there at once, and whether the number of steps, which that depends on, is known."""
-    from onecurve.training.config import count_most_checkpoints
-
     if recipe.checkpointing_steps is None and recipe.metric_for_best_model is None:
         return count_most_checkpoints(recipe, 1, 1), True
     try:
-        steps_per_epoch, num_steps = count_steps(recipe, count_examples(recipe))
+        steps_per_epoch, num_steps = count_planned_steps(recipe, count_examples(recipe))
     except (UnreadableData, OSError):
         steps_per_epoch, num_steps = None, None
     if num_steps is not None and steps_per_epoch is not None:

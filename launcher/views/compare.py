@@ -11,12 +11,11 @@ from onecurve.launcher.facts.history import (
     count_device_hours,
     count_seconds,
     find_best,
-    is_better_low,
     list_metrics,
-    pick_main_metrics,
 )
 from onecurve.launcher.facts.machine import GIB
 from onecurve.launcher.views.plan_table import format_seconds
+from onecurve.training.metric_names import is_lower_better, pick_main_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +34,7 @@ def build_comparison(histories: Sequence[History]) -> dict[str, Any]:
     last = [history.evaluations[-1] if history.evaluations else {} for history in histories]
     best = {name: [find_best(history, name) for history in histories] for name in names}
     return {
+        "main_metrics": next((history.main_metrics for history in histories if history.main_metrics), []),
         "runs": _name_runs([history.path for history in histories]),
         "state": [history.state for history in histories],
         "steps": [history.steps[-1]["step"] if history.steps else 0 for history in histories],
@@ -75,7 +75,7 @@ def print_comparison(console: Console, comparison: dict[str, Any]) -> None:
     differing = list(comparison["differing_settings"].items())
     for number, (key, row) in enumerate(differing, start=1):
         table.add_row(key, *map(_show, row), end_section=number == len(differing))
-    names = pick_main_metrics(list(comparison["best"]))
+    names = pick_main_metrics(list(comparison["best"]), comparison["main_metrics"])
     for name in ("loss", *names):
         table.add_row(f"final {name}", *_mark_best(name, comparison["final"][name]))
     for name in names:
@@ -105,7 +105,7 @@ def _has_other_best(comparison: dict[str, Any], name: str) -> bool:
 
 def _mark_best(name: str, row: Sequence[Any]) -> list[str]:
     numbers = [value for value in row if isinstance(value, (int, float))]
-    best = (min if is_better_low(name) else max)(numbers, default=None)
+    best = (min if is_lower_better(name) else max)(numbers, default=None)
     differ = len(set(numbers)) > 1
     return [f"[bold]{_show(value)}[/bold]" if differ and value == best else _show(value) for value in row]
 

@@ -25,10 +25,10 @@ from onecurve.launcher.facts.history import (
     is_metric,
     list_metrics,
     load_history,
-    pick_main_metrics,
 )
 from onecurve.launcher.facts.machine import GIB
 from onecurve.launcher.views.plan_table import format_count, format_seconds
+from onecurve.training.metric_names import pick_main_metrics
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _FILE_NAME = "report.html"
@@ -157,7 +157,7 @@ def build_charts(history: History) -> list[Chart]:
         dots = _pick(history.evaluations, "eval_loss") if key == "loss" else []
         if points:
             charts.append(draw_chart(title, span, points, dots, smooths=key != "learning_rate"))
-    for metric in pick_main_metrics(list_metrics([history])):
+    for metric in pick_main_metrics(list_metrics([history]), history.main_metrics):
         dots = _pick(history.evaluations, metric)
         if metric != "eval_loss" and dots:
             charts.append(draw_chart(metric.replace("_", " "), span, [], dots))

@@ -21,10 +21,10 @@ from onecurve.launcher.facts.history import (
     count_steps,
     is_metric,
     load_history,
-    pick_main_metrics,
 )
 from onecurve.launcher.facts.machine import GIB
 from onecurve.launcher.views.plan_table import format_seconds
+from onecurve.training.metric_names import pick_main_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -80,6 +80,7 @@ class View:
     num_restarts: int | None
     restarts_left: int
     last_evaluation: dict[str, Any]
+    main_metrics: list[str]
     best_loss: float | None
     queue_state: str | None
     is_over: bool
@@ -201,6 +202,7 @@ def build_view(
         peak_memory_bytes=history.peak_memory_bytes,
         num_restarts=history.num_restarts,
         restarts_left=restarts_left,
+        main_metrics=history.main_metrics,
         last_evaluation=history.evaluations[-1] if history.evaluations else {},
         best_loss=min((line["eval_loss"] for line in history.evaluations if "eval_loss" in line), default=None),
         queue_state=None if job is None else job.describe(),
@@ -265,7 +267,7 @@ def _describe_progress(view: View) -> list[str]:
             f"evaluation after step {view.last_evaluation['step']}: "
             + "  ".join(
                 f"{name.removeprefix('eval_')} {view.last_evaluation[name]:.4f}"
-                for name in pick_main_metrics(names)[:3]
+                for name in pick_main_metrics(names, view.main_metrics)[:3]
             )
         )
     return lines

@@ -16,7 +16,6 @@ import csv
 import glob
 import hashlib
 import json
-import os
 import shutil
 import signal
 import tempfile
@@ -33,6 +32,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from onecurve.training.cache import find_cache
 from onecurve.training.config import Recipe, find_nearest
 from onecurve.training.data.plan import EvaluationPlan, MicroBatch, TrainingPlan
 from onecurve.training.errors import STOP_SIGNALS, BadInput, check_launcher
@@ -91,7 +91,7 @@ def prepare_data(recipe: Recipe, task: TextClassification, tokenizer: Any) -> Pr
     datasets.disable_progress_bars()
     sources = _find_sources(recipe)
     key = _cache_key(recipe, tokenizer, sources)
-    cache = Path(os.environ.get("ONECURVE_CACHE", Path.home() / ".cache" / "onecurve")) / "prepared"
+    cache = find_cache() / "prepared"
     folder = cache / key
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)

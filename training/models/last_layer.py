@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS
 from onecurve.training.models.cpu_dropout import ATTENTION
 
 # Copies of one code: their layers have the same parts, and a cross-attention of the same parameters, whose queries come from
 # one tensor and whose keys and values from another.
 _BERT_FAMILIES = ("Bert", "Camembert", "Electra", "Roberta", "XLMRoberta")
-FAMILIES = (*_BERT_FAMILIES, "DistilBert")
 
 # These take one query for many keys; others build masks for as many of both.
 _ATTENTIONS = ("eager", "sdpa", ATTENTION)
@@ -35,7 +35,7 @@ def install(model: torch.nn.Module) -> bool:
         Whether it does from now on.
     """
     family = type(model).__name__.removesuffix("ForSequenceClassification")
-    if family not in FAMILIES or not type(model).__module__.startswith("transformers.models."):
+    if family not in FIRST_TOKEN_CLASSIFIERS.values() or not type(model).__module__.startswith("transformers.models."):
         return False
     config: Any = model.config
     if getattr(config, "is_decoder", False) or config._attn_implementation not in _ATTENTIONS:
@@ -87,4 +87,4 @@ def _compute_distilbert(
     return layer.output_layer_norm(layer.ffn(attended) + attended)  # type: ignore[no-any-return]
 
 
-__all__ = ["FAMILIES", "install"]
+__all__ = ["install"]

@@ -28,14 +28,6 @@ def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW
     )
 
 
-def count_steps(recipe: Recipe, steps_per_epoch: int) -> int:
-    """Steps of the whole training: `max_train_steps`, or the epochs rounded up to a whole step."""
-    if recipe.max_train_steps is not None:
-        return recipe.max_train_steps
-    # 1.1 epochs of 100 steps are 110 steps, though 1.1 * 100 is a little more than 110.
-    return max(1, math.ceil(round(recipe.num_train_epochs * steps_per_epoch, 6)))
-
-
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps: int) -> Any:
     """The schedule, stepped once per update. It is not prepared: accelerate would step it once per process."""
     num_warmup_steps = recipe.num_warmup_steps or math.ceil(recipe.warmup_ratio * num_steps)

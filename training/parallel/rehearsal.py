@@ -23,6 +23,8 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from filelock import FileLock, Timeout
 
+from onecurve.training.cache import find_cache
+
 _OPERATORS = ("ShareMemCommBuilder", "CPUAdamBuilder")
 _SECONDS_BEFORE_SAYING_WHY = 60.0
 
@@ -41,7 +43,7 @@ def join_group(uses_deepspeed: bool, timeout: timedelta) -> None:
 
 def build_operators(names: list[str]) -> None:
     """Compile DeepSpeed's operators, or find them compiled; processes take turns."""
-    cache = Path(os.environ.get("ONECURVE_CACHE", Path.home() / ".cache" / "onecurve"))
+    cache = find_cache()
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "torch_extensions")))
     folder.mkdir(parents=True, exist_ok=True)
     # ninja lies beside this Python; PATH lacks it where the environment is not activated.

@@ -312,7 +312,7 @@ def print_next(console: Console, run: RunDirectory, seconds: float) -> None:
 
 def describe_metrics(metrics: Mapping[str, float]) -> str:
     """The metrics that people look at first, in a line."""
-    shown = ("loss", "accuracy", "f1_macro", "matthews_correlation", "mse", "mae", "pearson")
+    shown = TextClassification.main_metrics
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.partition("_")[2] in shown)
 
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from onecurve.training.config import Recipe, count_most_checkpoints
+from onecurve.training.config import Recipe
+from onecurve.training.metric_names import is_lower_better
+from onecurve.training.schedule import count_most_checkpoints
 
 
 @dataclass
@@ -89,4 +91,4 @@ def is_better(name: str, value: float, best: float | None) -> bool:
         return False
     if best is None:
         return True
-    return value < best if name.endswith(("loss", "mse", "mae")) else value > best
+    return value < best if is_lower_better(name) else value > best

@@ -39,7 +39,7 @@ class StopFlag:
         self._watchdog = watchdog
         self._outcome = outcome
         self._pipe: int | None = None
-        self._files = [run.path / "STOP"] if run is not None else []
+        self._files = [run.stop] if run is not None else []
         if "ONECURVE_STOP_FILE" in os.environ:
             self._files.append(Path(os.environ["ONECURVE_STOP_FILE"]))
 

@@ -29,6 +29,7 @@ class TextClassification:
     """
 
     model_class = AutoModelForSequenceClassification
+    main_metrics = ("loss", "accuracy", "f1_macro", "matthews_correlation", "mse", "mae", "pearson")
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

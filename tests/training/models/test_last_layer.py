@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS
 from onecurve.training.config import Recipe
 from onecurve.training.models import cpu_dropout, last_layer
 
@@ -21,7 +22,7 @@ SHAPE = {
     "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48,
     "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0,
 }  # fmt: skip
-TYPES = {family: family.lower().replace("xlm", "xlm-") for family in last_layer.FAMILIES}
+TYPES = {family: family.lower().replace("xlm", "xlm-") for family in FIRST_TOKEN_CLASSIFIERS.values()}
 
 
 def make_recipe(**settings: Any) -> Recipe:
