@@ -1,266 +1,278 @@
-"""Rows of CSV, TSV, JSON Lines and Parquet files as they came: read and written in chunks, so a file may exceed memory.
+"""Tables in CSV, TSV, JSON Lines, JSON arrays and Parquet: the one reader of training, `predict` and the launcher.
 
-Nothing is guessed. A cell of a CSV file is text ("007" stays "007", "NA" is no gap), a row of JSON Lines keeps the keys
-that it has, Parquet keeps its types. What the output needs to know of all rows, a survey has found before the first one
-is written.
+Nothing is guessed. A cell of a CSV file is text ("007" stays "007", "NA" is no gap), a value of JSON keeps its kind,
+Parquet keeps its types; a fault is named by file and line or row. `read_table` gives all rows of some files as a
+memory-mapped Arrow table; `read_chunks` gives rows as they came, a thousand at a time. A file may exceed memory.
+
+    csv_rows, json_rows, parquet_rows    what is right in each format
+    csv_blocks, json_blocks              the same as Arrow tables, through Arrow's quick parsers where they agree
+    kinds                                which values can stand in one column
+    table_writer                         the rows of `read_chunks`, written again with more columns
+
+Importing this module is cheap: pyarrow is imported by its functions.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet
-
+from onecurve.training.data.csv_rows import CsvFile
+from onecurve.training.data.json_rows import count_objects, iterate_rows
+from onecurve.training.data.kinds import MixedKinds, conform, unify_schemas
+from onecurve.training.data.sources import FORMATS, expand, find_format
+from onecurve.training.data.table_writer import Layout, Survey, add_columns, join_chunks, write_chunk
 from onecurve.training.errors import BadInput
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "FORMATS", "Head", "Layout", "Row", "Survey", "add_columns", "count_rows", "expand", "join_chunks", "read_chunks",
+    "read_head", "read_table", "write_chunk",
+]  # fmt: skip
+
 ROWS_PER_CHUNK = 1_024
 
 Row = dict[str, Any]
 
-# csv refuses longer cells than this, and by default 128 KiB; a text may be a book.
-csv.field_size_limit(2**31 - 1)
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What the machine or Arrow says about a file that it can't read, as bad input."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or ' '.join(str(error).split())}") from None
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read as {find_format(path)}: {' '.join(str(error).split())}") from None
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
 
 
 def read_chunks(path: Path) -> Iterator[list[Row]]:
-    """Rows in the file's order, a thousand at a time.
+    """Rows in the file's order, a thousand at a time; an empty cell of a CSV file is "".
 
     Raises:
         BadInput: the file can't be read; naming the line.
     """
-    try:
-        rows = iter(
-            {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}[FORMATS[path.suffix.lower()]](path)
-        )
-        while chunk := list(itertools.islice(rows, ROWS_PER_CHUNK)):
-            yield chunk
-    except (OSError, pa.ArrowException) as error:
-        raise BadInput(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    rows = iter(_iterate_rows(path))
+    while True:
+        with _naming(path):
+            chunk = list(itertools.islice(rows, ROWS_PER_CHUNK))
+        if not chunk:
+            return
+        yield chunk
 
 
-def _read_lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                byte = f"0x{raw[error.start]:02x}"
-                raise BadInput(f"{path}, line {number}: byte {byte} is not UTF-8; save the file as UTF-8") from None
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    reader = csv.reader(_read_lines(path), delimiter=_find_delimiter(path), strict=True)
-    names: list[str] = []
-    try:
-        for cells in reader:
-            if not names:
-                names = cells
-                _check_names(names, path)
-            elif len(cells) > len(names):
-                raise BadInput(
-                    f"{path}, line {reader.line_num}: {len(cells)} fields where the header has {len(names)}; "
-                    "put texts that hold the separator in double quotes"
-                )
-            elif cells:
-                yield dict(itertools.zip_longest(names, cells, fillvalue=""))
-    except csv.Error as error:
-        raise BadInput(f"{path}, line {reader.line_num}: {error}; is a double quote left open?") from None
-
-
-def _find_delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
-
-
-def _check_names(names: Sequence[str], path: Path) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise BadInput(f"{path}: has several columns of the name {', '.join(map(repr, twice))}; rename them")
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        is_list = file.read(4_096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    if is_list:
-        try:
-            rows = json.loads("".join(_read_lines(path)))
-        except ValueError as error:
-            raise BadInput(f"{path}: not valid JSON: {error}") from None
-        numbered: Iterable[tuple[str, Any]] = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+def _iterate_rows(path: Path) -> Iterator[Row]:
+    kind = find_format(path)
+    if kind == "csv":
+        with path.open("rb") as file:
+            table = CsvFile(path, file)
+            for cells in table.read_records():
+                yield dict(zip(table.names, cells, strict=True))
+    elif kind == "json":
+        yield from iterate_rows(path)
     else:
-        numbered = _parse_lines(path)
-    for place, row in numbered:
-        if not isinstance(row, dict):
-            raise BadInput(f"{path}, {place}: expected a JSON object, got {type(row).__name__}")
-        yield row
+        from onecurve.training.data.parquet_rows import iterate_tables
 
-
-def _parse_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_read_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if "\\ud" in line.lower():  # Half of such a pair is valid JSON, but no text that can be written.
-                json.dumps(row, ensure_ascii=False).encode()
-        except ValueError as error:
-            raise BadInput(f"{path}, line {number}: not valid JSON: {error}; expected one object a line") from None
-        yield f"line {number}", row
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    with pyarrow.parquet.ParquetFile(path) as file:
-        _check_names(file.schema_arrow.names, path)
-        for batch in file.iter_batches(batch_size=ROWS_PER_CHUNK):
-            yield from batch.to_pylist()
-
-
-@dataclass
-class Survey:
-    """What the output must know of all rows before the first is written. Show it every chunk with `look`.
-
-    Attributes:
-        columns: every name that a row has, in the order in which they appear.
-        num_rows: seen so far.
-    """
-
-    input: Path
-    output: Path
-    columns: dict[str, None] = field(default_factory=dict)
-    num_rows: int = 0
-    _types: dict[str, pa.DataType] = field(default_factory=dict)
-
-    def look(self, rows: Sequence[Row]) -> None:
-        """Take note of the next rows.
-
-        Raises:
-            BadInput: a column of them can't stand in Parquet beside what came before.
-        """
-        for row in rows:
-            self.columns.update(dict.fromkeys(row))
-        if self._writes_parquet() and FORMATS[self.input.suffix.lower()] == "json":
-            for name in self.columns:
-                self._widen(name, [row.get(name) for row in rows])
-        self.num_rows += len(rows)
-
-    def _writes_parquet(self) -> bool:
-        return FORMATS[self.output.suffix.lower()] == "parquet"
-
-    def _widen(self, name: str, values: list[Any]) -> None:
-        before = self._types.get(name, pa.null())
-        try:
-            found = pa.array(values).type
-            pair = [pa.schema([(name, kind)]) for kind in (before, found)]
-            self._types[name] = pa.unify_schemas(pair, promote_options="permissive").field(0).type
-        except (pa.ArrowException, OverflowError) as error:
-            where = f"rows {self.num_rows + 1:,} to {self.num_rows + len(values):,}"
-            raise BadInput(
-                f"{self.input}, {where}: column {name!r} holds values of several kinds, which Parquet can't keep together "
-                f"({' '.join(str(error).split())}); let --output end in .jsonl"
-            ) from None
-
-    def build_layout(self, added: Row) -> Layout:
-        """What the output will look like, once all rows were seen.
-
-        Args:
-            added: a row of the columns that come behind the input's.
-
-        Raises:
-            BadInput: a column is there already, or Parquet has no such type.
-        """
-        taken = [name for name in added if name in self.columns]
-        if taken:
-            raise BadInput(f"{self.input}: has columns that would be overwritten: {', '.join(taken)}; rename them")
-        columns = (*self.columns, *added)
-        if not self._writes_parquet():
-            return Layout(self.output, columns)
-        if FORMATS[self.input.suffix.lower()] == "parquet":
-            schema = pyarrow.parquet.read_schema(self.input)
-        else:
-            schema = pa.schema([(name, self._types.get(name, pa.string())) for name in self.columns])
-        for name, value in added.items():
-            schema = schema.append(pa.field(name, pa.array([value]).type))
-        try:
-            pyarrow.parquet.ParquetWriter(io.BytesIO(), schema).close()
-        except pa.ArrowException as error:
-            raise BadInput(f"{self.input}: can't be written as Parquet: {error}; let --output end in .jsonl") from None
-        return Layout(self.output, columns, schema)
+        for part in iterate_tables(path):
+            yield from part.to_pylist()
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What every row of the output has; of JSON Lines each row has its own.
+class Head:
+    """The first rows of a file.
 
     Attributes:
-        schema: of Parquet.
+        columns: names, in the file's order; of JSON those that these rows have.
+        rows: at most as many as were asked for.
     """
 
-    output: Path
-    columns: tuple[str, ...]
-    schema: pa.Schema | None = None
-
-    @property
-    def is_csv(self) -> bool:
-        """Whether it is text with a header, also if tabs separate it."""
-        return FORMATS[self.output.suffix.lower()] == "csv"
+    path: Path
+    columns: list[str]
+    rows: list[Row]
 
 
-def write_chunk(path: Path, rows: Sequence[Row], layout: Layout) -> None:
-    """Write a chunk as it will stand in the output: Parquet, or text without a header."""
-    if layout.schema is not None:
-        pyarrow.parquet.write_table(pa.Table.from_pylist(rows, layout.schema), path)
-        return
-    with path.open("w", encoding="utf-8", newline="") as file:
-        if layout.is_csv:
-            cells = ([_to_cell(row.get(name)) for name in layout.columns] for row in rows)
-            _build_csv_writer(file, layout).writerows(cells)
-        else:
-            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+def read_head(path: Path, num_rows: int) -> Head:
+    """The first rows of a file, checked as `read_table` does.
+
+    Raises:
+        BadInput: naming the first line or row that is wrong.
+    """
+    import pyarrow as pa
+
+    kind = find_format(path)
+    with _naming(path):
+        rows = list(itertools.islice(_iterate_rows(path), num_rows))
+        if kind == "csv":
+            with path.open("rb") as file:
+                return Head(path, CsvFile(path, file).names, rows)
+        if kind == "parquet":
+            import pyarrow.parquet
+
+            return Head(path, pyarrow.parquet.read_schema(path).names, rows)
+        from onecurve.training.data.json_blocks import build_table
+
+        return Head(path, build_table(path, rows, pa.schema([]), 0).column_names, rows)
 
 
-def _build_csv_writer(file: Any, layout: Layout) -> Any:
-    # Every text in quotes: csv would leave one that holds a lone carriage return without, and no reader could tell.
-    delimiter = _find_delimiter(layout.output)
-    return csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+def count_rows(path: Path) -> int:
+    """Rows of a file, without a look into lines that need none.
+
+    Raises:
+        BadInput: the file can't be read.
+    """
+    kind = find_format(path)
+    with _naming(path):
+        if kind == "json":
+            return count_objects(path)
+        if kind == "parquet":
+            from onecurve.training.data.parquet_rows import count_rows as count_in_footer
+
+            return count_in_footer(path)
+        with path.open("rb") as file:
+            table = CsvFile(path, file)
+            return sum(1 for _ in table.read_records())
 
 
-def _to_cell(value: Any) -> Any:
-    if isinstance(value, (list, dict, bool)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return "" if value is None else value
+# Tables --------------------------------------------------------------------------------------------------------------
 
 
-def join_chunks(chunks: Sequence[Path], layout: Layout) -> None:
-    """Put the chunks behind each other and give the whole its name in one step; the chunks are used up."""
-    joined = chunks[0].parent / "joined"
-    if layout.schema is not None:
-        with pyarrow.parquet.ParquetWriter(joined, layout.schema) as writer:
-            for chunk in chunks:
-                writer.write_table(pyarrow.parquet.read_table(chunk, schema=layout.schema))
-                chunk.unlink()
-    else:
-        with joined.open("w", encoding="utf-8", newline="") as target:
-            if layout.is_csv:
-                _build_csv_writer(target, layout).writerow(layout.columns)
-        with joined.open("ab") as target:
-            for chunk in chunks:
-                with chunk.open("rb") as source:
-                    shutil.copyfileobj(source, target)
-                chunk.unlink()
-    joined.replace(layout.output)
+def read_table(paths: Sequence[Path], scratch: Path) -> pa.Table:
+    """All rows of files of one format, in order, memory-mapped from an Arrow file that is written into `scratch`.
+
+    Columns of CSV and TSV are strings, and an empty cell is null. Columns of JSON have the type of all their values (bool,
+    int64, double, string, list, struct); a key that an object lacks is null. Parquet keeps its types, and the names of
+    classes that `datasets` wrote. Several files are read as one: CSV and Parquet files have the same columns, in any order.
+
+    Args:
+        paths: as `sources.find_files` returns them.
+        scratch: a folder that outlives the table.
+
+    Raises:
+        BadInput: naming file and line or row of the first fault.
+    """
+    import pyarrow as pa
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    parts = _Parts(scratch)
+    for path in paths:
+        tables = _iterate_tables(path, parts.schema)
+        while True:
+            with _naming(path):
+                table = next(tables, None)
+            if table is None:
+                break
+            if path != paths[0] and find_format(path) != "json":
+                _check_columns(path, table.schema, paths[0], parts.schema)
+            parts.add(path, table)
+    final = parts.join()
+    whole = pa.ipc.open_file(pa.memory_map(str(final))).read_all()
+    if len(whole) != parts.num_rows:
+        raise RuntimeError(f"{final}: {len(whole):,} rows were stored of {parts.num_rows:,}; please report it")
+    return whole
 
 
-def add_columns(rows: Sequence[Row], added: Mapping[str, Sequence[Any]]) -> list[Row]:
-    """The rows with more columns behind their own."""
-    return [
-        {**row, **dict(zip(added, values, strict=True))}
-        for row, values in zip(rows, zip(*added.values(), strict=True), strict=True)
-    ]
+def _iterate_tables(path: Path, known: pa.Schema) -> Iterator[pa.Table]:
+    kind = find_format(path)
+    if kind == "csv":
+        from onecurve.training.data import csv_blocks
+
+        return csv_blocks.iterate_tables(path)
+    if kind == "json":
+        from onecurve.training.data import json_blocks
+
+        return json_blocks.iterate_tables(path, known)
+    from onecurve.training.data import parquet_rows
+
+    return parquet_rows.iterate_tables(path)
+
+
+def _check_columns(path: Path, found: pa.Schema, first: Path, known: pa.Schema) -> None:
+    missing = [name for name in known.names if name not in found.names]
+    added = [name for name in found.names if name not in known.names]
+    if missing or added:
+        differing = ([f"lacks {', '.join(missing)}"] if missing else []) + (
+            [f"adds {', '.join(added)}"] if added else []
+        )
+        raise BadInput(
+            f"{path}: {' and '.join(differing)}, compared with the columns of {first}; give all files the same"
+        )
+    if found.metadata != known.metadata:  # A class's number would mean another name.
+        raise BadInput(f"{path}: declares other features (such as names of classes) than {first}; write them alike")
+
+
+class _Parts:
+    """Arrow files of tables whose types grow: an integer column that turns out to hold decimals starts a new file.
+
+    Attributes:
+        schema: of all tables so far together.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow as pa
+
+        self.folder, self.schema, self.num_rows = folder, pa.schema([]), 0
+        self.files: list[Path] = []
+        self.writer: Any = None
+
+    def add(self, path: Path, table: pa.Table) -> None:
+        """Append a table, which was read from `path`."""
+        metadata = table.schema.metadata
+        try:
+            schema = unify_schemas(self.schema, table.schema).with_metadata(metadata)
+        except MixedKinds as mixed:
+            name, before, found = mixed.args
+            raise BadInput(
+                f"{path}: column {name!r} holds {found} where the files before it hold {before}; write all in one way"
+            ) from None
+        if self.writer is None or schema != self.schema:
+            self._start(schema)
+        self.writer.write_table(conform(table, schema))
+        self.num_rows += len(table)
+
+    def _start(self, schema: pa.Schema) -> None:
+        import pyarrow as pa
+
+        if self.writer is not None:
+            self.writer.close()
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".arrow", delete=False) as file:
+            self.files.append(Path(file.name))
+        self.schema, self.writer = schema, pa.ipc.new_file(str(self.files[-1]), schema)
+
+    def join(self) -> Path:
+        """Bring all parts to the last one's types, in one file."""
+        import pyarrow as pa
+
+        parts = self.files[:]
+        if len(parts) != 1:
+            self._start(self.schema)
+            for part in parts:
+                with pa.memory_map(str(part)) as source, pa.ipc.open_file(source) as reader:
+                    for number in range(reader.num_record_batches):
+                        table = pa.Table.from_batches([reader.get_batch(number)])
+                        self.writer.write_table(self._conform(table))
+                part.unlink()
+        self.writer.close()
+        return self.files[-1]
+
+    def _conform(self, table: pa.Table) -> pa.Table:
+        import pyarrow as pa
+
+        try:
+            return conform(table, self.schema)
+        except pa.ArrowInvalid as error:
+            raise BadInput(
+                f"integers of more than 15 digits stand beside decimals in a column: {' '.join(str(error).split())}; write "
+                "them as text"
+            ) from None

@@ -1,0 +1,251 @@
+"""JSON Lines and JSON arrays as Arrow tables, quickly.
+
+A block of lines goes through Arrow's parser if nothing in it can be read in two ways, and through Python's `json`
+otherwise. What Arrow would guess (a date from a text) is kept from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from onecurve.training.data.json_rows import Row, count_objects, is_array, iterate_array, parse_line
+from onecurve.training.data.kinds import (
+    MAX_DEPTH,
+    MixedKinds,
+    conform,
+    has_type,
+    infer_type,
+    measure_depth,
+    unify_schemas,
+    unify_types,
+)
+from onecurve.training.data.text_lines import BYTE_ORDER_MARK, BYTES_PER_BLOCK, MAX_CHARACTERS, Lines
+from onecurve.training.errors import BadInput
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS_PER_TABLE = 1_024
+
+# Arrow's parser crashes on what is nested tens of thousands deep.
+_MAX_BRACKETS = 1_000
+
+# Up to here a double holds every integer.
+_MAX_EXACT = 2.0**53
+
+
+def iterate_tables(path: Path, known: pa.Schema) -> Iterator[pa.Table]:
+    """The file as tables, in its order, each with all columns so far.
+
+    Args:
+        known: columns of files before this one, whose kinds hold here too.
+
+    Raises:
+        BadInput: naming the line of the first fault, or the first row of another kind.
+    """
+    num_rows = 0
+    if is_array(path):
+        for rows in _cut(iterate_array(path)):
+            table = build_table(path, rows, known, num_rows)
+            known, num_rows = table.schema, num_rows + len(rows)
+            yield table
+        return
+    with path.open("rb") as file:
+        lines = Lines(path, file)
+        if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+            file.seek(0)
+        else:
+            lines.offset = len(BYTE_ORDER_MARK)
+        while block := file.read(BYTES_PER_BLOCK) + file.readline(4 * MAX_CHARACTERS):
+            table = _parse_plain(block, known)
+            if table is not None:
+                lines.skip(block)
+                tables = iter([table])
+            else:
+                file.seek(lines.offset)
+                tables = _parse_with_json(lines, lines.offset + len(block), known, num_rows)
+            for table in tables:
+                known, num_rows = table.schema, num_rows + table.num_rows
+                yield table
+    if num_rows != count_objects(path):  # Counted anew, without looking into a line.
+        raise RuntimeError(f"{path}: {num_rows:,} rows were read, and that is not all of the file; please report it")
+
+
+def _parse_plain(block: bytes, known: pa.Schema) -> pa.Table | None:
+    """The rows of a block of lines that Arrow reads as `json` does; None for any other block."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if not block.endswith(b"\n"):
+        block += b"\n"
+    num_lines = _count_plain_lines(block)
+    if num_lines is None:
+        return None
+    schema = pa.schema([field for field in known if not has_type(field.type, types.is_null)])
+    try:
+        table = _parse_with_arrow(block, schema)
+        if any(has_type(field.type, types.is_temporal) for field in table.schema):
+            schema = pa.schema([pa.field(field.name, _keep_text(field.type)) for field in table.schema])
+            table = _parse_with_arrow(block, schema)
+        if table.num_rows != num_lines or not all(map(_is_exact, table.itercolumns())):
+            return None
+        if any(measure_depth(field.type) > MAX_DEPTH + 1 for field in table.schema):
+            return None
+        return conform(table, unify_schemas(known, table.schema))
+    except (pa.ArrowException, MixedKinds):
+        return None
+
+
+def _count_plain_lines(block: bytes) -> int | None:
+    """How many lines a block has, if each begins and ends as an object does and is nested sanely; None if not."""
+    num_lines = block.count(b"\n")
+    num_ends = block.count(b"}\n") + block.count(b"}\r\n")
+    if not block.startswith(b"{") or block.count(b"\n{") != num_lines - 1 or num_ends != num_lines:
+        return None
+    if block.count(b"[") + block.count(b"{") > num_lines + _MAX_BRACKETS:
+        octets = np.frombuffer(block, np.uint8)
+        brackets = np.flatnonzero((octets == ord("[")) | (octets == ord("{")))
+        if np.bincount(np.searchsorted(np.flatnonzero(octets == ord("\n")), brackets)).max() > _MAX_BRACKETS:
+            return None
+    try:
+        block.decode()
+    except UnicodeDecodeError:
+        return None
+    return num_lines
+
+
+def _parse_with_arrow(block: bytes, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.json
+
+    return pyarrow.json.read_json(
+        pa.py_buffer(block),
+        # One block: Arrow compares kinds within a block only.
+        pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+        pyarrow.json.ParseOptions(explicit_schema=schema),
+    )
+
+
+def _keep_text(found: pa.DataType) -> pa.DataType:
+    """A type that Arrow guessed, with text for what it took for a date."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_temporal(found):
+        return pa.string()
+    if types.is_list(found):
+        return pa.list_(_keep_text(found.value_type))
+    if types.is_struct(found):
+        return pa.struct([pa.field(field.name, _keep_text(field.type)) for field in found])
+    return found
+
+
+def _is_exact(column: Any) -> bool:
+    """Whether no decimal of a column, or inside it, can be a rounded integer, infinite or not a number."""
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    if types.is_floating(column.type):
+        return pc.all(pc.less(pc.abs(column), _MAX_EXACT)).as_py() is not False
+    if types.is_list(column.type):
+        return _is_exact(pc.list_flatten(column))
+    if types.is_struct(column.type):
+        return all(_is_exact(pc.struct_field(column, [number])) for number in range(column.type.num_fields))
+    return True
+
+
+def _parse_with_json(lines: Lines, end: int, known: pa.Schema, num_before: int) -> Iterator[pa.Table]:
+    def parse() -> Iterator[Row]:
+        while lines.offset < end:
+            row = parse_line(next(lines), f"{lines.path}, line {lines.number}")
+            if row is not None:
+                yield row
+
+    for rows in _cut(parse()):
+        table = build_table(lines.path, rows, known, num_before)
+        known, num_before = table.schema, num_before + len(rows)
+        yield table
+
+
+def _cut(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == _ROWS_PER_TABLE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def build_table(path: Path, rows: list[Row], known: pa.Schema, num_before: int) -> pa.Table:
+    """A table of rows, of whose columns some are known from `num_before` rows before them.
+
+    Raises:
+        BadInput: naming the first row whose value is of another kind than those before.
+    """
+    import pyarrow as pa
+
+    names = dict.fromkeys(known.names)
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    fields, arrays = [], []
+    for name in names:
+        values = [row.get(name) for row in rows]
+        before = known.field(name).type if name in known.names else pa.null()
+        try:
+            found = unify_types(before, infer_type(values))
+            array = pa.array(values, found)
+            if not _is_finite(array):
+                raise OverflowError
+        except (MixedKinds, RecursionError, OverflowError, pa.ArrowException):
+            _refuse_value(path, name, values, before, num_before)
+        fields.append(pa.field(name, found))
+        arrays.append(array)
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+    return table if names else pa.table({"": pa.nulls(len(rows))}).select([])
+
+
+def _is_finite(column: Any) -> bool:
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    if types.is_floating(column.type):
+        return pc.all(pc.is_finite(column)).as_py() is not False
+    if types.is_list(column.type):
+        return _is_finite(pc.list_flatten(column))
+    if types.is_struct(column.type):
+        return all(_is_finite(pc.struct_field(column, [number])) for number in range(column.type.num_fields))
+    return True
+
+
+def _refuse_value(path: Path, name: str, values: list[Any], before: pa.DataType, num_before: int) -> NoReturn:
+    """Name the first row that can't stand in a column with those before it."""
+    import pyarrow as pa
+
+    whole = before
+    for number, value in enumerate(values, start=num_before + 1):
+        place = f"{path}, row {number}: column {name!r}"
+        try:
+            whole = unify_types(whole, infer_type([value]))
+        except MixedKinds as mixed:
+            raise BadInput(
+                f"{place} holds {mixed.args[1]} where it held {mixed.args[0]} before; write all its values in one way"
+            ) from None
+        except RecursionError:
+            raise BadInput(f"{place} is nested more than {MAX_DEPTH} deep") from None
+    for number, value in enumerate(values, start=num_before + 1):
+        try:
+            if _is_finite(pa.array([value], whole)):
+                continue
+        except (OverflowError, pa.ArrowException):
+            pass
+        raise BadInput(
+            f"{path}, row {number}: column {name!r} holds a number of more digits or a greater one than 64 bits can "
+            "hold; write it as text"
+        )
+    raise RuntimeError(f"{path}: column {name!r} could not be stored as {whole}; please report it")

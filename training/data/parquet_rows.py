@@ -1,0 +1,58 @@
+"""Parquet files, a few rows at a time, with the types that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onecurve.training.data.csv_rows import check_names
+from onecurve.training.data.kinds import decode_type
+from onecurve.training.errors import BadInput
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS_PER_TABLE = 1_024
+
+# What `datasets` writes beside the columns: the names of classes among them.
+_FEATURES = b"huggingface"
+
+
+def iterate_tables(path: Path) -> Iterator[pa.Table]:
+    """The file as tables, in its order; texts that are stored as a dictionary are text. The first one has no rows.
+
+    Raises:
+        BadInput: two columns have one name, or a text is not UTF-8.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        check_names(file.schema_arrow.names, path)
+        features = (file.schema_arrow.metadata or {}).get(_FEATURES)
+        schema = pa.schema(
+            [pa.field(field.name, decode_type(field.type)) for field in file.schema_arrow],
+            metadata={_FEATURES: features} if features is not None else None,
+        )
+        yield schema.empty_table()
+        num_rows = 0
+        for batch in file.iter_batches(batch_size=_ROWS_PER_TABLE):
+            table = pa.Table.from_batches([batch]).cast(schema)
+            try:
+                table.validate(full=True)
+            except pa.ArrowInvalid as error:
+                where = f"rows {num_rows + 1:,} to {num_rows + len(table):,}"
+                raise BadInput(f"{path}, {where}: {' '.join(str(error).split())}; write the file anew") from None
+            num_rows += len(table)
+            yield table
+        if num_rows != file.metadata.num_rows:
+            raise RuntimeError(f"{path}: {num_rows:,} rows were read of {file.metadata.num_rows:,}; please report it")
+
+
+def count_rows(path: Path) -> int:
+    """Rows by the file's footer."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return int(file.metadata.num_rows)

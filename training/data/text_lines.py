@@ -1,0 +1,68 @@
+"""The lines of a text file: UTF-8, numbered, bounded, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from onecurve.training.errors import BadInput
+
+# What `csv` lets a cell have at most, and `json` an object: beyond it, a quote was left open.
+MAX_CHARACTERS = 2**28
+BYTES_PER_BLOCK = 8 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+_MAX_LINE_BYTES = 4 * MAX_CHARACTERS
+
+
+class Lines:
+    """The lines of a UTF-8 file without its byte order mark, each with its line feed.
+
+    Attributes:
+        number: of the last line that was read, from 1.
+        offset: of the first byte behind it.
+
+    Raises:
+        BadInput: a line is no UTF-8, holds a NUL or has no end.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file = path, file
+        self.number = self.offset = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        raw = self.file.readline(_MAX_LINE_BYTES)
+        if not raw:
+            raise StopIteration
+        self.number += 1
+        is_first, self.offset = self.offset == 0, self.offset + len(raw)
+        if b"\0" in raw:
+            raise BadInput(f"{self.path}, line {self.number}: holds a NUL byte; is it a text file, saved as UTF-8?")
+        if len(raw) == _MAX_LINE_BYTES:
+            raise BadInput(f"{self.path}, line {self.number}: has no end within {len(raw):,} bytes")
+        try:
+            return raw.decode("utf-8-sig" if is_first else "utf-8")
+        except UnicodeDecodeError as error:
+            byte = f"0x{raw[error.start]:02x}"
+            raise BadInput(
+                f"{self.path}, line {self.number}: byte {byte} is not UTF-8; save the file as UTF-8"
+            ) from None
+
+    def skip(self, block: bytes) -> None:
+        """Go on behind a block, which was read otherwise and starts here."""
+        self.number += block.count(b"\n") + (not block.endswith(b"\n"))
+        self.offset += len(block)
+        self.file.seek(self.offset)
+
+
+def count_lines(path: Path) -> int:
+    """Lines of the file, by its line feeds; the last one need not have one."""
+    count, last = 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(BYTES_PER_BLOCK):
+            count, last = count + block.count(b"\n"), block[-1:]
+    return count + (last != b"\n")
