@@ -25,7 +25,7 @@ from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.plan import Order
 from onecurve.training.data.preparation import Split, prepare_data
 from onecurve.training.models.loading import build_model, load_config, load_tokenizer
-from onecurve.training.record.reporter import quiet_third_parties
+from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.schedule import count_steps
 from onecurve.training.tasks import build_task
 
@@ -151,7 +151,8 @@ def build_lesson(recipe: Recipe) -> Lesson:
 
 
 def _with_labels(split: Split) -> datasets.Dataset:
-    return split.tokens.with_format(None).add_column("labels", split.labels.tolist())
+    columns = {name: [row.tolist() for row in feature[:]] for name, feature in split.examples.items()}
+    return datasets.Dataset.from_dict(columns)
 
 
 def study(train: Callable[[Lesson], Learned], arguments: Sequence[str]) -> None:

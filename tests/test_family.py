@@ -170,15 +170,18 @@ def test_balanced_weights_are_scikit_learns(recipe: Settings, train: Train) -> N
     from sklearn.utils.class_weight import compute_class_weight
 
     from onecurve.training.config import load_recipe
+    from onecurve.training.data.columns import Dense
     from onecurve.training.tasks import build_task
 
     task = build_task(
         load_recipe(None, {"model_name_or_path": "x", "train_file": "y", "class_weights": "balanced"}).recipe
     )
-    task.label_names = ["a", "b", "c"]
+    task.facts = {"label_names": ["a", "b", "c"]}
     labels = np.array([0] * 10 + [1] * 5 + [2] * 1)
-    task.set_class_weights(labels)
-    assert task.class_weights == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels))
+    task.conclude({"labels": Dense(labels)})
+    assert task.facts["class_weights"] == pytest.approx(
+        compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    )
 
 
 # Models --------------------------------------------------------------------------------------------------------------

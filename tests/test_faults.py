@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from onecurve.training.recovery.checkpoints import find_fault
-from onecurve.training.tasks import TextClassification
+from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Run, to_flags
 from tests.jobs import Job, read_status, without_time
 
@@ -161,7 +161,7 @@ HANGING = """
 import os, sys, threading
 from onecurve.training import run
 from onecurve.training.errors import report_outcome
-from onecurve.training.tasks import TextClassification
+from onecurve.training.tasks.text_classification import TextClassification
 
 loss_sum = TextClassification.loss_sum
 
@@ -374,12 +374,12 @@ def test_an_evaluation_that_is_not_a_number_ends_the_run(
             Path(recipe[f"{split}_file"]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     predict, seen = TextClassification.predict, 0
 
-    def poison(task: TextClassification, logits: torch.Tensor) -> Any:
+    def poison(task: TextClassification, logits: torch.Tensor, **others: Any) -> Any:
         nonlocal seen
         seen += len(logits)
         if seen > 61:  # The first evaluation is a good one.
             logits.fill_(float("nan"))
-        return predict(task, logits)
+        return predict(task, logits, **others)
 
     monkeypatch.setattr(TextClassification, "predict", poison)
     settings = {**recipe, **LONG, "problem_type": problem_type, "metric_for_best_model": "loss"}
@@ -491,7 +491,7 @@ import os, sys
 import torch
 from onecurve.training import run
 from onecurve.training.errors import report_outcome
-from onecurve.training.tasks import TextClassification
+from onecurve.training.tasks.text_classification import TextClassification
 
 loss_sum = TextClassification.loss_sum
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from onecurve.training.tasks import TextClassification
+from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Launch, Run, to_flags
 from tests.jobs import Job, cut_short, read_status, without_time
 
@@ -241,9 +241,9 @@ def test_stopped_between_epochs_in_two_evaluations_in_a_row(
     whole = train({**settings, "output_dir": str(tmp_path / "whole")})
     predict, stop = TextClassification.predict, Path(recipe["output_dir"]) / "STOP"
 
-    def predict_once(task: TextClassification, logits: Any) -> Any:
+    def predict_once(task: TextClassification, logits: Any, **others: Any) -> Any:
         stop.touch()
-        return predict(task, logits)
+        return predict(task, logits, **others)
 
     for evaluation in (1, 1, 2):  # The first one twice: the next start makes it again, and is stopped again.
         with monkeypatch.context() as patch:
@@ -287,12 +287,12 @@ def predict_after(num_examples: int, predict: Any, stop: Path) -> Any:
     """Ask for a stop in the evaluation after the one of so many examples."""
     seen = 0
 
-    def predict_and_count(task: TextClassification, logits: Any) -> Any:
+    def predict_and_count(task: TextClassification, logits: Any, **others: Any) -> Any:
         nonlocal seen
         if seen >= num_examples:
             stop.touch()
         seen += len(logits)
-        return predict(task, logits)
+        return predict(task, logits, **others)
 
     return predict_and_count
 
@@ -303,7 +303,7 @@ import ctypes, os, sys
 from onecurve.training import run
 from onecurve.training.recovery import watchdog
 from onecurve.training.errors import report_outcome
-from onecurve.training.tasks import TextClassification
+from onecurve.training.tasks.text_classification import TextClassification
 
 loss_sum = TextClassification.loss_sum
 
@@ -409,13 +409,13 @@ EVALUATING = """
 import os, sys
 from onecurve.training import run
 from onecurve.training.errors import report_outcome
-from onecurve.training.tasks import TextClassification
+from onecurve.training.tasks.text_classification import TextClassification
 
 predict = TextClassification.predict
 
-def tell(self, logits):
+def tell(self, logits, **others):
     open("{begun}", "w").close()
-    return predict(self, logits)
+    return predict(self, logits, **others)
 
 TextClassification.predict = tell
 code = report_outcome(run.main, sys.argv[1:])

@@ -1,7 +1,7 @@
 """Everything that a training needs, built from the recipe in the one order that works.
 
-Data is tokenized and the model loaded before the process group exists: a group would time out waiting, and what is wrong
-is told sooner.
+Data is tokenized and the model loaded before the process group exists: a group would time out waiting, and errors in them
+surface early.
 """
 
 from __future__ import annotations
@@ -12,26 +12,32 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch.utils.data import DataLoader
 
 from onecurve.training.config import Recipe, ResolvedRecipe
-from onecurve.training.data.plan import EvaluationPlan, Order, TrainingPlan
-from onecurve.training.data.preparation import PreparedData, Split, build_loader, prepare_data
+from onecurve.training.data.loading import Loader, build_evaluation_loader, build_loader
+from onecurve.training.data.plan import Order, TrainingPlan
+from onecurve.training.data.preparation import PreparedData, Split, prepare_data
 from onecurve.training.errors import Outcome, launcher_is_gone
 from onecurve.training.models import cpu_dropout, last_layer, optimization
 from onecurve.training.models.loading import (
     build_model,
-    check_head,
     count_parameters,
     describe_model,
     load_config,
     load_tokenizer,
 )
 from onecurve.training.parallel import strategy
-from onecurve.training.parallel.states import count_state_bytes, give_exact_weights, keep_exact_weights, load_weights
-from onecurve.training.record.reporter import Reporter, describe_plan
+from onecurve.training.parallel.states import (
+    count_state_bytes,
+    give_exact_weights,
+    keep_exact_weights,
+    load_weights,
+)
+from onecurve.training.record.console import describe_arithmetic
+from onecurve.training.record.evaluation import EvaluationData
+from onecurve.training.record.reporter import Reporter
 from onecurve.training.record.trackers import start_tracker
-from onecurve.training.recovery import out_of_memory as memory
+from onecurve.training.recovery import out_of_memory
 from onecurve.training.recovery.checkpoints import CheckpointWriter, check_room
 from onecurve.training.recovery.milestones import Milestones, Progress
 from onecurve.training.recovery.resumption import Start, agree_on_start, restore, tidy
@@ -39,20 +45,18 @@ from onecurve.training.recovery.stops import StopFlag
 from onecurve.training.recovery.watchdog import Watchdog
 from onecurve.training.run_directory import RunDirectory, describe_environment
 from onecurve.training.schedule import count_steps
-from onecurve.training.tasks import TextClassification, build_task
-
-Loader = DataLoader[dict[str, Any]]
+from onecurve.training.tasks import Task, build_task
 
 
 @dataclass
-class Training:
-    """The parts of one training, prepared and restored. Only the loader and its plan ever change."""
+class Session:
+    """The parts of one start of a training, prepared and restored. Only the loader and its plan ever change."""
 
     recipe: Recipe
     run: RunDirectory
     outcome: Outcome
     accelerator: Accelerator
-    task: TextClassification
+    task: Task
     data: PreparedData
     tokenizer: Any
     model: torch.nn.Module
@@ -60,8 +64,8 @@ class Training:
     scheduler: Any
     plan: TrainingPlan
     train_loader: Loader
-    evaluation_loader: Loader
-    test_loader: Loader | None
+    validation: EvaluationData
+    test: EvaluationData | None
     milestones: Milestones
     progress: Progress
     checkpoints: CheckpointWriter
@@ -70,7 +74,27 @@ class Training:
     watchdog: Watchdog
 
 
-def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: Start | None = None) -> Training:
+@dataclass(frozen=True)
+class _Loaded:
+    """What needs no process group.
+
+    Attributes:
+        notes: lines for the user.
+        parameters: trained and all.
+        state_bytes: of weights, buffers and moments.
+    """
+
+    recipe: Recipe
+    task: Task
+    tokenizer: Any
+    data: PreparedData
+    model: torch.nn.Module
+    notes: tuple[str | None, ...]
+    parameters: tuple[int, int]
+    state_bytes: int
+
+
+def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: Start | None = None) -> Session:
     """Load, check, prepare and restore; on return the run directory exists and the arithmetic is printed.
 
     Args:
@@ -80,7 +104,6 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         BadInput: data, model or machine can't do what the recipe asks.
         WrongTopology: the processes that came up are not those that were asked for.
     """
-    # The group, in which processes may wait in vain, is joined in `_build`.
     launched = strategy.Launched.from_environment()
     watchdog = Watchdog(
         run.hangs,
@@ -90,29 +113,45 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         lambda message: outcome.tell("failed", 1, message),
         launcher_is_gone,
     )
+    loaded = _load(resolved, run)
     try:
-        return _build(resolved, run, outcome, start, watchdog)
+        # From here on processes wait for each other.
+        watchdog.start()
+        return _join(loaded, resolved, run, outcome, start, watchdog)
     except BaseException:
         watchdog.stop()
         raise
 
 
-def _build(
-    resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: Start | None, watchdog: Watchdog
-) -> Training:
+def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     recipe = resolved.recipe
     if resolved.eval_only and run.final.is_dir():
         recipe = recipe.model_copy(update={"model_name_or_path": str(run.final)})
     task = build_task(recipe)
     config = load_config(recipe)
+    task.read_config(config)
     tokenizer = load_tokenizer(recipe, config)
     data = prepare_data(recipe, task, tokenizer)
     if resolved.eval_only:
-        check_head(config, task)
-    notes = [start.message if start else None, describe_model(config, task, tokenizer)]
+        task.check_head(config)
+    note = describe_model(config, task, tokenizer)
     model = build_model(recipe, config, task, tokenizer)
-    parameters, state_bytes = count_parameters(model), count_state_bytes(model)
-    watchdog.start()
+    return _Loaded(
+        recipe, task, tokenizer, data, model, (note,), count_parameters(model), count_state_bytes(model)
+    )  # fmt: skip
+
+
+def _join(
+    loaded: _Loaded,
+    resolved: ResolvedRecipe,
+    run: RunDirectory,
+    outcome: Outcome,
+    start: Start | None,
+    watchdog: Watchdog,
+) -> Session:
+    """Join the process group, prepare everything for it, and restore what the start asks for."""
+    recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
+    first_note = start.message if start else None
     accelerator = strategy.build_accelerator(recipe, model, watchdog.collective_timeout)
     if start is not None:
         start = agree_on_start(accelerator, start, data)
@@ -122,95 +161,103 @@ def _build(
         cpu_dropout.install(model, recipe)
     last_layer.install(model)
 
-    # The plan: which examples make up each step, the same on every topology, and who takes which.
     progress = start.progress if start else Progress()
-    order = Order(len(data.train), recipe.train_batch_size, recipe.seed, data.train.lengths, recipe.length_window)
-    num_steps = count_steps(recipe, order.steps_per_epoch)
-    # Devices may differ, and the plan must not.
-    sizes = strategy.ask_main_process(lambda: memory.read_limits(run, _describe_memory(recipe, accelerator))) or {
-        "max_examples": recipe.per_device_batch_size,
-        "max_tokens": recipe.per_device_batch_tokens,
-    }
-    plan = TrainingPlan(
-        order,
-        num_steps,
-        accelerator.num_processes,
-        **sizes,
-        counts=task.example_counts(data.train.labels),
-        start_step=progress.step,
-    )
+    plan = _build_plan(recipe, run, accelerator, data.train, progress)
     exact_weights = keep_exact_weights(accelerator, model)
-    model, optimizer, train_loader, evaluation_loader = accelerator.prepare(
+    model, optimizer, train_loader = accelerator.prepare(
         model,
         optimization.build_optimizer(model, recipe),
-        build_loader(data.train, tokenizer, plan, recipe, accelerator),
-        build_evaluation_loader(data.validation, tokenizer, recipe, accelerator),
+        build_loader(data.train, task, loaded.tokenizer, plan, recipe, accelerator),
     )
     give_exact_weights(model, exact_weights)
     del exact_weights  # As large as the model.
-    test_loader = None
-    if data.test is not None:
-        test_loader = accelerator.prepare(build_evaluation_loader(data.test, tokenizer, recipe, accelerator))
-    # The schedule is not prepared: accelerate would step it once per process.
-    scheduler = optimization.build_scheduler(optimizer, recipe, num_steps)
-    milestones = Milestones(recipe, order.steps_per_epoch, num_steps)
-    reporter = Reporter(run, accelerator, plan, progress)
-    # A STOP in the run directory is for the training there.
-    stop_flag = StopFlag(run if start is not None else None, watchdog, outcome)
-    if start is not None:
-        restore(accelerator, model, optimizer, scheduler, start)
-        accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
-        room = (state_bytes, parameters[1] * 4, milestones.most_checkpoints())
-        environment = describe_environment(strategy.describe_topology(accelerator), task.main_metrics)
-        strategy.ask_main_process(lambda: _prepare_directory(run, resolved, environment, start, room))
-        outcome.follow(run.status, progress.step)
-        start_tracker(accelerator, run, resolved, progress.step)
-        for line in (*notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
-            reporter.say(line)
-    stop_flag.listen()
-    return Training(
+
+    def prepare_evaluation(split: Split) -> EvaluationData:
+        loader = build_evaluation_loader(split, task, loaded.tokenizer, recipe, accelerator)
+        return EvaluationData(split, accelerator.prepare(loader))
+
+    session = Session(
         recipe=recipe,
         run=run,
         outcome=outcome,
         accelerator=accelerator,
         task=task,
         data=data,
-        tokenizer=tokenizer,
+        tokenizer=loaded.tokenizer,
         model=model,
         optimizer=optimizer,
-        scheduler=scheduler,
+        # The schedule is not prepared: accelerate would step it once per process.
+        scheduler=(scheduler := optimization.build_scheduler(optimizer, recipe, plan.stop_step)),
         plan=plan,
         train_loader=train_loader,
-        evaluation_loader=evaluation_loader,
-        test_loader=test_loader,
-        milestones=milestones,
+        validation=prepare_evaluation(data.validation),
+        test=None if data.test is None else prepare_evaluation(data.test),
+        milestones=Milestones(recipe, plan.order.steps_per_epoch, plan.stop_step),
         progress=progress,
         checkpoints=CheckpointWriter(accelerator, model, optimizer, scheduler, run, recipe.save_total_limit),
-        reporter=reporter,
-        stop_flag=stop_flag,
+        reporter=Reporter(run, accelerator, plan, progress, task.main_metrics),
+        # A STOP in the run directory is for the training there.
+        stop_flag=StopFlag(run if start is not None else None, watchdog, outcome),
         watchdog=watchdog,
+    )
+    if start is not None:
+        _begin(session, loaded, resolved, start)
+        for line in (
+            first_note,
+            *loaded.notes,
+            describe_arithmetic(recipe, accelerator, plan.stop_step, plan, loaded.parameters),
+        ):
+            session.reporter.say(line)
+    session.stop_flag.listen()
+    return session
+
+
+def _build_plan(
+    recipe: Recipe, run: RunDirectory, accelerator: Accelerator, train: Split, progress: Progress
+) -> TrainingPlan:
+    """Which examples make up each step, the same on every topology, and which process takes which."""
+    order = Order(len(train), recipe.train_batch_size, recipe.seed, train.lengths, recipe.length_window)
+    # Devices may differ, and the plan must not.
+    sizes = strategy.ask_main_process(lambda: out_of_memory.read_limits(run, _describe_memory(recipe, accelerator)))
+    return TrainingPlan(
+        order,
+        count_steps(recipe, order.steps_per_epoch),
+        accelerator.num_processes,
+        **(sizes or {"max_examples": recipe.per_device_batch_size, "max_tokens": recipe.per_device_batch_tokens}),
+        counts=train.counts,
+        start_step=progress.step,
     )
 
 
-def _prepare_directory(
-    run: RunDirectory, resolved: ResolvedRecipe, environment: dict[str, Any], start: Start, room: tuple[int, int, int]
-) -> None:
-    check_room(run, *room)
-    run.create(resolved, environment)
-    tidy(run, start)
+def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: Start) -> None:
+    """Restore the start, then write what a run directory holds before the first step."""
+    accelerator, run = session.accelerator, session.run
+    restore(accelerator, session.model, session.optimizer, session.scheduler, start)
+    accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
+    environment = describe_environment(strategy.describe_topology(accelerator), session.task.main_metrics)
+    num_checkpoints = session.milestones.most_checkpoints()
+
+    def prepare_directory() -> None:
+        check_room(run, loaded.state_bytes, loaded.parameters[1] * 4, num_checkpoints)
+        run.create(resolved, environment)
+        tidy(run, start)
+
+    strategy.ask_main_process(prepare_directory)
+    session.outcome.follow(run.status, session.progress.step)
+    start_tracker(accelerator, run, resolved, session.progress.step)
 
 
-def shrink_micro_batches(training: Training) -> None:
+def shrink_micro_batches(session: Session) -> None:
     """After a device ran out of memory, plan smaller micro-batches from the step that failed on.
 
     Raises:
         OutOfMemory: one example does not fit, other processes wait for this one, or gradients lie where only their
             strategy can clear them.
     """
-    accelerator, recipe, plan, step = training.accelerator, training.recipe, training.plan, training.progress.step
-    max_examples, max_tokens = memory.shrink(plan, step)
+    accelerator, recipe, plan, step = session.accelerator, session.recipe, session.plan, session.progress.step
+    max_examples, max_tokens = out_of_memory.shrink(plan, step)
     sizes = {"max_examples": max_examples, "max_tokens": max_tokens}
-    memory.note_limits(training.run, _describe_memory(recipe, accelerator), sizes)
+    out_of_memory.note_limits(session.run, _describe_memory(recipe, accelerator), sizes)
     size = (
         f"{max_examples} example{'s' * (max_examples != 1)}"
         if max_tokens == plan.max_tokens
@@ -220,15 +267,15 @@ def shrink_micro_batches(training: Training) -> None:
         DistributedType.DEEPSPEED,
         DistributedType.FSDP,
     ):
-        raise memory.OutOfMemory(
+        raise out_of_memory.OutOfMemory(
             f"process {accelerator.process_index} ran out of memory at step {step + 1}; start it again, and it goes on "
             f"from the last checkpoint with micro-batches of at most {size} (the curve stays the same)"
         )
-    training.model.zero_grad()  # The optimizer's, as accelerate wraps it, does nothing in the middle of a step.
-    training.plan = replace(plan, start_step=step, max_examples=max_examples, max_tokens=max_tokens)
-    loader = build_loader(training.data.train, training.tokenizer, training.plan, recipe, accelerator)
-    training.train_loader = accelerator.prepare(loader)
-    training.reporter.say(f"Out of memory at step {step + 1}: from here on micro-batches have at most {size}.")
+    session.model.zero_grad()  # The optimizer's, as accelerate wraps it, does nothing in the middle of a step.
+    session.plan = replace(plan, start_step=step, max_examples=max_examples, max_tokens=max_tokens)
+    loader = build_loader(session.data.train, session.task, session.tokenizer, session.plan, recipe, accelerator)
+    session.train_loader = accelerator.prepare(loader)
+    session.reporter.say(f"Out of memory at step {step + 1}: from here on micro-batches have at most {size}.")
 
 
 def _describe_memory(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
@@ -239,11 +286,3 @@ def _describe_memory(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]
         "gradient_checkpointing": recipe.gradient_checkpointing,
         **strategy.describe_topology(accelerator),
     }
-
-
-def build_evaluation_loader(split: Split, tokenizer: Any, recipe: Recipe, accelerator: Accelerator) -> Loader:
-    """A loader, to be prepared, that visits each example of a split once on any number of processes."""
-    plan = EvaluationPlan(
-        split.lengths, accelerator.num_processes, recipe.per_device_batch_size, recipe.per_device_batch_tokens
-    )
-    return build_loader(split, tokenizer, plan, recipe, accelerator)

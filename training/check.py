@@ -18,11 +18,10 @@ from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import Outcome, report_outcome
 from onecurve.training.models.loading import build_model, count_parameters, load_config, load_tokenizer
-from onecurve.training.record.reporter import quiet_third_parties
+from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.tasks import build_task
 
 _NUM_TOKENS_SHOWN = 12
-_NUM_LABELS_SHOWN = 12
 
 
 def main(arguments: Sequence[str], outcome: Outcome) -> None:
@@ -30,6 +29,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     quiet_third_parties()
     recipe = load_recipe(*parse_arguments(arguments)).recipe
     task, config = build_task(recipe), load_config(recipe)
+    task.read_config(config)
     tokenizer = load_tokenizer(recipe, config)
     data = prepare_data(recipe, task, tokenizer)
     trained, total = count_parameters(build_model(recipe, config, task, tokenizer))
@@ -40,11 +40,10 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
                 f"data      {len(split)} rows of {split.origin}: {lengths.mean():.0f} tokens on average, "
                 f"{lengths.max()} at most"
             )
-    first = data.train.tokens[0]["input_ids"][:_NUM_TOKENS_SHOWN].tolist()
+    first = data.train.examples["input_ids"][[0]][0][:_NUM_TOKENS_SHOWN].tolist()
     print(f"sample    {' '.join(tokenizer.convert_ids_to_tokens(first))} ...")
-    names = list(task.label_names)
-    more = " ..." if len(names) > _NUM_LABELS_SHOWN else ""
-    print(f"labels    {', '.join(names[:_NUM_LABELS_SHOWN])}{more} ({task.num_labels} outputs)")
+    for line in task.describe_facts():
+        print(line)
     print(f"model     {total:,} parameters, {trained:,} trained")
 
 

@@ -1,7 +1,6 @@
-"""The recipe: every training setting, typed and validated before anything heavy is imported.
+"""Reading a recipe: a flat YAML file, flags over it, defaults below it; validated before anything heavy is imported.
 
-A recipe is a flat YAML file. A flag beats the recipe, the recipe beats the default, and every resolved value remembers
-which of the three it came from::
+A flag beats the recipe, the recipe beats the default, and every resolved value remembers which of the three it came from::
 
     accelerate launch training/run.py --config training/recipes/demo.yaml --learning_rate 3e-5
 
@@ -10,229 +9,32 @@ All problems of a recipe are reported at once, each with the nearest valid name 
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-Source = Literal["flag", "recipe", "default"]
+from onecurve.training.recipe import FREE_KEYS, Recipe, RecipeError, find_nearest
+from onecurve.training.tasks import TASKS, Task, find_task
 
-# More examples in one step than any published fine-tuning run; beyond it a number is a typing mistake.
-MAX_TRAIN_BATCH_SIZE = 1_000_000
-
-
-class RecipeError(ValueError):
-    """A recipe that can't be trained.
-
-    Attributes:
-        problems: one line for each fault, all of them.
-        remainder: the recipe of the keys that are valid, if they make one, so that `check` can look at what they name.
-    """
-
-    def __init__(self, origin: str, problems: Sequence[str], remainder: Recipe | None = None) -> None:
-        self.origin = origin
-        self.problems = list(problems)
-        self.remainder = remainder
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__("\n  ".join([f"{count} in {origin}:", *self.problems]))
-
-
-def _reject_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, got a boolean")
-    return value
-
-
-def _reject_non_finite(value: object) -> object:
-    _reject_bool(value)
-    if isinstance(value, str):
-        try:  # YAML 1.1 reads 5e-5 (no dot) as text.
-            value = float(value)
-        except ValueError:
-            raise ValueError(f"must be a number, got {value!r}") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"must be a finite number, got {value}")
-    return value
-
-
-def _to_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def _to_precision(value: object) -> object:
-    return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false.
-
-
-Integer = Annotated[int, BeforeValidator(_reject_bool)]
-Number = Annotated[float, BeforeValidator(_reject_non_finite)]
-Files = Annotated[tuple[str, ...], BeforeValidator(_to_list)]
-
-SCHEDULER_TYPES = Literal[
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "reduce_lr_on_plateau",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-    "greedy",
+__all__ = [
+    "FREE_KEYS",
+    "Recipe",
+    "RecipeError",
+    "ResolvedRecipe",
+    "build_recipe",
+    "find_nearest",
+    "known_keys",
+    "load_recipe",
+    "parse_arguments",
 ]
 
-
-class Recipe(BaseModel):
-    """What is trained. Keys have the names that `transformers` users know; topology is never among them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
-
-    task: Literal["text_classification"] = Field("text_classification", description="what the model learns to do")
-
-    # Model
-    model_name_or_path: str = Field(min_length=1, description="a local model folder or a hub name")
-    model_revision: str = Field("main", description="the model's branch, tag or commit on the hub")
-    trust_remote_code: bool = Field(
-        False, description="run Python code that comes with the model; off unless you say so"
-    )
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = Field(
-        None, description="attention kernel; none lets transformers choose"
-    )
-    tokenizer_name: str | None = Field(None, description="a tokenizer other than the model's own")
-    dropout: Annotated[Number, Field(ge=0, lt=1)] | None = Field(
-        None, description="sets every dropout probability of the model; none keeps the model's own"
-    )
-
-    # Data
-    dataset_name: str | None = Field(None, description="a data set's name on the hub, or a save_to_disk folder")
-    dataset_config_name: str | None = Field(None, description="the data set's configuration, such as 'cola' of glue")
-    train_file: Files | None = Field(None, description="CSV, TSV, JSON Lines or Parquet files; globs allowed")
-    validation_file: Files | None = Field(None, description="as train_file; none splits the training data")
-    test_file: Files | None = Field(None, description="as train_file; evaluated once, at the end")
-    train_split: str = Field("train", min_length=1, description="name of the split of a hub data set to train on")
-    validation_split: str | None = Field(
-        None, description="name of the hub split to evaluate on; none splits the training data"
-    )
-    text_column: str = Field("text", min_length=1, description="column with the text")
-    text_pair_column: str | None = Field(None, description="column with the second text of a pair")
-    label_column: str | Files = Field("label", description="column with the label, or several columns of 0/1")
-    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = Field(
-        "single_label_classification", description="the kind of label, in transformers' words"
-    )
-    max_length: Annotated[Integer, Field(ge=2)] = Field(512, description="tokens an example is cut to")
-    validation_fraction: Annotated[Number, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of the training data held out when there is no validation data; stratified by label"
-    )
-    max_train_samples: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="a seeded subset of the training data"
-    )
-    max_eval_samples: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="a seeded subset of the validation data"
-    )
-
-    # The mathematics of a step
-    train_batch_size: Annotated[Integer, Field(ge=1, le=MAX_TRAIN_BATCH_SIZE)] = Field(
-        32, description="examples in one step, over all processes (DeepSpeed's word for the global batch)"
-    )
-    learning_rate: Annotated[Number, Field(gt=0)] = Field(5e-5, description="peak learning rate of AdamW")
-    weight_decay: Annotated[Number, Field(ge=0)] = Field(0.0, description="decoupled decay; never on biases and norms")
-    lr_scheduler_type: SCHEDULER_TYPES = Field("linear", description="a name of transformers.get_scheduler")
-    num_warmup_steps: Annotated[Integer, Field(ge=0)] = Field(0, description="steps of linear warm-up")
-    warmup_ratio: Annotated[Number, Field(ge=0, le=1)] = Field(0.0, description="warm-up as a share of all steps")
-    num_train_epochs: Annotated[Number, Field(gt=0)] = Field(3.0, description="passes over the training data")
-    max_train_steps: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="steps to train; beats num_train_epochs"
-    )
-    max_grad_norm: Annotated[Number, Field(ge=0)] = Field(
-        1.0, description="global norm to clip gradients to; 0 is no clipping"
-    )
-    label_smoothing_factor: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the label spread evenly"
-    )
-    class_weights: Literal["balanced"] | dict[str, Annotated[Number, Field(gt=0)]] | None = Field(
-        None, description="'balanced', or a weight for each label"
-    )
-    adam_beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="decay of AdamW's first moment")
-    adam_beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(0.999, description="decay of AdamW's second moment")
-    adam_epsilon: Annotated[Number, Field(gt=0)] = Field(1e-8, description="AdamW's epsilon")
-    length_window: Annotated[Integer, Field(ge=1)] = Field(
-        64,
-        description="global batches among which shuffled examples of near-equal length meet; 1 is plain random order",
-    )
-    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_to_precision)] = Field(
-        "no", description="autocast of the forward; fp16 may skip steps"
-    )
-    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = Field(
-        42, description="of the split, the order, the new head and dropout"
-    )
-    dropout_masks: Literal["bytes", "torch"] = Field(
-        "bytes",
-        description="how a CPU draws dropout: from random bytes, which is much faster, or as torch does; "
-        "other elements are dropped, as likely",
-    )
-
-    # Memory and speed: these may change between machines and change nothing that is learned
-    per_device_batch_size: Annotated[Integer, Field(ge=1)] = Field(16, description="most examples in one micro-batch")
-    per_device_batch_tokens: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="most padded tokens in one micro-batch"
-    )
-    dataloader_num_workers: Annotated[Integer, Field(ge=0, le=512)] = Field(
-        0, description="loader processes of each rank"
-    )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
-    torch_compile: bool = Field(False, description="compile the model's layers")
-
-    # Evaluation, checkpoints, reports
-    eval_steps: Literal["epoch"] | Annotated[Integer, Field(ge=1)] = Field(
-        "epoch", description="steps between evaluations"
-    )
-    metric_for_best_model: str | None = Field(None, description="metric that chooses `best`, such as eval_accuracy")
-    early_stopping_patience: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="evaluations without a better metric before training ends"
-    )
-    checkpointing_steps: Literal["epoch"] | Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="steps between checkpoints; none writes them only for the best metric, or when asked to stop"
-    )
-    save_total_limit: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="checkpoints kept, the best one besides"
-    )
-    resume: str = Field(
-        "auto", min_length=1, description="auto (go on if the run directory can), never, or a checkpoint's path"
-    )
-    output_dir: str = Field("runs/onecurve", min_length=1, description="the run directory")
-    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
-        "none", description="tracker to log to as well"
-    )
-    hang_timeout_seconds: Annotated[Number, Field(gt=0)] = Field(
-        1800.0,
-        description="a silent step longer than this ends the run; start, first step and saves have ten times as long",
-    )
-
-
-# Keys that decide how fast and where a run goes, not what it learns. A resumed run may change them.
-FREE_KEYS = frozenset(
-    {
-        "per_device_batch_size",
-        "per_device_batch_tokens",
-        "dataloader_num_workers",
-        "gradient_checkpointing",
-        "torch_compile",
-        "attn_implementation",
-        "checkpointing_steps",
-        "save_total_limit",
-        "resume",
-        "output_dir",
-        "report_to",
-        "hang_timeout_seconds",
-    }
-)
+Source = Literal["flag", "recipe", "default"]
 
 
 @dataclass(frozen=True)
@@ -307,39 +109,65 @@ def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> Res
     eval_only = flags.pop("eval_only", "false").lower() == "true"
     from_file = _read_yaml(path) if path is not None else {}
     origin = path if path is not None else "the command line"
-    # A flag is text; YAML gives it the type that the same words would have in the recipe.
-    from_flags = {key: _parse_flag(key, value) for key, value in flags.items()}
-    merged = {**from_file, **from_flags}
-    problems = [_describe_unknown(key) for key in merged if key not in Recipe.model_fields]
-    known = {key: value for key, value in merged.items() if key in Recipe.model_fields}
+    merged = {**from_file, **flags}
     try:
-        recipe = Recipe(**known)
-    except ValidationError as error:
-        problems += _describe_errors(error)
-        wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
-        remainder = _build_remainder({key: value for key, value in known.items() if key not in wrong})
-        if remainder is not None:  # Of two keys that contradict each other, both must be known.
-            problems += [
-                line for line in find_contradictions(remainder) if not wrong.intersection(re.findall(r"\w+", line))
-            ]
-        raise RecipeError(origin, problems, remainder) from None
-    problems += find_contradictions(recipe)
-    if problems:
-        raise RecipeError(origin, problems, recipe)
+        task = find_task(str(merged.get("task", Recipe.model_fields["task"].default)))
+    except RecipeError as error:
+        raise RecipeError(origin, error.problems) from None
+    # A flag is text; YAML gives it the type that the same words would have in the recipe.
+    from_flags = {key: _parse_flag(task.recipe_class, key, value) for key, value in flags.items()}
+    recipe = _validate(task, {**from_file, **from_flags}, origin)
     sources: dict[str, Source] = {
-        key: "flag" if key in from_flags else "recipe" if key in from_file else "default" for key in Recipe.model_fields
+        key: "flag" if key in from_flags else "recipe" if key in from_file else "default" for key in known_keys(task)
     }
     return ResolvedRecipe(recipe, sources, eval_only)
 
 
-def _build_remainder(values: Mapping[str, Any]) -> Recipe | None:
+def build_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A recipe of the values that a YAML file would hold.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    return _validate(find_task(str(values.get("task", Recipe.model_fields["task"].default))), values, "the recipe")
+
+
+def known_keys(task: type[Task]) -> list[str]:
+    """Keys that a task reads: those of every recipe and its own."""
+    return [key for key in task.recipe_class.model_fields if key not in task.unread_keys]
+
+
+def _validate(task: type[Task], values: Mapping[str, Any], origin: str) -> Recipe:
+    kind, keys = task.recipe_class, known_keys(task)
+    problems = [_describe_unknown(key, task) for key in values if key not in keys]
+    known = {key: value for key, value in values.items() if key in keys}
     try:
-        return Recipe(**values)
+        recipe = kind(**known)
+    except ValidationError as error:
+        problems += _describe_errors(error, kind)
+        wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+        remainder = _build_remainder(kind, {key: value for key, value in known.items() if key not in wrong})
+        if remainder is not None:  # Of two keys that contradict each other, both must be known.
+            problems += [
+                line
+                for line in find_contradictions(remainder, task)
+                if not wrong.intersection(re.findall(r"\w+", line))
+            ]
+        raise RecipeError(origin, problems, remainder) from None
+    problems += find_contradictions(recipe, task)
+    if problems:
+        raise RecipeError(origin, problems, recipe)
+    return recipe
+
+
+def _build_remainder(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe | None:
+    try:
+        return kind(**values)
     except ValidationError:  # A key that every recipe needs is among the wrong ones.
         return None
 
 
-def find_contradictions(recipe: Recipe) -> list[str]:
+def find_contradictions(recipe: Recipe, task: type[Task]) -> list[str]:
     """Problems between keys that are each valid alone, one line each."""
     problems = []
     if recipe.dataset_name is None and recipe.train_file is None:
@@ -355,13 +183,7 @@ def find_contradictions(recipe: Recipe) -> list[str]:
         )
     if recipe.early_stopping_patience is not None and recipe.metric_for_best_model is None:
         problems.append("early_stopping_patience: needs metric_for_best_model to say what 'better' means")
-    return problems
-
-
-def find_nearest(name: str, names: Sequence[str]) -> str | None:
-    """The name that `name` was most likely meant to be, if any is near."""
-    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    return problems + task.find_contradictions(recipe)
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -382,8 +204,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
-def _parse_flag(key: str, text: str) -> object:
-    field = Recipe.model_fields.get(key)
+def _parse_flag(kind: type[Recipe], key: str, text: str) -> object:
+    field = kind.model_fields.get(key)
     if field is not None and field.annotation in (str, str | None):
         return None if text == "null" else text  # A revision 0123 or a folder 2026-11-23 is text, whatever YAML thinks.
     try:
@@ -392,13 +214,16 @@ def _parse_flag(key: str, text: str) -> object:
         return text
 
 
-def _describe_unknown(key: str) -> str:
-    nearest = find_nearest(key, list(Recipe.model_fields))
+def _describe_unknown(key: str, task: type[Task]) -> str:
+    readers = [name for name in TASKS if find_task(name) is not task and key in known_keys(find_task(name))]
+    if readers:
+        return f"{key}: task {task.__name__} does not read it, {', '.join(readers)} does; remove it or change the task"
+    nearest = find_nearest(key, known_keys(task))
     hint = f"did you mean {nearest}?" if nearest else "docs/recipes.md lists the valid keys"
     return f"{key}: unknown key; {hint}"
 
 
-def _describe_errors(error: ValidationError) -> list[str]:
+def _describe_errors(error: ValidationError, kind: type[Recipe]) -> list[str]:
     by_key: dict[str, list[str]] = {}
     for detail in error.errors():
         key = str(detail["loc"][0]) if detail["loc"] else "recipe"
@@ -409,12 +234,12 @@ def _describe_errors(error: ValidationError) -> list[str]:
             message = f"{message[0].lower()}{message[1:]}, got {_shorten(detail['input'])}"
         if message not in by_key.setdefault(key, []):
             by_key[key].append(message)
-    return [f"{key}: {_with_choices(key, ' or '.join(messages))}" for key, messages in by_key.items()]
+    return [f"{key}: {_with_choices(kind, key, ' or '.join(messages))}" for key, messages in by_key.items()]
 
 
-def _with_choices(key: str, message: str) -> str:
+def _with_choices(kind: type[Recipe], key: str, message: str) -> str:
     """Add the nearest of a key's literal choices to a message about a wrong value."""
-    field = Recipe.model_fields.get(key)
+    field = kind.model_fields.get(key)
     choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)] if field else []
     value = message.rpartition("got ")[2].strip("'")
     nearest = find_nearest(value, choices)

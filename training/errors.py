@@ -31,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
 
-from onecurve.training.config import RecipeError
+from onecurve.training.recipe import RecipeError
 
 State = Literal["running", "finished", "preempted", "failed"]
 

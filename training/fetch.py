@@ -24,7 +24,7 @@ from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import BadInput, Outcome, report_outcome
 from onecurve.training.models.loading import find_revision, load_config, load_tokenizer
-from onecurve.training.record.reporter import quiet_third_parties
+from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.tasks import build_task
 
 # What transformers reads of a model here: no pickled weights, no other framework's.
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
                 raise BadInput(f"{key}: {name!r} has no weights as safetensors; choose a model or revision that has")
             outcome.say(f"{key}: {name} is in {folder} ({_describe_size(folder)})")
     task, config = build_task(recipe), load_config(recipe)
+    task.read_config(config)
     data = prepare_data(recipe, task, load_tokenizer(recipe, config))
     for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if split is not None:

@@ -29,11 +29,14 @@ if __name__ == "__main__":
 from onecurve.training.errors import BadInput, Outcome, Preempted, launcher_is_gone, report_outcome  # isort: split
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
 
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
+from onecurve.training.data.loading import Collator
 from onecurve.training.data.plan import EvaluationPlan
 from onecurve.training.data.tables import (
     FORMATS,
@@ -45,13 +48,12 @@ from onecurve.training.data.tables import (
     read_chunks,
     write_chunk,
 )
-from onecurve.training.models.loading import load_tokenizer
+from onecurve.training.models.loading import load_model_class, load_tokenizer
 from onecurve.training.parallel import strategy
-from onecurve.training.record.reporter import quiet_third_parties
+from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.run_directory import RunDirectory
-from onecurve.training.tasks import TextClassification, build_task
-
-Columns = dict[str, list[Any]]
+from onecurve.training.tasks import Task, build_task
+from onecurve.training.tasks.base import Rows
 
 
 class Stopped(Exception):
@@ -187,97 +189,95 @@ def label_file(request: Request, recipe: Recipe, accelerator: Accelerator, scrat
     """
     task = build_task(recipe)
     check_rows(survey, task)
-    model = task.model_class.from_pretrained(
+    model = load_model_class(task).from_pretrained(
         request.run.final, dtype=torch.float32, use_safetensors=True, trust_remote_code=recipe.trust_remote_code
     )
     model.to(accelerator.device).eval()
-    if task.problem_type != "regression":
-        task.label_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    task.read_config(model.config)
+    task.facts = task.model_facts
     final = recipe.model_copy(update={"model_name_or_path": str(request.run.final), "tokenizer_name": None})
     tokenizer = load_tokenizer(final, model.config)
     size = request.batch_size or recipe.per_device_batch_size
 
-    layout = survey.build_layout(describe_example(task))
+    layout = survey.build_layout(task.prediction_example())
+    start = 0
     for number, rows in enumerate(read_chunks(request.input)):
         if number % accelerator.num_processes == accelerator.process_index:
-            columns = {name: [row[name] for row in rows] for name in task.text_columns}
-            added = label(columns, task, tokenizer, model, accelerator, recipe, size)
+            numbers = np.arange(start, start + len(rows))
+            lines = label(rows, numbers, request.input, task, tokenizer, model, accelerator, size)
+            added = {name: [line[name] for line in lines] for name in lines[0]}
             write_chunk(scratch / f"{number:08d}", add_columns(rows, added), layout)
+        start += len(rows)
     return layout
 
 
-def check_rows(survey: Survey, task: TextClassification) -> None:
+def check_rows(survey: Survey, task: Task) -> None:
     """Read the whole file and refuse one that can't be labelled: every process finds the same, before the work.
 
     Raises:
-        BadInput: naming the first row without text, counted from 1, or what else is wrong with the file.
+        BadInput: naming the first row that can't be labelled, counted from 1, or what else is wrong with the file.
     """
     path = survey.input
+    columns = task.columns(task.recipe, with_targets=False)
     for rows in read_chunks(path):
         check_stop()
         start = survey.num_rows + 1
         survey.look(rows)
-        for name in task.text_columns:
-            if name not in survey.columns:
-                raise BadInput(f"{path}: text column {name!r} is not there; it has {', '.join(survey.columns)}")
-            for number, row in enumerate(rows, start):
-                text = row.get(name)
-                if text is not None and not isinstance(text, str):
-                    raise BadInput(f"{path}, row {number}: text column {name!r} holds {text!r:.40}, which is no text")
-                if not text or not text.strip():
-                    raise BadInput(f"{path}, row {number}: text column {name!r} is empty; fill or remove the row")
+        for key, names in columns.items():
+            for name in names:
+                if name not in survey.columns:
+                    raise BadInput(f"{path}: {key} {name!r} is not a column; it has {', '.join(survey.columns)}")
+        for number, row in enumerate(rows, start):
+            if problem := task.find_row_problem(row, with_targets=False):
+                raise BadInput(f"{path}, row {number}: {problem}")
     if not survey.num_rows:
         raise BadInput(f"{path}: has no rows")
 
 
 def label(
-    columns: Columns,
-    task: TextClassification,
+    rows: list[dict[str, Any]],
+    numbers: NDArray[Any],
+    path: Path,
+    task: Task,
     tokenizer: Any,
     model: Any,
     accelerator: Accelerator,
-    recipe: Recipe,
     batch_size: int,
-) -> Columns:
-    """Predictions and probabilities of a chunk, in its order, computed in batches of near-equal length."""
-    features = task.tokenize(tokenizer, columns)
-    lengths = np.array([len(tokens) for tokens in features["input_ids"]])
-    predictions: list[Any] = [None] * len(lengths)
-    scores: list[Any] = [None] * len(lengths)
-    for plan in EvaluationPlan(lengths, 1, batch_size, recipe.per_device_batch_tokens):
+) -> list[dict[str, Any]]:
+    """What the task predicts of each row of a chunk, in its order, computed in batches of near-equal length."""
+    names = [name for each in task.columns(task.recipe, with_targets=False).values() for name in each]
+    table = pa.Table.from_pydict({name: [row[name] for row in rows] for name in names})
+    examples = task.encode(Rows(table, numbers, str(path)), tokenizer, with_targets=False)
+    of_row = examples.pop("row", None)
+    lengths = np.array([len(tokens) for tokens in examples["input_ids"]])
+    collator = Collator(task, tokenizer)
+    found: dict[str, list[Any]] = {}
+    order: list[int] = []
+    for micro_batch in EvaluationPlan(lengths, 1, batch_size, task.recipe.per_device_batch_tokens):
         check_stop()
-        rows = {name: [values[index] for index in plan.indices] for name, values in features.items()}
-        batch = tokenizer.pad(rows, return_tensors="pt").to(accelerator.device)
+        features = {name: _pick(values, micro_batch.indices) for name, values in examples.items()}
+        batch = {name: tensor.to(accelerator.device) for name, tensor in collator(features).items()}
         with torch.no_grad(), accelerator.autocast():
-            logits = model(**batch).logits
-        found = [tensor.cpu().numpy() for tensor in task.predict(logits)]
-        for index, prediction, score in zip(plan.indices, *found, strict=True):
-            predictions[index], scores[index] = prediction, score
-    return describe(task, predictions, scores)
+            results = task.forward(model, batch, wants_results=True).results
+        order += micro_batch.indices.tolist()
+        for name, values in results.items():
+            found.setdefault(name, []).extend(split_results(task, name, values, batch["attention_mask"]))
+    places = np.argsort(order)
+    in_order: dict[str, Any] = {name: [values[place] for place in places] for name, values in found.items()}
+    if of_row is not None:
+        in_order["row"] = of_row
+    return list(task.describe_predictions(in_order))
 
 
-def describe(task: TextClassification, predictions: Sequence[Any], scores: Sequence[Any]) -> Columns:
-    """The columns to add: prediction and, for classes, the score of what was predicted and every probability."""
-    if task.problem_type == "regression":
-        return {"prediction": [float(value) for value in predictions]}
-    names = task.label_names
-    table = np.stack(list(scores))
-    probabilities = {f"probability_{name}": table[:, number].tolist() for number, name in enumerate(names)}
-    if task.problem_type == "multi_label_classification":
-        chosen = [[name for name, is_on in zip(names, row, strict=True) if is_on] for row in predictions]
-        return {"prediction": chosen, **probabilities}
-    return {
-        "prediction": [names[int(value)] for value in predictions],
-        "score": table.max(axis=1).tolist(),
-        **probabilities,
-    }
+def split_results(task: Task, name: str, values: torch.Tensor, attention_mask: torch.Tensor) -> list[NDArray[Any]]:
+    """A result of each example of a batch, without padding."""
+    if name not in task.ragged_results:
+        return list(values.cpu().numpy())
+    return [row[mask].cpu().numpy() for row, mask in zip(values, attention_mask.bool(), strict=True)]
 
 
-def describe_example(task: TextClassification) -> dict[str, Any]:
-    """Names and kinds of the columns to add, as those of one row."""
-    count = task.num_labels
-    prediction = np.ones(count) if task.problem_type == "multi_label_classification" else 0
-    return {name: values[0] for name, values in describe(task, [prediction], [np.zeros(count)]).items()}
+def _pick(values: Any, indices: NDArray[Any]) -> Any:
+    return values[indices] if isinstance(values, np.ndarray) else [values[index] for index in indices]
 
 
 if __name__ == "__main__":

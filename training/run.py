@@ -20,19 +20,20 @@ from onecurve.training.errors import Diverged, Outcome, Preempted, report_outcom
 
 import torch
 
-from onecurve.training.building import Training, build, shrink_micro_batches
+from onecurve.training.building import Session, build, shrink_micro_batches
 from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.models import optimization
 from onecurve.training.parallel import strategy
+from onecurve.training.record.console import print_evaluation, print_next, quiet_third_parties
 from onecurve.training.record.evaluation import Evaluation, evaluate, save_evaluation
-from onecurve.training.record.reporter import build_model_card, print_evaluation, print_next, quiet_third_parties
+from onecurve.training.record.model_card import build_model_card
 from onecurve.training.recovery.out_of_memory import MicroBatchTooLarge, finding_shortage
 from onecurve.training.recovery.resumption import find_start
 from onecurve.training.recovery.stops import StopRequested
 from onecurve.training.run_directory import RunDirectory
 
-# A rank was seen to hang while DDP's native parts were freed after a finished run: they are kept, and left to the system.
-_KEPT: list[Training] = []
+# A rank was seen to hang while DDP's native parts were freed after a finished run: they are kept until the process exits.
+_KEPT: list[Session] = []
 
 
 def main(arguments: Sequence[str], outcome: Outcome) -> None:
@@ -43,10 +44,10 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     strategy.check_launch(resolved.recipe)
     run = RunDirectory.of(resolved.recipe)
     if resolved.eval_only:
-        training = build(resolved, run, outcome)
-        _KEPT.append(training)
-        with training.watchdog:
-            evaluate_only(training)
+        session = build(resolved, run, outcome)
+        _KEPT.append(session)
+        with session.watchdog:
+            evaluate_only(session)
         return
     with run.lock:
         start = find_start(run, resolved)
@@ -54,138 +55,146 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
             outcome.say(start.message)
             outcome.step = start.progress.step
             return
-        training = build(resolved, run, outcome, start)
-        _KEPT.append(training)
-        with training.watchdog, training.reporter, training.checkpoints:
+        session = build(resolved, run, outcome, start)
+        _KEPT.append(session)
+        with session.watchdog, session.reporter, session.checkpoints:
             try:
-                evaluation = train(training)
-                save(training, evaluation)
+                evaluation = train(session)
+                save(session, evaluation)
             except StopRequested:
-                stop(training)
+                stop(session)
             except Diverged as error:
-                raise Diverged(f"{error}. {training.checkpoints.describe_last()}") from None
-        print_evaluation(training.reporter.console, training.task, evaluation)
-        print_next(training.reporter.console, run, time.perf_counter() - started)
-        training.accelerator.end_training()
+                raise Diverged(f"{error}. {session.checkpoints.describe_last()}") from None
+        print_evaluation(session.reporter.console, session.task, evaluation)
+        print_next(session.reporter.console, session.task, run, time.perf_counter() - started)
+        session.accelerator.end_training()
 
 
-def train(training: Training) -> Evaluation:
-    """Make every step that is left; a step for which the memory was too small starts again in smaller micro-batches."""
-    while True:
+def train(session: Session) -> Evaluation:
+    """Make every step that is left, then evaluate unless the last step did.
+
+    A step that runs out of memory starts again in smaller micro-batches.
+    """
+    session.model.train()
+    evaluation = None
+    if session.progress.evaluation_is_due:  # The run was stopped in the middle of it.
+        evaluation = conclude_step(session)
+    while not session.milestones.stops_early(session.progress):
         try:
-            return make_steps(training)
+            evaluation = make_steps(session) or evaluation
+            break
         except MicroBatchTooLarge:
             pass
-        shrink_micro_batches(training)  # Out here the error is gone, and with it the tensors that its frames held.
+        shrink_micro_batches(session)  # Out here the error is gone, and with it the tensors that its frames held.
+    session.reporter.flush()
+    return evaluation or evaluate_validation(session)
 
 
-def make_steps(training: Training) -> Evaluation:
+def make_steps(session: Session) -> Evaluation | None:
     """Make every step that is left, one micro-batch of this process at a time; returns the last evaluation."""
-    recipe, accelerator, task = training.recipe, training.accelerator, training.task
-    model, optimizer, scheduler = training.model, training.optimizer, training.scheduler
-    progress, evaluation = training.progress, None
+    recipe, accelerator, task = session.recipe, session.accelerator, session.task
+    model, optimizer, scheduler = session.model, session.optimizer, session.scheduler
+    progress, evaluation = session.progress, None
     losses: list[torch.Tensor] = []
-    model.train()
-    if progress.evaluation_is_due:  # Stopped in the middle of it.
-        evaluation = conclude_step(training)
-    is_over = training.milestones.stops_early(progress)  # Patience had ended before this start, or just now.
-    for batch in () if is_over else training.train_loader:
-        plan = batch.pop("plan")  # Where this micro-batch stands in its step, and what the step counts.
-        gradient_scale = strategy.begin_micro_batch(accelerator, plan, recipe.seed)
+    for batch in session.train_loader:
+        micro_batch = batch.pop("micro_batch")  # Where it stands in its step, and what the whole step counts.
+        gradient_scale = strategy.begin_micro_batch(accelerator, micro_batch, recipe.seed)
         with accelerator.accumulate(model):
             with finding_shortage():
-                loss = task.loss_sum(model, batch) * plan.weight / plan.global_count
+                loss = task.loss_sum(model, batch) * micro_batch.weight / micro_batch.global_count
                 accelerator.backward(loss * gradient_scale)
             losses.append(loss.detach())
             if accelerator.sync_gradients:
                 grad_norm = optimization.clip_gradients(accelerator, model, recipe.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-        if not plan.is_last:
+        if not micro_batch.is_last:
             continue
 
-        # The step is made. Summed over all processes: the mean loss of the global batch, and what one must tell the others.
+        # The step is made. Summed over all processes: the mean loss of the global batch, and what only one may know.
         step_loss = torch.stack(losses).sum()
-        is_asked = torch.full_like(step_loss, training.stop_flag.is_raised())
-        has_failed = torch.full_like(step_loss, training.checkpoints.has_failed())
+        is_asked = torch.full_like(step_loss, session.stop_flag.is_raised())
+        has_failed = torch.full_like(step_loss, session.checkpoints.has_failed())
         sums = accelerator.reduce(torch.stack([step_loss, is_asked, has_failed]))
-        training.reporter.log_step(plan, sums, grad_norm, scheduler.get_last_lr()[0])
+        session.reporter.log_step(micro_batch, sums, grad_norm, scheduler.get_last_lr()[0])
         losses.clear()
-        progress.step = training.outcome.step = plan.step + 1
+        progress.step = session.outcome.step = micro_batch.step + 1
         if not optimization.needs_metric(recipe):
             scheduler.step()
-        evaluation = conclude_step(training) or evaluation
-        if training.milestones.stops_early(progress):
-            training.reporter.say(f"No better {recipe.metric_for_best_model} for a while: stopped early.")
+        evaluation = conclude_step(session) or evaluation
+        if session.milestones.stops_early(progress):
+            session.reporter.say(f"{recipe.metric_for_best_model} has not improved for a while: stopped early.")
             break
-        if training.reporter.save_has_failed:
-            training.checkpoints.wait()  # Raises, on all processes.
-        if training.reporter.stop_is_agreed:
+        if session.reporter.save_has_failed:
+            session.checkpoints.wait()  # Raises, on all processes.
+        if session.reporter.stop_is_agreed:
             raise StopRequested
-    training.reporter.flush()
-    if evaluation is None:  # Resumed after the last step.
-        evaluation = evaluate(accelerator, model, task, training.evaluation_loader, "eval", training.stop_flag)
     return evaluation
 
 
-def conclude_step(training: Training) -> Evaluation | None:
+def conclude_step(session: Session) -> Evaluation | None:
     """Evaluate and write a checkpoint, if they are due after this step."""
-    progress, evaluation, is_best = training.progress, None, False
-    if training.milestones.evaluates_after(progress.step):
+    progress, evaluation, is_best = session.progress, None, False
+    if session.milestones.evaluates_after(progress.step):
         progress.evaluation_is_due = True
-        accelerator, model, task = training.accelerator, training.model, training.task
-        evaluation = evaluate(accelerator, model, task, training.evaluation_loader, "eval", training.stop_flag)
+        evaluation = evaluate_validation(session)
         progress.evaluation_is_due = False
-        training.reporter.log_evaluation(progress.step, evaluation.metrics)
-        is_best = training.milestones.record(progress, evaluation.metrics)
-        if optimization.needs_metric(training.recipe):
-            training.scheduler.step(evaluation.metrics["eval_loss"])
-    if is_best or training.milestones.saves_after(progress.step):
-        training.reporter.flush()
-        with training.watchdog.patiently():
-            training.checkpoints.save(progress, is_best)
-        training.reporter.restart_clock()
+        session.reporter.log_evaluation(progress.step, evaluation.metrics)
+        is_best = session.milestones.record(progress, evaluation.metrics)
+        if optimization.needs_metric(session.recipe):
+            session.scheduler.step(evaluation.metrics["eval_loss"])
+    if is_best or session.milestones.saves_after(progress.step):
+        session.reporter.flush()
+        with session.watchdog.patiently():
+            session.checkpoints.save(progress, is_best)
+        session.reporter.restart_clock()
     return evaluation
 
 
-def stop(training: Training) -> None:
+def evaluate_validation(session: Session) -> Evaluation:
+    """Evaluate the validation data."""
+    accelerator, model, task = session.accelerator, session.model, session.task
+    return evaluate(accelerator, model, task, session.validation, "eval", session.stop_flag)
+
+
+def stop(session: Session) -> None:
     """Write a checkpoint and end with exit code 75: the next start goes on from here."""
-    training.reporter.flush()
-    with training.watchdog.patiently():
-        training.checkpoints.save(training.progress)
-        training.checkpoints.wait()
-    training.stop_flag.clear()
-    raise Preempted(f"stopped after step {training.progress.step} as asked; start it again to go on")
+    session.reporter.flush()
+    with session.watchdog.patiently():
+        session.checkpoints.save(session.progress)
+        session.checkpoints.wait()
+    session.stop_flag.clear()
+    raise Preempted(f"stopped after step {session.progress.step} as asked; start it again to go on")
 
 
-def save(training: Training, evaluation: Evaluation) -> None:
-    """Write the final model, and what it says of the validation and the test data."""
-    run, task, accelerator = training.run, training.task, training.accelerator
-    card = build_model_card(training.recipe, task, evaluation.metrics)
-    with training.watchdog.patiently():
-        training.checkpoints.save_final(training.tokenizer, card, run.final)
+def save(session: Session, evaluation: Evaluation) -> None:
+    """Write the final model, and what it predicts for the validation and the test data."""
+    run, task, accelerator = session.run, session.task, session.accelerator
+    card = build_model_card(session.recipe, task, evaluation.metrics)
+    with session.watchdog.patiently():
+        session.checkpoints.save_final(session.tokenizer, card, run.final)
     if accelerator.is_main_process:
         save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)
-    if training.test_loader is not None:
-        test = evaluate(accelerator, training.model, task, training.test_loader, "test", training.stop_flag)
-        training.reporter.log_evaluation(training.progress.step, test.metrics, event="test")
+    if session.test is not None:
+        test = evaluate(accelerator, session.model, task, session.test, "test", session.stop_flag)
+        session.reporter.log_evaluation(session.progress.step, test.metrics, event="test")
         if accelerator.is_main_process:
             save_evaluation(test, task, run.test_predictions, run.test_report)
 
 
-def evaluate_only(training: Training) -> None:
-    """Evaluate what was trained on the test data, or else on the validation data; trains nothing."""
-    run, accelerator, model, task = training.run, training.accelerator, training.model, training.task
-    is_test = training.test_loader is not None
-    loader = training.test_loader or training.evaluation_loader
+def evaluate_only(session: Session) -> None:
+    """Evaluate a trained model on the test data, or else on the validation data, without training."""
+    run, accelerator, task = session.run, session.accelerator, session.task
+    data, prefix, files = session.validation, "eval", (run.eval_predictions, run.eval_report)
+    if session.test is not None:
+        data, prefix, files = session.test, "test", (run.test_predictions, run.test_report)
     try:
-        evaluation = evaluate(accelerator, model, task, loader, "test" if is_test else "eval", training.stop_flag)
+        evaluation = evaluate(accelerator, session.model, task, data, prefix, session.stop_flag)
     except StopRequested:
         raise Preempted("stopped as asked; nothing is written, start it again to evaluate") from None
     if accelerator.is_main_process:
-        names = (run.test_predictions, run.test_report) if is_test else (run.eval_predictions, run.eval_report)
-        save_evaluation(evaluation, task, *names)
-    print_evaluation(training.reporter.console, task, evaluation)
+        save_evaluation(evaluation, task, *files)
+    print_evaluation(session.reporter.console, task, evaluation)
     accelerator.end_training()
 
 

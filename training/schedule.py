@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onecurve.training.config import Recipe
+from onecurve.training.recipe import Recipe
 
 
 def count_steps_per_epoch(recipe: Recipe, num_examples: int) -> int:

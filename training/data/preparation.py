@@ -1,68 +1,60 @@
-"""From files, folders or the hub to tokens on disk, and from there to the batches of one process.
+"""From rows to examples on disk, once: tokenized by one process and kept in a cache.
 
-Data is tokenized once, by one process, before any process group exists (a group would time out waiting), and kept in a
-cache named by the content of everything that shaped it. A cache folder is complete or it is not there. Training reads it
-memory-mapped: nobody holds a data set in memory.
+This happens before any process group exists, because a group would time out waiting. A folder of the cache is named by the
+content of everything that shaped it, and is complete or not there::
 
     $ONECURVE_CACHE/prepared/<key>/
-        meta.json                      label names, rows, where each split came from
-        train/, validation/, test/     datasets.save_to_disk folders: input_ids, ...
-        train.lengths.npy, train.labels.npy, ...
+        meta.json                       the task's facts; the origin and the digest of each split
+        train/, validation/, test/      features (columns.py); counts.npy and lengths.npy [examples]
 """
 
 from __future__ import annotations
 
-import csv
-import glob
 import hashlib
 import json
 import shutil
-import signal
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
-from accelerate import Accelerator
 from filelock import FileLock
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from onecurve.training.cache import find_cache
-from onecurve.training.config import Recipe, find_nearest
-from onecurve.training.data.plan import EvaluationPlan, MicroBatch, TrainingPlan
-from onecurve.training.errors import STOP_SIGNALS, BadInput, check_launcher
-from onecurve.training.tasks import TextClassification
+from onecurve.training.data.columns import Array, Examples, ExamplesWriter, open_examples
+from onecurve.training.data.splits import NAMES, RawSplit, Sources, check_columns
+from onecurve.training.errors import BadInput, check_launcher
+from onecurve.training.recipe import DataKeys, Recipe
+from onecurve.training.tasks.base import Task
 
 # Raised whenever the layout or the meaning of a prepared folder changes.
-PREPARED_FORMAT = 2
+PREPARED_FORMAT = 3
 
-_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_ROWS_PER_TOKENIZER_CALL = 2_000
-_BYTES_PER_READ = 1 << 20
+# Digests of another kind say nothing about these: a run that was begun with them is not compared.
+DIGEST_PREFIX = f"{PREPARED_FORMAT}:"
 
-Array = NDArray[Any]
+_ROWS_PER_BATCH = 2_000
+_NUMBERS_PER_DIGEST = 1 << 22
 
 
 @dataclass(frozen=True)
 class Split:
-    """A tokenized split, memory-mapped.
+    """The examples of a split, memory-mapped.
 
     Attributes:
-        tokens: rows of input_ids and what else the tokenizer returned; unpadded.
-        lengths: [rows] tokens of each row.
-        labels: [rows] or [rows, num_labels], as the task encoded them.
+        examples: their features.
+        lengths: [examples] tokens of each: what it costs.
+        counts: [examples] what each adds to the number that its step's loss is divided by.
         origin: the files or the hub split that it came from.
-        digest: of what is learned from it: the tokens and labels of each row, in order; the same wherever the files lie.
+        digest: of what is learned from it: features and counts, in order; the same wherever the files lie.
     """
 
-    tokens: datasets.Dataset
+    examples: Examples
     lengths: Array
-    labels: Array
+    counts: Array
     origin: str
     digest: str
 
@@ -77,11 +69,10 @@ class PreparedData:
     train: Split
     validation: Split
     test: Split | None
-    label_names: list[str]
 
 
-def prepare_data(recipe: Recipe, task: TextClassification, tokenizer: Any) -> PreparedData:
-    """Tokenize the recipe's data, or find it in the cache; afterwards `task` knows its labels.
+def prepare_data(recipe: Recipe, task: Task, tokenizer: Any) -> PreparedData:
+    """Encode the recipe's data, or find it in the cache; afterwards `task` has its facts.
 
     Whichever process comes first does the work under a file lock; the others then find it done.
 
@@ -89,267 +80,54 @@ def prepare_data(recipe: Recipe, task: TextClassification, tokenizer: Any) -> Pr
         BadInput: naming file, row and column of the first fault.
     """
     datasets.disable_progress_bars()
-    sources = _find_sources(recipe)
-    key = _cache_key(recipe, tokenizer, sources)
+    sources = Sources(recipe)
     cache = find_cache() / "prepared"
-    folder = cache / key
+    folder = cache / _build_key(recipe, task, tokenizer, sources)
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{key}.lock"):
+        with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                _build(folder, recipe, task, tokenizer, sources)
+                _publish(folder, recipe, task, tokenizer, sources)
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    task.label_names = meta["label_names"]
-    splits = {
-        name: _open_split(folder, name, origin, meta["digests"][name]) for name, origin in meta["origins"].items()
-    }
-    task.set_class_weights(splits["train"].labels)
-    return PreparedData(splits["train"], splits["validation"], splits.get("test"), meta["label_names"])
+    task.facts = meta["facts"]
+    splits = {name: _open_split(folder / name, entry) for name, entry in meta["splits"].items()}
+    return PreparedData(splits["train"], splits["validation"], splits.get("test"))
 
 
-def _open_split(folder: Path, name: str, origin: str, digest: str) -> Split:
+def _open_split(folder: Path, entry: Mapping[str, str]) -> Split:
     return Split(
-        tokens=datasets.load_from_disk(str(folder / name)).with_format("numpy"),
-        lengths=np.load(folder / f"{name}.lengths.npy", mmap_mode="r"),
-        labels=np.load(folder / f"{name}.labels.npy", mmap_mode="r"),
-        origin=origin,
-        digest=digest,
+        examples=open_examples(folder),
+        lengths=np.load(folder / "lengths.npy", mmap_mode="r"),
+        counts=np.load(folder / "counts.npy", mmap_mode="r"),
+        origin=entry["origin"],
+        digest=entry["digest"],
     )
 
 
-# Finding -------------------------------------------------------------------------------------------------------------
+def _build_key(recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> str:
+    """A hash of the data's bytes, the tokenizer and every key that may shape what is stored.
 
-
-def _find_sources(recipe: Recipe) -> dict[str, list[Path]]:
-    """Local files of each split, globs expanded; a save_to_disk folder is the one entry "dataset"; empty for the hub."""
-    sources = {}
-    for split, patterns in (
-        ("train", recipe.train_file),
-        ("validation", recipe.validation_file),
-        ("test", recipe.test_file),
-    ):
-        if patterns is not None:
-            sources[split] = [path for pattern in patterns for path in _expand(f"{split}_file", pattern)]
-    if recipe.dataset_name is not None and Path(recipe.dataset_name).is_dir():
-        folder = Path(recipe.dataset_name)
-        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-            sources["dataset"] = sorted(path for path in folder.rglob("*") if path.is_file())
-    return sources
-
-
-def _expand(key: str, pattern: str) -> list[Path]:
-    paths = (
-        [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-        if glob.has_magic(pattern)
-        else [Path(pattern)]
-    )
-    if not paths:
-        raise BadInput(f"{key}: no file matches {pattern!r}")
-    for path in paths:
-        if not path.exists():
-            folder = path.parent if path.parent.is_dir() else Path()
-            nearest = find_nearest(path.name, [other.name for other in folder.iterdir() if other.is_file()])
-            raise BadInput(f"{key}: {str(path)!r} does not exist" + (f"; did you mean {nearest!r}?" if nearest else ""))
-        if path.is_dir():
-            raise BadInput(f"{key}: {str(path)!r} is a folder; for a save_to_disk folder use dataset_name")
-        if path.suffix.lower() not in _FORMATS:
-            raise BadInput(f"{key}: {str(path)!r} is none of {', '.join(_FORMATS)}; rename or convert it")
-        if path.stat().st_size == 0:
-            raise BadInput(f"{key}: {str(path)!r} is empty")
-    kinds = {_FORMATS[path.suffix.lower()] for path in paths}
-    if len(kinds) > 1:
-        raise BadInput(f"{key}: {pattern!r} matches files of several formats: {', '.join(sorted(kinds))}")
-    return paths
-
-
-def _cache_key(recipe: Recipe, tokenizer: Any, sources: Mapping[str, list[Path]]) -> str:
-    """A hash of the data's bytes, the tokenizer and every key that shapes what is stored."""
-    digest = hashlib.sha256()
-    shaping = recipe.model_dump(
-        mode="json",
-        include={
-            "task", "dataset_name", "dataset_config_name", "train_split", "validation_split", "text_column",
-            "text_pair_column", "label_column", "problem_type", "max_length", "validation_fraction",
-            "max_train_samples", "max_eval_samples", "seed",
-        },
-    )  # fmt: skip
-    shaping["format"] = PREPARED_FORMAT
-    shaping["datasets"] = datasets.__version__
-    shaping["sources"] = {split: [str(path) for path in paths] for split, paths in sources.items()}
-    digest.update(json.dumps(shaping, sort_keys=True).encode())
+    These are the keys of data, the seed and all keys of the task's own: one that is forgotten would reuse stale data.
+    """
+    own = type(recipe).model_fields.keys() - Recipe.model_fields.keys()
+    shaping = recipe.model_dump(mode="json", include={"task", "seed", *DataKeys.model_fields, *own})
+    shaping |= {"format": PREPARED_FORMAT, "datasets": datasets.__version__, "model": task.model_facts}
+    shaping["sources"] = sources.fingerprint()
+    shaping["code"] = task.fingerprint()
+    digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
     digest.update(repr((tokenizer.truncation_side, sorted(tokenizer.special_tokens_map.items()))).encode())
-    if recipe.dataset_name is not None and "dataset" not in sources:
-        for split in (recipe.train_split, recipe.validation_split):
-            if split is not None:  # The hub's own hash of the data: it changes when the data set does.
-                digest.update(_read_hub(recipe, split)._fingerprint.encode())
-    for paths in sources.values():
-        for path in paths:
-            try:
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise BadInput(f"{str(path)!r} cannot be read: {error.strerror}") from None
     return digest.hexdigest()[:32]
 
 
-# Reading -------------------------------------------------------------------------------------------------------------
-
-
-def _read(
-    split: str, recipe: Recipe, sources: Mapping[str, list[Path]], scratch: Path
-) -> tuple[datasets.Dataset, str] | None:
-    """One split as it came, and its name for messages; None where the recipe names none."""
-    if split in sources:
-        paths = sources[split]
-        origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-        return _read_files(paths, scratch), origin
-    if recipe.dataset_name is None:
-        return None
-    wanted = {"train": recipe.train_split, "validation": recipe.validation_split, "test": None}[split]
-    if wanted is None:
-        return None
-    origin = f"split {wanted!r} of {recipe.dataset_name}"
-    if "dataset" in sources:
-        folder = datasets.load_from_disk(recipe.dataset_name)
-        if isinstance(folder, datasets.Dataset):
-            if split != "train":
-                raise BadInput(
-                    f"validation_split: {recipe.dataset_name} has no splits; leave it out to hold some rows out"
-                )
-            return folder, recipe.dataset_name
-        if wanted not in folder:
-            raise BadInput(f"{split}_split: {recipe.dataset_name} has no split {wanted!r}; it has {', '.join(folder)}")
-        return folder[wanted], origin
-    return _read_hub(recipe, wanted), origin
-
-
-def _read_files(paths: list[Path], scratch: Path) -> datasets.Dataset:
-    kind = _FORMATS[paths[0].suffix.lower()]
-    options = {"sep": "\t" if paths[0].suffix.lower() == ".tsv" else ","} if kind == "csv" else {}
-    try:
-        return datasets.load_dataset(
-            kind, data_files=[str(path) for path in paths], split="train", cache_dir=str(scratch), **options
-        )
-    except Exception as error:  # The reader raises whatever its parser does; what is wrong is found by reading again.
-        for path in paths:
-            _diagnose(path, kind)
-        cause = error.__cause__ or error
-        raise BadInput(
-            f"{', '.join(map(str, paths))}: cannot be read as {kind}: {' '.join(str(cause).split())}"
-        ) from None
-
-
-def _diagnose(path: Path, kind: str) -> None:
-    """Name the line that can't be read, if it is one line's fault."""
-    if kind == "parquet":
-        return
-    try:
-        with path.open(encoding="utf-8") as file:
-            if kind == "json":
-                _diagnose_json(path, file)
-            else:
-                _diagnose_csv(path, file)
-    except UnicodeDecodeError:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise BadInput(
-                        f"{path}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8"
-                    ) from None
-
-
-def _diagnose_json(path: Path, lines: Iterable[str]) -> None:
-    is_empty = True
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        is_empty = False
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise BadInput(f"{path}, line {number}: not valid JSON: {error}; expected one object a line") from None
-        if not isinstance(row, dict):
-            raise BadInput(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-    if is_empty:
-        raise BadInput(f"{path}: has no rows")
-
-
-def _diagnose_csv(path: Path, lines: Iterable[str]) -> None:
-    reader = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-    width = None
-    try:
-        for row in reader:
-            width = width if width is not None else len(row)
-            if len(row) > width:
-                raise BadInput(
-                    f"{path}, line {reader.line_num}: {len(row)} fields where the header has {width}; "
-                    "put texts that hold the separator in double quotes"
-                )
-    except csv.Error as error:
-        raise BadInput(f"{path}, line {reader.line_num}: {error}; is a double quote left open?") from None
-    if reader.line_num <= 1:
-        raise BadInput(f"{path}: has no rows")
-
-
-def _read_hub(recipe: Recipe, split: str) -> datasets.Dataset:
-    try:
-        return datasets.load_dataset(recipe.dataset_name, recipe.dataset_config_name, split=split)
-    except Exception as error:  # The hub's client has no common error: no network, no such name, no such split, ...
-        reason = " ".join(str(error).split())
-        raise BadInput(
-            f"dataset_name: {recipe.dataset_name!r} (split {split!r}) could not be loaded from the hub or its cache: {reason}. "
-            "Without a network, give local files as train_file, or a save_to_disk folder as dataset_name"
-        ) from None
-
-
-# Building ------------------------------------------------------------------------------------------------------------
-
-
-def _build(
-    folder: Path, recipe: Recipe, task: TextClassification, tokenizer: Any, sources: Mapping[str, list[Path]]
-) -> None:
-    """Read, check, split, tokenize, and publish all at once by a rename."""
-    check_launcher()  # It may have died while this process waited for its turn.
+def _publish(folder: Path, recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> None:
+    """Build under another name, and give the folder its own by a rename."""
+    check_launcher()  # It may have exited while this process waited for the lock.
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         scratch = staging / "scratch"
-        read = {split: _read(split, recipe, sources, scratch) for split in ("train", "validation", "test")}
-        raw = {split: found for split, found in read.items() if found is not None}
-        for table, origin in raw.values():
-            _check_columns(table, task, origin)
-        train, origin = raw["train"]
-        task.label_names = task.find_label_names(train.data.table, _declared_names(train, task), origin)
-        labels = {split: _encode(table, task, origin) for split, (table, origin) in raw.items()}
-        chosen: dict[str, tuple[datasets.Dataset, Array, str, Array]] = {}
-        for split, (table, origin) in raw.items():
-            chosen[split] = (table, labels[split], origin, np.arange(len(table)))
-        if "validation" not in chosen:
-            kept, held_out = hold_out(len(train), task.strata(labels["train"]), recipe.validation_fraction, recipe.seed)
-            if not len(kept) or not len(held_out):
-                raise BadInput(
-                    f"{origin}: {len(train)} rows are too few to hold out {recipe.validation_fraction:g} of them"
-                )
-            chosen["validation"] = (train, labels["train"], f"rows held out of {origin}", held_out)
-            chosen["train"] = (train, labels["train"], origin, kept)
-        for split, limit in (("train", recipe.max_train_samples), ("validation", recipe.max_eval_samples)):
-            table, encoded, origin, rows = chosen[split]
-            chosen[split] = (
-                table,
-                encoded,
-                origin,
-                _subset(rows, limit, recipe.seed, f"max_{split[:5]}_samples", origin),
-            )
-        digests = {
-            split: _tokenize(staging, split, table, encoded, rows, task, tokenizer)
-            for split, (table, encoded, _, rows) in chosen.items()
-        }
-        origins = {split: entry[2] for split, entry in chosen.items()}
-        meta = {"label_names": task.label_names, "origins": origins, "digests": digests}
-        (staging / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        _build(staging, scratch, recipe, task, tokenizer, sources)
         shutil.rmtree(scratch, ignore_errors=True)
         staging.rename(folder)
     except BaseException:
@@ -357,42 +135,46 @@ def _build(
         raise
 
 
-def _check_columns(table: datasets.Dataset, task: TextClassification, origin: str) -> None:
-    if not len(table):
-        raise BadInput(f"{origin}: has no rows")
-    for key, names in (("text_column", task.text_columns), ("label_column", task.label_columns)):
-        for name in names:
-            if name not in table.column_names:
-                nearest = find_nearest(name, table.column_names)
-                hint = f"; did you mean {nearest}?" if nearest else ""
-                raise BadInput(
-                    f"{origin}: {key} {name!r} is not a column; it has {', '.join(table.column_names)}{hint}"
-                )
-    for name in task.text_columns:
-        kind = table.features[name]
-        if getattr(kind, "dtype", None) not in ("string", "large_string"):
-            raise BadInput(f"{origin}: text column {name!r} must hold text, it holds {getattr(kind, 'dtype', kind)}")
-        for row, text in enumerate(_iterate(table, name), start=1):
-            if text is None or not text.strip():
-                raise BadInput(f"{origin}, row {row}: text column {name!r} is empty; fill or remove the row")
-
-
-def _iterate(table: datasets.Dataset, column: str) -> Iterable[str | None]:
-    for batch in table.select_columns([column]).iter(batch_size=_ROWS_PER_TOKENIZER_CALL):
+def _build(staging: Path, scratch: Path, recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> None:
+    """Read all splits, check them, choose their rows, encode them."""
+    raw = {name: split for name in NAMES if (split := sources.read(name, scratch)) is not None}
+    columns = task.columns(recipe)
+    for split in raw.values():
+        check_columns(split, columns)
+    wanted = list(dict.fromkeys(name for names in columns.values() for name in names))
+    task.facts = task.learn(raw["train"].rows(wanted))
+    for split in raw.values():
         check_launcher()
-        yield from batch[column]
+        task.check(split.rows(wanted))
+    meta: dict[str, Any] = {}
+    for name, (split, numbers, origin) in _choose_rows(raw, wanted, recipe, task).items():
+        _encode(staging / name, split, wanted, numbers, task, tokenizer)
+        meta[name] = {"origin": origin}
+    task.conclude(open_examples(staging / "train"))
+    for name, entry in meta.items():
+        entry["digest"] = _conclude(staging / name, task)
+    (staging / "meta.json").write_text(json.dumps({"facts": task.facts, "splits": meta}), encoding="utf-8")
 
 
-def _declared_names(table: datasets.Dataset, task: TextClassification) -> list[str] | None:
-    """Names that a data set's own schema gives its classes, such as yelp_review_full's "1 star"."""
-    feature = table.features[task.label_columns[0]]
-    feature = getattr(feature, "feature", feature)
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-
-
-def _encode(table: datasets.Dataset, task: TextClassification, origin: str) -> Array:
-    plain = table.flatten_indices() if table._indices is not None else table
-    return task.encode_labels(plain.data.table, _declared_names(table, task), origin)
+def _choose_rows(
+    raw: Mapping[str, RawSplit], columns: list[str], recipe: Recipe, task: Task
+) -> dict[str, tuple[RawSplit, Array, str]]:
+    """For each split where its rows come from, their numbers there, and its name for people."""
+    chosen = {name: (split, np.arange(len(split)), split.origin) for name, split in raw.items()}
+    if "validation" not in chosen:
+        train = raw["train"]
+        strata = task.strata(train.rows(columns))
+        kept, held_out = hold_out(len(train), strata, recipe.validation_fraction, recipe.seed)
+        if not len(kept) or not len(held_out):
+            raise BadInput(
+                f"{train.origin}: {len(train)} rows are too few to hold out {recipe.validation_fraction:g} of them"
+            )
+        chosen["train"] = (train, kept, train.origin)
+        chosen["validation"] = (train, held_out, f"rows held out of {train.origin}")
+    for name, limit in (("train", recipe.max_train_samples), ("validation", recipe.max_eval_samples)):
+        split, numbers, origin = chosen[name]
+        chosen[name] = (split, _subset(numbers, limit, recipe.seed, f"max_{name[:5]}_samples", origin), origin)
+    return chosen
 
 
 def hold_out(num_rows: int, strata: Array | None, fraction: float, seed: int) -> tuple[Array, Array]:
@@ -424,111 +206,37 @@ def _subset(rows: Array, limit: int | None, seed: int, key: str, origin: str) ->
     return rows[np.random.default_rng(seed).permutation(len(rows))[:limit]]
 
 
-def _tokenize(
-    staging: Path,
-    split: str,
-    table: datasets.Dataset,
-    labels: Array,
-    rows: Array,
-    task: TextClassification,
-    tokenizer: Any,
-) -> str:
-    """Write a split's tokens, lengths and labels; returns their digest."""
-    columns = table.select_columns(task.text_columns)
-    if len(rows) != len(table) or not np.array_equal(rows, np.arange(len(table))):
-        columns = columns.select(rows)
-    (staging / "scratch").mkdir(exist_ok=True)
-
-    def tokenize(batch: Mapping[str, Any]) -> Any:
-        check_launcher()
-        return task.tokenize(tokenizer, batch)
-
-    tokens = columns.map(
-        tokenize,
-        batched=True,
-        batch_size=_ROWS_PER_TOKENIZER_CALL,
-        remove_columns=columns.column_names,
-        cache_file_name=str(staging / "scratch" / f"{split}.arrow"),
-        new_fingerprint=f"{staging.name.strip('.').replace('.', '')[:32]}{split}",
-    )
-    lengths = np.empty(len(tokens), dtype=np.int32)
-    start = 0
-    digest = hashlib.sha256(json.dumps(task.label_names).encode())
-    for batch in tokens.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=100_000):
-        column = batch.column("input_ids").combine_chunks()
-        lengths[start : start + len(column)] = column.value_lengths().to_numpy(zero_copy_only=False)
-        start += len(column)
-        digest.update(column.flatten().to_numpy(zero_copy_only=False).astype("<i4").data)
-    tokens.save_to_disk(str(staging / split))
-    np.save(staging / f"{split}.lengths.npy", lengths)
-    np.save(staging / f"{split}.labels.npy", labels[rows])
-    digest.update(lengths.astype("<i4").data)
-    digest.update(np.ascontiguousarray(labels[rows]).data)
-    return digest.hexdigest()
+def _encode(folder: Path, split: RawSplit, columns: list[str], numbers: Array, task: Task, tokenizer: Any) -> None:
+    """Write the features of some rows, a batch at a time."""
+    with ExamplesWriter(folder) as writer:
+        for start in range(0, len(numbers), _ROWS_PER_BATCH):
+            check_launcher()
+            rows = split.rows(columns, numbers[start : start + _ROWS_PER_BATCH])
+            batch = task.encode(rows, tokenizer)
+            if "row" in batch:  # Positions among these rows; kept as numbers in the file.
+                batch["row"] = rows.numbers[np.asarray(batch["row"])]
+            writer.write(batch)
+    if not writer.num_examples:
+        raise BadInput(f"{split.origin}: no row gives an example to learn from")
 
 
-# Batches -------------------------------------------------------------------------------------------------------------
+def _conclude(folder: Path, task: Task) -> str:
+    """Write lengths and counts of a split's examples; returns the digest of the split."""
+    examples = open_examples(folder)
+    lengths = np.asarray(task.lengths(examples), dtype=np.int32)
+    counts = np.asarray(task.counts(examples), dtype=np.float64)
+    np.save(folder / "lengths.npy", lengths)
+    np.save(folder / "counts.npy", counts)
+    digest = hashlib.sha256(json.dumps(task.facts, sort_keys=True).encode())
+    for name, feature in sorted(examples.items()):
+        digest.update(name.encode())
+        for array in feature.arrays:
+            _update(digest, array)
+    _update(digest, counts)
+    return DIGEST_PREFIX + digest.hexdigest()
 
 
-class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):
-    """Turns a planned micro-batch into tensors: pads to its longest example and carries the plan along."""
-
-    def __init__(self, split: Split, tokenizer: Any) -> None:
-        self.split = split
-        self.pad_token_id = tokenizer.pad_token_id
-        self.pads_left = tokenizer.padding_side == "left"
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitems__(self, plan: MicroBatch) -> dict[str, Any]:
-        """The tensors of one micro-batch.
-
-        Returns:
-            input_ids, attention_mask, ... [examples, longest] int64; labels; and the plan itself.
-        """
-        rows = self.split.tokens[plan.indices]
-        batch = {
-            name: self._pad(values, self.pad_token_id if name == "input_ids" else 0) for name, values in rows.items()
-        }
-        batch["attention_mask"] = self._pad([np.ones_like(values) for values in rows["input_ids"]], 0)
-        return {**batch, "labels": torch.from_numpy(np.array(self.split.labels[plan.indices])), "plan": plan}
-
-    def _pad(self, rows: Iterable[Array], value: int) -> torch.Tensor:
-        rows = list(rows)
-        padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-        for target, row in zip(padded, rows, strict=True):
-            if self.pads_left:
-                target[-len(row) :] = row
-            else:
-                target[: len(row)] = row
-        return torch.from_numpy(padded)
-
-
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    return batch
-
-
-def _leave_stops_to_the_rank(worker: int) -> None:
-    """Torch's agent and terminals signal a rank and its workers: a worker that died of it would fail the rank's save.
-
-    The rank ends its workers without a signal, and they end by themselves when the rank is gone.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def build_loader(
-    split: Split, tokenizer: Any, plan: TrainingPlan | EvaluationPlan, recipe: Recipe, accelerator: Accelerator
-) -> DataLoader[dict[str, Any]]:
-    """A loader over planned micro-batches, to be prepared: accelerate deals micro-batch i to process i mod P."""
-    return DataLoader(
-        MicroBatches(split, tokenizer),
-        batch_sampler=plan,  # type: ignore[arg-type]  # yields micro-batches, not lists of numbers
-        collate_fn=_as_it_is,  # type: ignore[arg-type]  # the data set collates: it alone knows the plan
-        num_workers=recipe.dataloader_num_workers,
-        worker_init_fn=_leave_stops_to_the_rank,
-        pin_memory=accelerator.device.type == "cuda",
-        # A loader draws a seed when it starts; from its own generator, or dropout's numbers would depend on how often.
-        generator=torch.Generator().manual_seed(recipe.seed),
-    )
+def _update(digest: Any, array: Array) -> None:
+    flat = array.reshape(-1)
+    for start in range(0, len(flat), _NUMBERS_PER_DIGEST):
+        digest.update(np.ascontiguousarray(flat[start : start + _NUMBERS_PER_DIGEST]).data)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput
-from onecurve.training.tasks import TextClassification
+from onecurve.training.tasks.base import Task
 
 # The names under which model configs keep dropout probabilities (BERT, DistilBERT, GPT-2, Llama, ModernBERT, ...).
 _DROPOUT_KEYS = (
@@ -113,7 +114,12 @@ def load_tokenizer(recipe: Recipe, config: Any) -> Any:
     return tokenizer
 
 
-def build_model(recipe: Recipe, config: Any, task: TextClassification, tokenizer: Any) -> torch.nn.Module:
+def load_model_class(task: Task) -> Any:
+    """The class of transformers that loads the task's models."""
+    return getattr(transformers, task.auto_class)
+
+
+def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torch.nn.Module:
     """The pretrained model with the task's head; a new head's weights depend on the seed alone.
 
     Raises:
@@ -127,14 +133,14 @@ def build_model(recipe: Recipe, config: Any, task: TextClassification, tokenizer
                 setattr(config, key, recipe.dropout)
     set_seed(recipe.seed)  # A new head's weights are the same on every process.
     try:
-        model: torch.nn.Module = task.model_class.from_pretrained(
+        model: torch.nn.Module = load_model_class(task).from_pretrained(
             recipe.model_name_or_path,
             config=config,
             revision=recipe.model_revision,
             trust_remote_code=recipe.trust_remote_code,
             attn_implementation=recipe.attn_implementation,
             use_safetensors=True,
-            # A head of another size is replaced by a new one; `describe_head` says so.
+            # A head of another size is replaced by a new one; the task's `describe_head` says so.
             ignore_mismatched_sizes=True,
             dtype=_master_dtype(),
         )
@@ -153,36 +159,18 @@ def _master_dtype() -> torch.dtype:
     return torch.float64 if os.environ.get("ONECURVE_FLOAT64") == "1" else torch.float32
 
 
-def describe_model(config: Any, task: TextClassification, tokenizer: Any) -> str | None:
+def describe_model(config: Any, task: Task, tokenizer: Any) -> str | None:
     """What the user should know of the model before it is trained, if anything.
 
     Args:
         config: as `load_config` returned it, before `build_model` gives it the task's head.
     """
-    notes = []
-    has_head = any("Classification" in name for name in config.architectures or [])
-    if has_head and config.num_labels != task.num_labels:
-        notes.append(
-            f"The model's head has {config.num_labels} outputs, this task needs {task.num_labels}: a new head is trained."
-        )
+    notes = [task.describe_head(config)]
     if tokenizer.pad_token == tokenizer.eos_token:
         notes.append(
             f"The tokenizer has no padding token of its own: it pads with its end-of-text token {tokenizer.eos_token!r}."
         )
-    return "\n".join(notes) or None
-
-
-def check_head(config: Any, task: TextClassification) -> None:
-    """Refuse to evaluate a model whose head was not trained for this task.
-
-    Raises:
-        BadInput: it has no head, or one with other labels.
-    """
-    if not any("Classification" in name for name in config.architectures or []):
-        raise BadInput("--eval_only: the model has no classification head; train it first")
-    names = [config.id2label[number] for number in range(config.num_labels)]
-    if config.num_labels != task.num_labels or (task.label_names and names != task.label_names):
-        raise BadInput(f"--eval_only: the model's labels are {names}, the data's are {task.label_names or 'numbers'}")
+    return "\n".join(note for note in notes if note) or None
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

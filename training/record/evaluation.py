@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,25 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
+from onecurve.training.data.columns import Array
+from onecurve.training.data.loading import Loader
+from onecurve.training.data.plan import MicroBatch
+from onecurve.training.data.preparation import Split
 from onecurve.training.errors import write_atomically
 from onecurve.training.recovery.stops import StopFlag, StopRequested
-from onecurve.training.tasks import TextClassification
+from onecurve.training.tasks.base import Forward, Task
+
+# What every evaluation finds of an example, beside the task's own results.
+_INDEX, _STOP, _LOSS = "(index)", "(stop)", "(loss)"
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """A split to evaluate, and the prepared loader that visits each of its examples once."""
+
+    split: Split
+    loader: Loader
 
 
 @dataclass(frozen=True)
@@ -25,22 +39,18 @@ class Evaluation:
 
     Attributes:
         metrics: "eval_loss", "eval_accuracy", ... or "test_loss", ...; the loss alone where it is not finite.
-        labels: [examples, ...] in the order of the data.
-        predictions: [examples, ...] likewise.
-        scores: [examples, ...] likewise.
+        results: what the task found of each example, in the order of the data, by name.
     """
 
     metrics: dict[str, float]
-    labels: NDArray[Any]
-    predictions: NDArray[Any]
-    scores: NDArray[Any]
+    results: Mapping[str, Any]
 
 
 def evaluate(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    task: TextClassification,
-    loader: DataLoader[dict[str, Any]],
+    task: Task,
+    data: EvaluationData,
     prefix: str,
     stop_flag: StopFlag | None = None,
 ) -> Evaluation:
@@ -49,57 +59,98 @@ def evaluate(
     Raises:
         StopRequested: on all processes, when one was asked to stop.
     """
-    metrics = task.build_metrics()
-    gathered: list[tuple[NDArray[Any], ...]] = []
+    found: dict[str, list[Any]] = {}
     model.eval()
-    for batch in loader:
-        plan, labels = batch.pop("plan"), batch.pop("labels")
-        with torch.no_grad():
-            logits = model(**batch).logits
-        predictions, scores = task.predict(logits)
-        # Processes hold micro-batches of different sizes: rows are padded to the largest, and a padding row, like the
-        # stand-in of an empty micro-batch, has index -1.
-        index = torch.full((len(labels),), -1) if plan.is_empty else torch.as_tensor(plan.indices)
-        index = index.to(labels.device)
-        asked = torch.full_like(index, stop_flag is not None and stop_flag.is_raised())
-        mine = (index, labels, predictions, scores, task.example_losses(logits, labels), asked)
-        padded = tuple(accelerator.pad_across_processes(rows.contiguous(), dim=0, pad_index=-1) for rows in mine)
-        rows = tuple(tensor.cpu() for tensor in accelerator.gather_for_metrics(padded))
-        if (rows[-1] == 1).any():
-            model.train()
-            raise StopRequested
-        real = rows[0] >= 0
-        gathered.append(tuple(tensor[real].numpy() for tensor in rows))
-        for metric in metrics:
-            metric.add_batch(predictions=gathered[-1][2], references=gathered[-1][1])
-    model.train()
-    found = [np.concatenate(parts) for parts in zip(*gathered, strict=True)]
-    order = np.argsort(found[0])
-    _, all_labels, all_predictions, all_scores, losses, _ = (values[order] for values in found)
-    assert np.array_equal(found[0][order], np.arange(len(order))), "every example is evaluated exactly once"
-    results = {f"{prefix}_loss": _mean_loss(task, losses, all_labels)}
-    for metric in metrics if math.isfinite(results[f"{prefix}_loss"]) else ():  # Some raise an error of NaN.
-        results.update({f"{prefix}_{name}": value for name, value in metric.compute().items()})
-    return Evaluation(results, all_labels, all_predictions, all_scores)
+    try:
+        for batch in data.loader:
+            micro_batch = batch.pop("micro_batch")
+            with torch.no_grad():
+                forward = task.forward(model, batch, wants_results=True)
+            is_asked = stop_flag is not None and stop_flag.is_raised()
+            for name, values in _gather(accelerator, task, data.split, batch, micro_batch, forward, is_asked):
+                found.setdefault(name, []).append(values)
+            if (found.pop(_STOP)[0] == 1).any():
+                raise StopRequested
+    finally:
+        model.train()
+    results = _put_in_order(found, len(data.split), task.ragged_results)
+    losses = results.pop(_LOSS)
+    if "row" in data.split.examples:
+        results["row"] = data.split.examples["row"][:]
+    metrics = {f"{prefix}_loss": float(np.sum(losses, dtype=np.float64) / np.sum(data.split.counts))}
+    if math.isfinite(metrics[f"{prefix}_loss"]):  # Some metrics raise an error of NaN.
+        metrics |= {f"{prefix}_{name}": value for name, value in task.compute_metrics(results).items()}
+    return Evaluation(metrics, results)
 
 
-def _mean_loss(task: TextClassification, losses: NDArray[Any], labels: NDArray[Any]) -> float:
-    counts = task.example_counts(labels)
-    return float(np.sum(losses, dtype=np.float64) / (len(losses) if counts is None else np.sum(counts)))
+def _gather(
+    accelerator: Accelerator,
+    task: Task,
+    split: Split,
+    batch: Mapping[str, torch.Tensor],
+    micro_batch: MicroBatch,
+    forward: Forward,
+    is_asked: bool,
+) -> Iterator[tuple[str, Any]]:
+    """Results of the micro-batches of all processes: arrays [examples, ...], or lists of arrays where they are ragged."""
+    losses = forward.losses
+    assert losses is not None, "evaluation data has targets"
+    # Processes hold micro-batches of different sizes: rows are padded to the largest, and a padding row, like the stand-in
+    # of an empty micro-batch, has index -1.
+    index = torch.full((len(losses),), -1) if micro_batch.is_empty else torch.as_tensor(micro_batch.indices)
+    index = index.to(losses.device)
+    own = {_INDEX: index, _STOP: torch.full_like(index, is_asked), _LOSS: losses, **forward.results}
+    for name in task.ragged_results & own.keys():  # Its values one behind the other, wherever padding is.
+        own[name] = own[name][batch["attention_mask"].bool()]
+    padded = {
+        name: accelerator.pad_across_processes(values.contiguous(), dim=0, pad_index=-1) for name, values in own.items()
+    }
+    gathered = {name: values.cpu().numpy() for name, values in accelerator.gather_for_metrics(padded).items()}
+    of_process = gathered[_INDEX].reshape(accelerator.num_processes, -1)
+    is_real = gathered[_INDEX] >= 0
+    for name, values in gathered.items():
+        if name in task.ragged_results:
+            blocks = values.reshape(accelerator.num_processes, -1)
+            yield name, [piece for block, indices in zip(blocks, of_process, strict=True)
+                         for piece in _split(block, split.lengths[indices[indices >= 0]])]  # fmt: skip
+        else:
+            yield name, values if name == _STOP else values[is_real]
 
 
-def save_evaluation(evaluation: Evaluation, task: TextClassification, predictions: Path, report: Path) -> None:
-    """Write a line per example, and the report for each class."""
+def _split(values: Array, lengths: Array) -> list[Array]:
+    ends = np.cumsum(lengths)
+    return np.split(values[: ends[-1]], ends[:-1]) if len(ends) else []
+
+
+def _put_in_order(found: Mapping[str, list[Any]], num_examples: int, ragged: frozenset[str]) -> dict[str, Any]:
+    """Results in the order of the data.
+
+    Args:
+        found: by name what each round of micro-batches has given.
+    """
+    indices = np.concatenate(found[_INDEX])
+    order = np.argsort(indices)
+    assert np.array_equal(indices[order], np.arange(num_examples)), "every example is evaluated exactly once"
+    results: dict[str, Any] = {}
+    for name, rounds in found.items():
+        if name in ragged:
+            rows = [row for values in rounds for row in values]
+            results[name] = [rows[number] for number in order]
+        elif name != _INDEX:
+            results[name] = np.concatenate(rounds)[order]
+    return results
+
+
+def save_evaluation(evaluation: Evaluation, task: Task, predictions: Path, report: Path) -> None:
+    """Write a line per example, and the task's report."""
     write_atomically(predictions, format_predictions(evaluation, task))
-    write_atomically(report, json.dumps(task.report(evaluation.labels, evaluation.predictions), indent=2) + "\n")
+    write_atomically(report, json.dumps(task.report(evaluation.results), indent=2) + "\n")
 
 
-def format_predictions(evaluation: Evaluation, task: TextClassification) -> str:
+def format_predictions(evaluation: Evaluation, task: Task) -> str:
     """The text of eval_predictions.jsonl: one line per example with index, label, prediction and score."""
-    lines = []
-    for index in range(len(evaluation.labels)):
-        described = task.describe_prediction(
-            evaluation.labels[index], evaluation.predictions[index], evaluation.scores[index]
-        )
-        lines.append(json.dumps({"index": index, **described}, ensure_ascii=False))
+    lines = (
+        json.dumps({"index": index, **line}, ensure_ascii=False)
+        for index, line in enumerate(task.describe_predictions(evaluation.results))
+    )
     return "\n".join(lines) + "\n"

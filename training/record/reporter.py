@@ -7,61 +7,38 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import time
-import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from rich import progress as rich_progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from onecurve.training.config import Recipe
 from onecurve.training.data.plan import MicroBatch, TrainingPlan
 from onecurve.training.errors import Diverged, write_atomically
-from onecurve.training.parallel.strategy import describe_strategy, measure_peak_memory
-from onecurve.training.record.evaluation import Evaluation
+from onecurve.training.parallel.strategy import measure_peak_memory
+from onecurve.training.record.console import describe_metrics
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.run_directory import RunDirectory
-from onecurve.training.tasks import TextClassification
 
 # Reading a value waits for the device; a value this many steps old is there already.
 STEPS_LATE = 2
 
 _PLAIN_LINES_PER_RUN = 20
-_MAX_CLASSES_SHOWN = 50
 _MAX_EXAMPLES_SHOWN = 64
-
-
-def quiet_third_parties() -> None:
-    """Keep load reports, fork warnings and deprecation noise of other packages off the screen; errors stay."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns on every import where it must find out itself.
-    warnings.filterwarnings("ignore")
-    for name in ("DeepSpeed", "accelerate", "torch.distributed", "filelock"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # Its errors are raised as well, and told in our words.
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
 class _Step:
-    plan: MicroBatch
+    micro_batch: MicroBatch
     sums: torch.Tensor
     grad_norm: torch.Tensor
     learning_rate: float
@@ -76,12 +53,21 @@ class Reporter:
         accelerator: its trackers get every line too.
         plan: the steps of the whole training, and the examples of each.
         progress: where this start begins.
+        main_metrics: those of an evaluation that are printed, without prefix.
     """
 
-    def __init__(self, run: RunDirectory, accelerator: Accelerator, plan: TrainingPlan, progress: Progress) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        accelerator: Accelerator,
+        plan: TrainingPlan,
+        progress: Progress,
+        main_metrics: Sequence[str],
+    ) -> None:
         self._is_main = accelerator.is_main_process
         self.console = Console(quiet=not self._is_main)
         self._run = run
+        self._main_metrics = main_metrics
         self._plan = plan
         self._num_steps = plan.stop_step
         self._progress = progress
@@ -121,7 +107,9 @@ class Reporter:
             with contextlib.suppress(OSError):  # What could not be written has been told by then.
                 self._file.close()
 
-    def log_step(self, plan: MicroBatch, sums: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float) -> None:
+    def log_step(
+        self, micro_batch: MicroBatch, sums: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float
+    ) -> None:
         """Queue a step's line and write those that are old enough.
 
         Args:
@@ -133,7 +121,7 @@ class Reporter:
             Diverged: a loss or norm that is due is not finite.
         """
         now = time.perf_counter()
-        self._pending.append(_Step(plan, sums, grad_norm, learning_rate, now - self._last_time))
+        self._pending.append(_Step(micro_batch, sums, grad_norm, learning_rate, now - self._last_time))
         self._last_time = now
         while len(self._pending) > STEPS_LATE:
             self._write_step(self._pending.popleft())
@@ -155,7 +143,7 @@ class Reporter:
         self._last_time = time.perf_counter()
 
     def _write_step(self, step: _Step) -> None:
-        number = step.plan.step + 1
+        number = step.micro_batch.step + 1
         loss, num_asked_to_stop, num_failed_saves = step.sums.tolist()
         self.stop_is_agreed = self.stop_is_agreed or num_asked_to_stop > 0
         self.save_has_failed = self.save_has_failed or num_failed_saves > 0
@@ -164,10 +152,10 @@ class Reporter:
             "loss": loss,
             "learning_rate": step.learning_rate,
             "grad_norm": float(step.grad_norm),
-            "examples": step.plan.num_examples,
-            "tokens": step.plan.num_tokens,
-            "tokens_per_second": round(step.plan.num_tokens / max(step.seconds, 1e-9), 1),
-            "padding": round(1 - step.plan.num_tokens / step.plan.num_padded_tokens, 4),
+            "examples": step.micro_batch.num_examples,
+            "tokens": step.micro_batch.num_tokens,
+            "tokens_per_second": round(step.micro_batch.num_tokens / max(step.seconds, 1e-9), 1),
+            "padding": round(1 - step.micro_batch.num_tokens / step.micro_batch.num_padded_tokens, 4),
             "peak_memory_bytes": measure_peak_memory(),
         }
         # fp16 steps over an update whose gradients overflow: their norm is infinite, and nothing is wrong.
@@ -176,7 +164,7 @@ class Reporter:
                 raise Diverged(
                     f"{name} is {values[name]} at step {number}: training diverged. Lower learning_rate, raise "
                     f"num_warmup_steps, or look at this step's examples (from 0, of the training data): "
-                    f"{_list_some(self._plan.order.global_batch(step.plan.step).tolist())}"
+                    f"{_list_some(self._plan.order.global_batch(step.micro_batch.step).tolist())}"
                 )
         self.last_loss = values["loss"]
         self._write({"event": "train", "step": number, **values})
@@ -212,7 +200,7 @@ class Reporter:
             )
         self._write({"event": event, "step": step, **metrics})
         self._accelerator.log(dict(metrics), step=step)
-        self.say(f"evaluation after step {step}: {describe_metrics(metrics)}")
+        self.say(f"evaluation after step {step}: {describe_metrics(metrics, self._main_metrics)}")
         self.restart_clock()
 
     def say(self, message: str | None) -> None:
@@ -257,84 +245,3 @@ def cut_back(metrics: Path, progress: Progress) -> str | None:
     if not num_missing:
         return None
     return f"{metrics} lacks the lines of {num_missing} steps before step {progress.step + 1}; the training misses nothing."
-
-
-def describe_plan(
-    recipe: Recipe, accelerator: Accelerator, num_steps: int, plan: TrainingPlan, parameters: tuple[int, int]
-) -> str:
-    """The arithmetic of a run in two lines.
-
-    Args:
-        plan: its first step stands for all.
-        parameters: trained and all.
-    """
-    first = plan.micro_batches(0)
-    sizes = sorted({len(micro_batch.indices) for micro_batch in first if not micro_batch.is_empty})
-    size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
-    trained, total = parameters
-    share = "all" if trained == total else f"{trained / total:.1%}"
-    return (
-        f"{size} examples a micro-batch x {first[0].num_micro_batches} accumulated x {processes} "
-        f"({describe_strategy(accelerator)}, {accelerator.device.type}) = {first[0].num_examples} examples a step\n"
-        f"{num_steps} steps; {trained / 1e6:.1f} M parameters trained ({share}); mixed precision {recipe.mixed_precision}"
-    )
-
-
-def print_evaluation(console: Console, task: TextClassification, evaluation: Evaluation) -> None:
-    """The metrics, and for one label an example the accuracy of each class."""
-    console.print(describe_metrics(evaluation.metrics), markup=False, highlight=False, soft_wrap=True)
-    if task.problem_type != "single_label_classification":
-        return
-    table = Table("label", min_width=60)
-    for heading in ("examples", "right", "accuracy"):
-        table.add_column(heading, justify="right")
-    for number, name in enumerate(task.label_names[:_MAX_CLASSES_SHOWN]):
-        of_class = evaluation.labels == number
-        right = int(np.sum(evaluation.predictions[of_class] == number))
-        count = int(np.sum(of_class))
-        table.add_row(Text(name), str(count), str(right), f"{right / count:.3f}" if count else "-")
-    console.print(table)
-
-
-def print_next(console: Console, run: RunDirectory, seconds: float) -> None:
-    """Where everything is and what to do next."""
-    console.print(f"Run directory  {run.path}  ({seconds:.0f} s)", markup=False, soft_wrap=True)
-    console.print("Next", style="bold")
-    for what, how in (
-        ("load it", f'AutoModelForSequenceClassification.from_pretrained("{run.final}")'),
-        ("look at mistakes", str(run.eval_predictions)),
-        ("see the curve", str(run.metrics)),
-        ("train it again", f"onecurve run {run.config} --output_dir NEW_FOLDER"),
-    ):
-        console.print(f"  {what:<17}{how}", markup=False, highlight=False, soft_wrap=True)
-
-
-def describe_metrics(metrics: Mapping[str, float]) -> str:
-    """The metrics that people look at first, in a line."""
-    shown = TextClassification.main_metrics
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.partition("_")[2] in shown)
-
-
-def build_model_card(recipe: Recipe, task: TextClassification, metrics: Mapping[str, float]) -> str:
-    """README.md of final/: what it was trained on, how, and how well it does."""
-    data = recipe.dataset_name or ", ".join(Path(path).name for path in recipe.train_file or ())
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    settings = "\n".join(
-        f"- {key}: {getattr(recipe, key)}"
-        for key in (
-            "train_batch_size",
-            "learning_rate",
-            "lr_scheduler_type",
-            "num_train_epochs",
-            "mixed_precision",
-            "seed",
-        )
-    )
-    labels = f"Labels: {', '.join(task.label_names)}.\n\n" if task.label_names else ""
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n\n"
-        f"# {Path(recipe.model_name_or_path).name}, fine-tuned on {data}\n\n{labels}"
-        f"| metric on the validation data | value |\n|---|---|\n{rows}\n\nSettings:\n\n{settings}\n\n"
-        "Trained with Onecurve.\n"
-    )

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from onecurve.training.config import FREE_KEYS, ResolvedRecipe
-from onecurve.training.data.preparation import PreparedData
+from onecurve.training.data.preparation import DIGEST_PREFIX, PreparedData
 from onecurve.training.errors import BadInput
 from onecurve.training.parallel import strategy
 from onecurve.training.parallel.states import load_moments
@@ -139,7 +139,9 @@ def _refuse_older(named: Path, newest: Path | None, run: RunDirectory) -> None:
 def _with_same_data(start: Start, data: PreparedData) -> Start:
     """Refuse data that have changed since the checkpoint was written: another curve. The next one will know them."""
     for name, split in (("train", data.train), ("validation", data.validation)):
-        if start.progress.data.setdefault(name, split.digest) != split.digest:
+        known = start.progress.data.get(name, split.digest)
+        start.progress.data[name] = split.digest
+        if known.startswith(DIGEST_PREFIX) and known != split.digest:
             raise BadInput(
                 f"{split.origin}: the {name} data have changed (rows, labels or tokens) since {start.checkpoint} was written; "
                 "put back what was there to go on, or choose another output_dir to begin anew"

@@ -2,110 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification
+from pydantic import Field
 
-from onecurve.training.config import Recipe, find_nearest
 from onecurve.training.errors import BadInput
-from onecurve.training.tasks.metrics import build_metrics, metric_names
+from onecurve.training.recipe import Files, Number, Recipe
+from onecurve.training.tasks.base import Forward, Rows, Task
+from onecurve.training.tasks.texts import encode_texts
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    import torch
+    from rich.table import Table
+
+    from onecurve.training.tasks.base import Array
+
+_MAX_CLASSES_SHOWN = 50
+_MAX_LABELS_CHECKED = 12
 
 
-class TextClassification:
-    """Columns -> features, the loss of each example, and the metrics of text classification.
+class TextClassificationRecipe(Recipe):
+    """The keys of text classification beside those of every recipe."""
 
-    Attributes:
-        label_names: name of each class, in the order of the model's outputs; empty for regression.
-        class_weights: [num_labels] weight of each class in the loss, or None.
+    text_column: str = Field("text", min_length=1, description="column with the text")
+    text_pair_column: str | None = Field(None, description="column with the second text of a pair")
+    label_column: str | Files = Field("label", description="column with the label, or several columns of 0/1")
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = Field(
+        "single_label_classification", description="the kind of label, in transformers' words"
+    )
+    label_smoothing_factor: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the label spread evenly"
+    )
+    class_weights: Literal["balanced"] | dict[str, Annotated[Number, Field(gt=0)]] | None = Field(
+        None, description="'balanced', or a weight for each label"
+    )
+
+
+class TextClassification(Task):
+    """Texts -> classes or numbers.
+
+    Facts: "label_names", in the order of the model's outputs; empty for regression. "class_weights", one for each of them.
     """
 
-    model_class = AutoModelForSequenceClassification
+    recipe: TextClassificationRecipe
+    recipe_class = TextClassificationRecipe
     main_metrics = ("loss", "accuracy", "f1_macro", "matthews_correlation", "mse", "mae", "pearson")
+    pipeline_tag = "text-classification"
+    auto_class = "AutoModelForSequenceClassification"
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: TextClassificationRecipe) -> None:
+        super().__init__(recipe)
         self.problem_type = recipe.problem_type
-        self.text_columns = [recipe.text_column] + ([recipe.text_pair_column] if recipe.text_pair_column else [])
-        self.label_columns = (
-            [recipe.label_column] if isinstance(recipe.label_column, str) else list(recipe.label_column)
-        )
-        self.label_names: list[str] = []
-        self.class_weights: Array | None = None
-        self._check_recipe()
+        self.text_columns = self.columns(recipe)["text_column"]
+        self.label_columns = self.columns(recipe)["label_column"]
 
-    def _check_recipe(self) -> None:
-        single = self.problem_type == "single_label_classification"
-        if len(self.label_columns) > 1 and self.problem_type != "multi_label_classification":
-            raise BadInput("label_column: several columns need problem_type: multi_label_classification")
-        if self.recipe.class_weights is not None and not single:
-            raise BadInput("class_weights: only single_label_classification has them")
-        if self.recipe.label_smoothing_factor and not single:
-            raise BadInput("label_smoothing_factor: only single_label_classification has it")
-        wanted = self.recipe.metric_for_best_model
-        if wanted is None or wanted.removeprefix("eval_") == "loss":
-            return
-        names = ["loss", *metric_names(self.problem_type)]
-        if wanted.removeprefix("eval_") not in names:
-            nearest = find_nearest(wanted.removeprefix("eval_"), names)
-            raise BadInput(
-                f"metric_for_best_model: {wanted} is not measured; there are {', '.join(f'eval_{name}' for name in names)}"
-                + (f"; did you mean eval_{nearest}?" if nearest else "")
-            )
+    @property
+    def label_names(self) -> list[str]:
+        """Name of each class; empty for regression."""
+        names: list[str] = self.facts.get("label_names", [])
+        return names
 
     @property
     def num_labels(self) -> int:
         """Outputs of the model's head."""
         return 1 if self.problem_type == "regression" else len(self.label_names)
 
-    # Columns -> features ------------------------------------------------------------------------------------------
+    # Declarations ---------------------------------------------------------------------------------------------------
 
-    def find_label_names(self, table: pa.Table, feature_names: Sequence[str] | None, origin: str) -> list[str]:
-        """The classes of the training data, in the order of the model's outputs.
+    @classmethod
+    def find_contradictions(cls, recipe: TextClassificationRecipe) -> list[str]:
+        """Keys that only one kind of label has."""
+        is_single = recipe.problem_type == "single_label_classification"
+        problems = []
+        if len(cls.columns(recipe)["label_column"]) > 1 and recipe.problem_type != "multi_label_classification":
+            problems.append("label_column: several columns need problem_type: multi_label_classification")
+        if recipe.class_weights is not None and not is_single:
+            problems.append("class_weights: only problem_type single_label_classification has them")
+        if recipe.label_smoothing_factor and not is_single:
+            problems.append("label_smoothing_factor: only problem_type single_label_classification has it")
+        return problems
 
-        Args:
-            table: the training data.
-            feature_names: names that the data set itself declares (datasets.ClassLabel), if any.
-            origin: the file or split, for messages.
-        """
+    @classmethod
+    def columns(cls, recipe: TextClassificationRecipe, with_targets: bool = True) -> dict[str, list[str]]:
+        """The text or pair of texts, and the label or labels."""
+        texts = [recipe.text_column] + ([recipe.text_pair_column] if recipe.text_pair_column else [])
+        labels = [recipe.label_column] if isinstance(recipe.label_column, str) else list(recipe.label_column)
+        return {"text_column": texts, **({"label_column": labels} if with_targets else {})}
+
+    def metric_names(self) -> list[str]:
+        """What is measured for this kind of label."""
+        from onecurve.training.tasks.metrics import metric_names
+
+        return metric_names(self.problem_type)
+
+    def find_row_problem(self, row: Mapping[str, Any], with_targets: bool = True) -> str | None:
+        """An empty text, or a label that can't be one."""
+        for name in self.text_columns:
+            text = row.get(name)
+            if text is not None and not isinstance(text, str):
+                return f"text column {name!r} holds {type(text).__name__} {text!r:.40}, not text"
+            if not text or not text.strip():
+                return f"text column {name!r} is empty; fill or remove the row"
+        for name in self.label_columns if with_targets else ():
+            label = row.get(name)
+            if label is None or label == "":
+                return f"label column {name!r} is empty; every row needs a label"
+            if self.problem_type == "regression" and not _is_number(label):
+                return f"label column {name!r} holds {label!r:.40}, which is no number"
+            if self.problem_type == "single_label_classification" and isinstance(label, float | list | dict):
+                kind = type(label).__name__
+                return f"label column {name!r} holds {kind} {label!r:.40}; classes are integers or strings (see problem_type)"
+        return None
+
+    # Rows -> examples -----------------------------------------------------------------------------------------------
+
+    def read_config(self, config: Any) -> None:
+        """The labels that the model's head already has, if it has one."""
+        if _has_head(config) and config.id2label:
+            self.model_facts = {"label_names": [config.id2label[number] for number in range(config.num_labels)]}
+
+    def learn(self, rows: Rows) -> dict[str, Any]:
+        """Names of the classes: in the model's order where its head has just these, else sorted."""
+        from onecurve.training.tasks import labels
+
         if self.problem_type == "regression":
-            return []
+            return {"label_names": []}
         if len(self.label_columns) > 1:
-            return self.label_columns
-        column = table.column(self.label_columns[0])
-        if self.problem_type == "multi_label_classification":
-            if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
-                raise BadInput(
-                    f"{origin}: label_column {self.label_columns[0]!r} must hold a list of labels in each row, "
-                    "or name several columns of 0 and 1"
-                )
-            column = pc.list_flatten(column)
-        if feature_names is not None:
-            return list(feature_names)
-        values = pc.unique(column).drop_null().to_pylist()
-        self._check_label_type(column.type, origin)
-        if len(values) < 2:
-            raise BadInput(f"{origin}: column {self.label_columns[0]!r} holds only the label {values}; two are needed")
-        return [_to_name(value) for value in sorted(values)]
+            return {"label_names": self.label_columns}
+        names = labels.find_class_names(rows, self.label_columns[0], self.problem_type == "multi_label_classification")
+        known = self.model_facts.get("label_names", [])
+        return {"label_names": known if set(known) == set(names) and len(known) == len(names) else names}
 
-    def _check_label_type(self, kind: pa.DataType, origin: str) -> None:
-        if pa.types.is_floating(kind):
-            raise BadInput(
-                f"{origin}: column {self.label_columns[0]!r} holds decimal numbers or has empty cells; classes are "
-                "integers or strings. For numbers as targets set problem_type: regression"
-            )
-        if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_string(kind)):
-            raise BadInput(f"{origin}: column {self.label_columns[0]!r} holds {kind}; labels are integers or strings")
+    def check(self, rows: Rows) -> None:
+        """Texts and labels of every row."""
+        self._check_texts(rows)
+        self.encode_labels(rows)
 
-    def encode_labels(self, table: pa.Table, feature_names: Sequence[str] | None, origin: str) -> Array:
+    def _check_texts(self, rows: Rows) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        for name in self.text_columns:
+            column = rows.table.column(name)
+            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+                raise BadInput(f"{rows.origin}: text column {name!r} must hold text, it holds {column.type}")
+            start = 0
+            for chunk in column.chunks:  # A whole column may not fit into memory.
+                place = pc.index(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(chunk), ""), True), True).as_py()
+                if place >= 0:
+                    rows.refuse(start + place, f"text column {name!r} is empty; fill or remove the row")
+                start += len(chunk)
+
+    def encode_labels(self, rows: Rows) -> Array:
         """Labels as the loss takes them.
 
         Returns:
@@ -114,232 +163,233 @@ class TextClassification:
         Raises:
             BadInput: naming the first row whose label is missing, unknown or no number.
         """
+        from onecurve.training.tasks import labels
+
         if self.problem_type == "regression":
-            return self._encode_numbers(table, origin)
+            return labels.encode_numbers(rows, self.label_columns[0])
         if len(self.label_columns) > 1:
-            return self._encode_indicators(table, origin)
-        column = table.column(self.label_columns[0]).combine_chunks()
-        if self.problem_type == "single_label_classification":
-            self._check_nulls(column, self.label_columns[0], origin)
-            return self._encode_classes(column, feature_names, np.arange(len(column)), origin)
-        self._check_nulls(column, self.label_columns[0], origin)
-        rows = np.repeat(np.arange(len(column)), pc.list_value_length(column).to_numpy(zero_copy_only=False))
-        classes = self._encode_classes(column.flatten(), feature_names, rows, origin)
-        labels = np.zeros((len(column), self.num_labels), dtype=np.float32)
-        labels[rows, classes] = 1.0
-        return labels
+            return labels.encode_indicators(rows, self.label_columns)
+        if self.problem_type == "multi_label_classification":
+            return labels.encode_lists(rows, self.label_columns[0], self.label_names)
+        return labels.encode_classes(rows, self.label_columns[0], self.label_names)
 
-    def _encode_classes(self, values: pa.Array, feature_names: Sequence[str] | None, rows: Array, origin: str) -> Array:
-        if feature_names is not None:
-            classes = values.cast(pa.int64())
-            known = pc.fill_null(pc.and_(pc.greater_equal(classes, 0), pc.less(classes, self.num_labels)), False)
-            classes = pc.if_else(known, classes, pa.scalar(None, pa.int64()))
-        else:
-            self._check_label_type(values.type, origin)
-            text = values.cast(pa.string())
-            classes = pc.index_in(text, value_set=pa.array(self.label_names, pa.string())).cast(pa.int64())
-        if classes.null_count:
-            position = int(pc.index(pc.is_null(classes), True).as_py())
-            value = values[position].as_py()
-            nearest = find_nearest(str(value), self.label_names)
-            hint = f"; did you mean {nearest!r}?" if nearest else ""
-            raise BadInput(
-                f"{origin}, row {rows[position] + 1}: label {value!r} is not one of the {self.num_labels} labels of the "
-                f"training data, {_shorten(self.label_names)}{hint}"
-            )
-        return np.asarray(classes.to_numpy(zero_copy_only=False), dtype=np.int64)
+    def strata(self, rows: Rows) -> Array | None:
+        """The class of each row, where it has one."""
+        return self.encode_labels(rows) if self.problem_type == "single_label_classification" else None
 
-    def _encode_indicators(self, table: pa.Table, origin: str) -> Array:
-        columns = []
-        for name in self.label_columns:
-            column = table.column(name).combine_chunks()
-            self._check_nulls(column, name, origin)
-            if not (
-                pa.types.is_integer(column.type)
-                or pa.types.is_boolean(column.type)
-                or pa.types.is_floating(column.type)
-            ):
-                raise BadInput(f"{origin}: column {name!r} must hold 0 and 1, it holds {column.type}")
-            values = np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32)
-            wrong = np.flatnonzero((values != 0) & (values != 1))
-            if wrong.size:
-                raise BadInput(
-                    f"{origin}, row {wrong[0] + 1}: column {name!r} must be 0 or 1, got {values[wrong[0]]:g}"
-                )
-            columns.append(values)
-        return np.stack(columns, axis=1)
+    def encode(self, rows: Rows, tokenizer: Any, with_targets: bool = True) -> dict[str, Any]:
+        """Tokens, cut to `max_length`, and the label of each row."""
+        examples: dict[str, Any] = encode_texts(
+            [rows.values(name) for name in self.text_columns], tokenizer, self.recipe
+        )
+        if with_targets:
+            examples["labels"] = self.encode_labels(rows)
+        return examples
 
-    def _encode_numbers(self, table: pa.Table, origin: str) -> Array:
-        name = self.label_columns[0]
-        column = table.column(name).combine_chunks()
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise BadInput(f"{origin}: column {name!r} must hold numbers for regression, it holds {column.type}")
-        self._check_nulls(column, name, origin)
-        values = np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32)
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if wrong.size:
-            raise BadInput(
-                f"{origin}, row {wrong[0] + 1}: column {name!r} must be a finite number, got {values[wrong[0]]}"
-            )
-        return values
+    def conclude(self, examples: Mapping[str, Any]) -> None:
+        """Class weights; `balanced` is num_examples / (num_classes * examples of the class), scikit-learn's definition."""
+        import numpy as np
 
-    def _check_nulls(self, column: pa.Array, name: str, origin: str) -> None:
-        if column.null_count:
-            row = int(pc.index(pc.is_null(column), True).as_py()) + 1
-            raise BadInput(f"{origin}, row {row}: column {name!r} is empty; every row needs a label")
-
-    def strata(self, labels: Array) -> Array | None:
-        """[rows] groups whose shares a split keeps; None where a random split is meant."""
-        return labels if self.problem_type == "single_label_classification" else None
-
-    def tokenize(self, tokenizer: Any, columns: Mapping[str, list[str]]) -> dict[str, list[list[int]]]:
-        """Tokens of a batch of rows, cut to `max_length`, not padded."""
-        texts = [columns[name] for name in self.text_columns]
-        names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is not None and set(names) <= {"input_ids", "token_type_ids"}:
-            # What transformers does in its call, without the offsets and masks that nobody reads.
-            backend.no_padding()
-            backend.enable_truncation(self.recipe.max_length, direction=tokenizer.truncation_side)
-            encodings = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
-            found = {"input_ids": [encoding.ids for encoding in encodings]}
-            if "token_type_ids" in names:
-                found["token_type_ids"] = [encoding.type_ids for encoding in encodings]
-            return found
-        encoded = tokenizer(*texts, truncation=True, max_length=self.recipe.max_length, padding=False)
-        # The mask of an unpadded text is all ones; the collator makes it again.
-        return {name: values for name, values in encoded.items() if name != "attention_mask"}
-
-    def set_class_weights(self, labels: Array) -> None:
-        """Resolve the recipe's class weights on the training labels.
-
-        `balanced` is num_examples / (num_classes * examples of the class), scikit-learn's definition.
-        """
-        wanted = self.recipe.class_weights
+        wanted, names = self.recipe.class_weights, self.label_names
         if wanted is None:
             return
         if wanted == "balanced":
-            examples_per_class = np.bincount(labels, minlength=self.num_labels)
-            self.class_weights = len(labels) / (self.num_labels * np.maximum(examples_per_class, 1))
+            classes = examples["labels"][:]
+            per_class = np.maximum(np.bincount(classes, minlength=len(names)), 1)
+            self.facts["class_weights"] = (len(classes) / (len(names) * per_class)).tolist()
             return
-        unknown = [name for name in wanted if name not in self.label_names]
-        missing = [name for name in self.label_names if name not in wanted]
+        unknown, missing = (
+            [name for name in wanted if name not in names],
+            [name for name in names if name not in wanted],
+        )
         if unknown or missing:
+            from onecurve.training.tasks.labels import shorten_names
+
             raise BadInput(
                 f"class_weights: must name each label once; unknown {unknown}, missing {missing}, "
-                f"labels are {_shorten(self.label_names)}"
+                f"labels are {shorten_names(names)}"
             )
-        self.class_weights = np.array([wanted[name] for name in self.label_names])
+        self.facts["class_weights"] = [wanted[name] for name in names]
 
-    def example_counts(self, labels: Array) -> Array | None:
-        """[rows] what each example adds to the count that its step's loss is divided by; None means 1 each."""
-        return None if self.class_weights is None else self.class_weights[labels]
+    def counts(self, examples: Mapping[str, Any]) -> Array:
+        """1, or the weight of the example's class."""
+        import numpy as np
 
-    # Model and loss -----------------------------------------------------------------------------------------------
+        if "class_weights" not in self.facts:
+            return super().counts(examples)
+        weights: Array = np.array(self.facts["class_weights"])[examples["labels"][:]]
+        return weights
+
+    # Model ----------------------------------------------------------------------------------------------------------
 
     def configure(self, config: Any) -> None:
-        """Give the model's config the head that this task needs."""
+        """A head with an output for each class."""
         config.num_labels = self.num_labels
         config.problem_type = self.problem_type
         if self.label_names:
             config.id2label = dict(enumerate(self.label_names))
             config.label2id = {name: number for number, name in enumerate(self.label_names)}
 
+    def describe_head(self, config: Any) -> str | None:
+        """A head that is replaced, or whose labels have other names."""
+        if not _has_head(config):
+            return None
+        if config.num_labels != self.num_labels:
+            return f"The model's head has {config.num_labels} outputs, this task needs {self.num_labels}: a new head is trained."
+        known = self.model_facts.get("label_names")
+        if self.label_names and known != self.label_names:
+            return f"The model's head had the labels {known}; its outputs are trained on as {self.label_names}."
+        return None
+
+    def check_head(self, config: Any) -> None:
+        """A head with just these labels, in this order."""
+        if not _has_head(config):
+            raise BadInput("--eval_only: the model has no classification head; train it first")
+        names = [config.id2label[number] for number in range(config.num_labels)]
+        if config.num_labels != self.num_labels or (self.label_names and names != self.label_names):
+            raise BadInput(
+                f"--eval_only: the model's labels are {names}, the data's are {self.label_names or 'numbers'}"
+            )
+
+    def forward(
+        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], wants_results: bool = False
+    ) -> Forward:
+        """Results are "prediction", "score", and "label" in an evaluation or else "probabilities"."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits = model(**inputs).logits
+        logits = logits.float() if logits.element_size() < 4 else logits
+        labels = batch.get("labels")
+        results = self.predict(logits, with_probabilities=labels is None) if wants_results else {}
+        if labels is None:
+            return Forward(None, results)
+        return Forward(self.example_losses(logits, labels), {"label": labels, **results})
+
     def example_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """[examples] loss of each example, not averaged, in float32 or wider.
+        """[examples] loss of each example, in the type of the logits.
 
         Args:
-            logits: [examples, num_labels] outputs of the model.
+            logits: [examples, num_labels] outputs of the model, float32 or wider.
             labels: [examples] or [examples, num_labels], as `encode_labels` made them.
         """
-        logits = logits.float() if logits.dtype != torch.float64 else logits
+        import torch
+        import torch.nn.functional as F
+
         if self.problem_type == "regression":
             return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype), reduction="none")
         if self.problem_type == "multi_label_classification":
-            losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
-            return losses.mean(dim=-1)
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(dim=-1)
         weight = None
-        if self.class_weights is not None:
-            weight = torch.as_tensor(self.class_weights, dtype=logits.dtype, device=logits.device)
-        return F.cross_entropy(
-            logits, labels, weight=weight, label_smoothing=self.recipe.label_smoothing_factor, reduction="none"
-        )
+        if "class_weights" in self.facts:
+            weight = torch.as_tensor(self.facts["class_weights"], dtype=logits.dtype, device=logits.device)
+        smoothing = self.recipe.label_smoothing_factor
+        return F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing, reduction="none")
 
-    def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Sum of the losses of a micro-batch; divide by the count of the whole step."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        return self.example_losses(model(**inputs).logits, batch["labels"]).sum()
+    def predict(self, logits: torch.Tensor, with_probabilities: bool) -> dict[str, torch.Tensor]:
+        """What the logits [examples, num_labels] say: "prediction", "score" and, if wanted, "probabilities" of one label."""
+        import torch
 
-    # Metrics ------------------------------------------------------------------------------------------------------
-
-    def predict(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictions and scores.
-
-        Returns:
-            The class and its probabilities [examples, num_labels]; for multi-label 0/1 [examples, num_labels] (probability
-            above one half) and probabilities; for regression the number twice.
-        """
-        logits = logits.float() if logits.dtype != torch.float64 else logits
         if self.problem_type == "regression":
-            return logits.squeeze(-1), logits.squeeze(-1)
+            return {"prediction": logits.squeeze(-1), "score": logits.squeeze(-1)}
         if self.problem_type == "multi_label_classification":
-            return (logits > 0).long(), torch.sigmoid(logits)
-        return logits.argmax(dim=-1), torch.softmax(logits, dim=-1)
+            probabilities = torch.sigmoid(logits)
+            return {"prediction": (logits > 0).long(), "score": probabilities}
+        probabilities = torch.softmax(logits, dim=-1)
+        found = {"prediction": logits.argmax(dim=-1), "score": probabilities.amax(dim=-1)}
+        return {**found, "probabilities": probabilities} if with_probabilities else found
 
-    def build_metrics(self) -> list[Any]:
-        """Local `evaluate` modules for this kind of label."""
-        return build_metrics(self.problem_type, self.num_labels)
+    # Results --------------------------------------------------------------------------------------------------------
 
-    def report(self, labels: Array, predictions: Array) -> dict[str, Any]:
+    def compute_metrics(self, results: Mapping[str, Any]) -> dict[str, float]:
+        """Accuracy, F1 and kin, or errors and correlations."""
+        from onecurve.training.tasks.metrics import build_metrics
+
+        found: dict[str, float] = {}
+        for metric in build_metrics(self.problem_type, self.num_labels):
+            found.update(metric.compute(predictions=results["prediction"], references=results["label"]))
+        return found
+
+    def describe_predictions(self, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """In an evaluation label, prediction and score; else prediction, score and the probability of each class."""
+        import numpy as np
+
+        for number, prediction in enumerate(results["prediction"]):
+            score = results["score"][number]
+            line = {"prediction": self._name(prediction), "score": np.asarray(score, dtype=np.float64).tolist()}
+            if "label" in results:
+                yield {"label": self._name(results["label"][number]), **line}
+                continue
+            if self.problem_type != "single_label_classification":
+                line.pop("score")
+            probabilities = results["probabilities"][number] if "probabilities" in results else np.atleast_1d(score)
+            named = zip(self.label_names, probabilities, strict=True) if self.label_names else ()
+            yield {**line, **{f"probability_{name}": float(value) for name, value in named}}
+
+    def prediction_example(self) -> dict[str, Any]:
+        """A row with the first class, or with all of them where it may have several."""
+        import numpy as np
+
+        is_multi, count = self.problem_type == "multi_label_classification", self.num_labels
+        results = {"prediction": [np.ones(count) if is_multi else 0], "score": [np.zeros(count) if is_multi else 0.0]}
+        if self.problem_type == "single_label_classification":
+            results["probabilities"] = [np.zeros(count)]
+        return next(self.describe_predictions(results))
+
+    def _name(self, value: Any) -> Any:
+        """A label or prediction in the words of the data."""
+        if self.problem_type == "regression":
+            return float(value)
+        if self.problem_type == "multi_label_classification":
+            return [name for name, is_on in zip(self.label_names, value, strict=True) if is_on]
+        return self.label_names[int(value)]
+
+    def report(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Precision, recall and F1 of each class, and the confusion matrix: row is the label, column the prediction.
 
         For several labels the matrix of each is [[true negative, false positive], [false negative, true positive]];
         regression has neither.
         """
+        from onecurve.training.tasks.metrics.classification import build_report
+
         if self.problem_type == "regression":
             return {}
-        from sklearn.metrics import classification_report, confusion_matrix, multilabel_confusion_matrix
+        is_multi = self.problem_type == "multi_label_classification"
+        return build_report(results["label"], results["prediction"], self.label_names, is_multi)
 
-        classes = range(self.num_labels)
-        report = classification_report(
-            labels, predictions, labels=classes, target_names=self.label_names, output_dict=True, zero_division=0
-        )
-        if self.problem_type == "multi_label_classification":
-            matrices = multilabel_confusion_matrix(labels, predictions)
-            matrix: Any = {name: table.tolist() for name, table in zip(self.label_names, matrices, strict=True)}
-        else:
-            matrix = confusion_matrix(labels, predictions, labels=classes).tolist()
-        return {
-            "per_class": {name: report[name] for name in self.label_names},
-            "labels": self.label_names,
-            "confusion_matrix": matrix,
-        }
+    def build_table(self, results: Mapping[str, Any]) -> Table | None:
+        """For one label an example, the accuracy of each class."""
+        import numpy as np
+        from rich.table import Table
+        from rich.text import Text
 
-    def describe_prediction(self, label: Any, prediction: Any, score: Any) -> dict[str, Any]:
-        """One line of eval_predictions.jsonl: names instead of numbers, score of what was predicted."""
-        if self.problem_type == "regression":
-            return {"label": float(label), "prediction": float(prediction), "score": float(score)}
-        if self.problem_type == "multi_label_classification":
-            return {
-                "label": [name for name, is_on in zip(self.label_names, label, strict=True) if is_on],
-                "prediction": [name for name, is_on in zip(self.label_names, prediction, strict=True) if is_on],
-                "score": [float(value) for value in score],
-            }
-        return {
-            "label": self.label_names[int(label)],
-            "prediction": self.label_names[int(prediction)],
-            "score": float(score[int(prediction)]),
-        }
+        if self.problem_type != "single_label_classification":
+            return None
+        table = Table("label", min_width=60)
+        for heading in ("examples", "right", "accuracy"):
+            table.add_column(heading, justify="right")
+        for number, name in enumerate(self.label_names[:_MAX_CLASSES_SHOWN]):
+            of_class = results["label"] == number
+            right, count = int(np.sum(results["prediction"][of_class] == number)), int(np.sum(of_class))
+            table.add_row(Text(name), str(count), str(right), f"{right / count:.3f}" if count else "-")
+        return table
+
+    def describe_facts(self) -> list[str]:
+        """The labels."""
+        shown = self.label_names[:_MAX_LABELS_CHECKED]
+        more = " ..." if len(self.label_names) > len(shown) else ""
+        return [f"labels    {', '.join(shown)}{more} ({self.num_labels} outputs)"]
+
+    def describe_card(self) -> str:
+        """The labels."""
+        return f"Labels: {', '.join(self.label_names)}.\n\n" if self.label_names else ""
 
 
-def _to_name(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _has_head(config: Any) -> bool:
+    return any("Classification" in name for name in config.architectures or [])
 
 
-def _is_string(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _shorten(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:8])
-    return shown if len(names) <= 8 else f"{shown}, ... ({len(names)} in all)"
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

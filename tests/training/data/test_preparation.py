@@ -19,13 +19,23 @@ from transformers import AutoTokenizer
 
 from onecurve.training.config import load_recipe
 from onecurve.training.data import preparation as data
+from onecurve.training.data.loading import PlannedExamples
 from onecurve.training.data.plan import MicroBatch
-from onecurve.training.data.preparation import MicroBatches, PreparedData, hold_out, prepare_data
+from onecurve.training.data.preparation import PreparedData, Split, hold_out, prepare_data
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks import build_task
 
 Rows = list[dict[str, Any]]
 Prepare = Callable[..., PreparedData]
+
+
+def labels_of(split: Split) -> NDArray[Any]:
+    return np.asarray(split.examples["labels"][:])
+
+
+def tokens_of(split: Split) -> list[list[int]]:
+    return [row.tolist() for row in split.examples["input_ids"][:]]
+
 
 ROWS: Rows = [{"text": " ".join(["news"] * (1 + number % 7)), "label": "ab"[number % 2]} for number in range(40)]
 
@@ -97,13 +107,13 @@ def prepare(tmp_path: Path, own_cache: Path, tokenizer: Any) -> Prepare:
 def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The splits that were tokenized, in order."""
     splits: list[str] = []
-    original = data._tokenize
+    original = data._encode
 
-    def count(staging: Path, split: str, *others: Any) -> str:
-        splits.append(split)
-        return original(staging, split, *others)
+    def count(folder: Path, *others: Any) -> None:
+        splits.append(folder.name)
+        original(folder, *others)
 
-    monkeypatch.setattr(data, "_tokenize", count)
+    monkeypatch.setattr(data, "_encode", count)
     return splits
 
 
@@ -114,16 +124,14 @@ def folders(cache: Path) -> list[str]:
 def test_tokens_lengths_and_labels_belong_together(prepare: Prepare, tokenizer: Any) -> None:
     prepared = prepare(validation_fraction="0.25")
     assert (len(prepared.train), len(prepared.validation), prepared.test) == (30, 10, None)
-    assert prepared.label_names == ["a", "b"]
     expected = Counter((tuple(tokenizer(row["text"])["input_ids"]), "ab".index(row["label"])) for row in ROWS)
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
     for split in (prepared.train, prepared.validation):
-        for number in range(len(split)):
-            tokens = split.tokens[number]["input_ids"].tolist()
-            assert split.lengths[number] == len(tokens)
-            found[tuple(tokens), int(split.labels[number])] += 1
+        assert split.lengths.tolist() == list(map(len, tokens_of(split)))
+        assert split.counts.tolist() == [1.0] * len(split)
+        found.update(zip(map(tuple, tokens_of(split)), labels_of(split).tolist(), strict=True))
     assert found == expected
-    assert Counter(prepared.validation.labels.tolist()) == {0: 5, 1: 5}
+    assert Counter(labels_of(prepared.validation).tolist()) == {0: 5, 1: 5}
 
 
 def test_a_digest_is_of_what_is_learned_wherever_the_files_lie(prepare: Prepare, tmp_path: Path) -> None:
@@ -147,9 +155,9 @@ def test_a_digest_is_of_what_is_learned_wherever_the_files_lie(prepare: Prepare,
 def test_nothing_is_held_in_memory(prepare: Prepare) -> None:
     split = prepare().train
     assert isinstance(split.lengths, np.memmap)
-    assert isinstance(split.labels, np.memmap)
     assert not split.lengths.flags.writeable
-    assert split.tokens.cache_files, "the tokens are read from their file"
+    for feature in split.examples.values():
+        assert all(isinstance(array, np.memmap) for array in feature.arrays), "features are read from their files"
 
 
 def test_a_second_start_finds_the_cache(prepare: Prepare, own_cache: Path, tokenized: list[str]) -> None:
@@ -159,8 +167,8 @@ def test_a_second_start_finds_the_cache(prepare: Prepare, own_cache: Path, token
     second = prepare()
     assert tokenized == ["train", "validation"], "nothing is tokenized twice"
     assert {path: path.stat().st_mtime_ns for path in own_cache.rglob("*")} == before
-    assert np.array_equal(first.train.labels, second.train.labels)
-    assert first.label_names == second.label_names
+    assert np.array_equal(labels_of(first.train), labels_of(second.train))
+    assert first.train.digest == second.train.digest
 
 
 @pytest.mark.parametrize(
@@ -206,7 +214,7 @@ def test_other_content_under_the_same_name_and_age_is_read_again(
     write_rows(tmp_path / "train.jsonl", changed)
     os.utime(tmp_path / "train.jsonl", ns=(age.st_atime_ns, age.st_mtime_ns))
     assert (tmp_path / "train.jsonl").stat().st_size == age.st_size
-    labels = prepare(changed).train.labels
+    labels = labels_of(prepare(changed).train)
     assert len(tokenized) == 4
     assert len(folders(own_cache)) == 2
     assert len(labels) == 36
@@ -233,18 +241,18 @@ def test_another_tokenizer_makes_it_anew(
 def test_a_failure_leaves_no_folder_and_the_next_start_succeeds(
     prepare: Prepare, own_cache: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, failing: str
 ) -> None:
-    original = data._tokenize
+    original = data._encode
 
-    def fail(staging: Path, split: str, *others: Any) -> None:
-        original(staging, split, *others)
-        if split == failing:
+    def fail(folder: Path, *others: Any) -> None:
+        original(folder, *others)
+        if folder.name == failing:
             raise error
 
-    monkeypatch.setattr(data, "_tokenize", fail)
+    monkeypatch.setattr(data, "_encode", fail)
     with pytest.raises(type(error)):
         prepare()
     assert folders(own_cache) == []
-    monkeypatch.setattr(data, "_tokenize", original)
+    monkeypatch.setattr(data, "_encode", original)
     assert len(prepare().train) == 36
     assert len(folders(own_cache)) == 1
 
@@ -260,8 +268,8 @@ def test_a_subset_is_the_start_of_a_seeded_shuffle(prepare: Prepare, tokenizer: 
     small = prepare(numbered, max_train_samples="10", validation_fraction="0.1")
     larger = prepare(numbered, max_train_samples="20", validation_fraction="0.1")
 
-    def texts(split: data.Split) -> list[str]:
-        return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in split.tokens["input_ids"]]
+    def texts(split: Split) -> list[str]:
+        return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in tokens_of(split)]
 
     assert texts(small.train) == texts(larger.train)[:10]
     assert texts(small.validation) == texts(larger.validation)
@@ -279,16 +287,17 @@ def test_a_micro_batch_is_padded_to_its_longest_on_the_tokenizers_side(
     split = prepare().train
     padding = AutoTokenizer.from_pretrained(tiny_model, padding_side=side)
     indices: NDArray[np.int64] = np.array([3, 0, 6])
-    plan = MicroBatch(indices)
-    batch = MicroBatches(split, padding).__getitems__(plan)
+    micro_batch = MicroBatch(indices)
+    recipe = load_recipe(None, {"model_name_or_path": "m", "train_file": "t"}).recipe
+    batch = PlannedExamples(split, build_task(recipe), padding).__getitems__(micro_batch)
     longest = int(split.lengths[indices].max())
-    assert batch["plan"] is plan
-    assert batch["labels"].tolist() == split.labels[indices].tolist()
+    assert batch["micro_batch"] is micro_batch
+    assert batch["labels"].tolist() == labels_of(split)[indices].tolist()
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["token_type_ids"].shape == (3, longest)
     assert batch["input_ids"].dtype == torch.int64
     for row, index in enumerate(indices):
         mask = batch["attention_mask"][row].bool()
-        assert batch["input_ids"][row][mask].tolist() == split.tokens[int(index)]["input_ids"].tolist()
+        assert batch["input_ids"][row][mask].tolist() == tokens_of(split)[int(index)]
         assert mask.sum() == split.lengths[index]
         assert (batch["input_ids"][row][~mask] == padding.pad_token_id).all()
         if side == "right":

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification
 
-from onecurve.training.config import SCHEDULER_TYPES, Recipe
 from onecurve.training.models.optimization import build_optimizer, build_scheduler, needs_metric
+from onecurve.training.recipe import SCHEDULER_TYPES, Recipe
 from onecurve.training.schedule import count_steps
 
 PEAK = 1e-3

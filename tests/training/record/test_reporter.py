@@ -48,7 +48,7 @@ def plan_step(step: int) -> MicroBatch:
 
 def build(folder: Path, tracked: Tracked, start_step: int = 0) -> Reporter:
     run = RunDirectory(folder / "run")
-    return Reporter(run, cast("Accelerator", tracked), PLAN, Progress(start_step))
+    return Reporter(run, cast("Accelerator", tracked), PLAN, Progress(start_step), ["loss"])
 
 
 def report(reporter: Reporter, step: int, loss: float = 0.5, grad_norm: float = 2.0) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 import evaluate
-from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    matthews_corrcoef,
+    multilabel_confusion_matrix,
+    precision_recall_fscore_support,
+)
 
 
 def _describe(config_name: str, description: str) -> evaluate.MetricInfo:
@@ -62,3 +70,22 @@ class MatthewsCorrelation(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
+
+
+def build_report(labels: Any, predictions: Any, names: Sequence[str], is_multi_label: bool) -> dict[str, Any]:
+    """Precision, recall and F1 of each class, and the confusion matrix or, for several labels, one for each.
+
+    Args:
+        labels, predictions: [examples] class numbers, or [examples, classes] of 0/1.
+        names: of the classes.
+    """
+    classes = range(len(names))
+    report = classification_report(
+        labels, predictions, labels=classes, target_names=names, output_dict=True, zero_division=0
+    )
+    if is_multi_label:
+        matrices = multilabel_confusion_matrix(labels, predictions)
+        matrix: Any = {name: table.tolist() for name, table in zip(names, matrices, strict=True)}
+    else:
+        matrix = confusion_matrix(labels, predictions, labels=classes).tolist()
+    return {"per_class": {name: report[name] for name in names}, "labels": list(names), "confusion_matrix": matrix}

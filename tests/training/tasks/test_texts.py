@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from onecurve.training.config import load_recipe
-from onecurve.training.tasks import build_task
+from onecurve.training.tasks.texts import encode_texts
 from tests.conftest import DEMO
 
 TEXTS = ["One.", "A text of several words, with a comma; and more of them.", "naïve café 東京 🙂 " * 20, "x " * 300]
@@ -23,7 +23,7 @@ def test_tokens_are_those_of_the_tokenizers_call(demo: Path, pair: str | None, s
     settings = {"model_name_or_path": "none", "train_file": "none", "max_length": str(max_length)}
     recipe = load_recipe(None, settings | ({"text_pair_column": pair} if pair else {})).recipe
     columns = {"text": TEXTS, **({"second": TEXTS[::-1]} if pair else {})}
-    found = build_task(recipe).tokenize(tokenizer, columns)
+    found = encode_texts(list(columns.values()), tokenizer, recipe)
     expected = tokenizer(*columns.values(), truncation=True, max_length=max_length, padding=False)
     assert found == {name: expected[name] for name in expected if name != "attention_mask"}
     assert max(map(len, found["input_ids"])) == max_length

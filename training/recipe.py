@@ -1,0 +1,232 @@
+"""The recipe's keys: every setting that all tasks share, typed, with its bounds and its description.
+
+The keys of one task stand in its file (training/tasks), as a subclass of `Recipe`. How a recipe is read from a file and
+flags is in config.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+# More examples in one step than any published fine-tuning run; beyond it a number is a typing mistake.
+MAX_TRAIN_BATCH_SIZE = 1_000_000
+
+
+class RecipeError(ValueError):
+    """A recipe that can't be trained.
+
+    Attributes:
+        problems: one line for each fault, all of them.
+        remainder: the recipe of the keys that are valid, if they make one, so that `check` can look at what they name.
+    """
+
+    def __init__(self, origin: str, problems: Sequence[str], remainder: Recipe | None = None) -> None:
+        self.origin = origin
+        self.problems = list(problems)
+        self.remainder = remainder
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__("\n  ".join([f"{count} in {origin}:", *self.problems]))
+
+
+def _reject_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, got a boolean")
+    return value
+
+
+def _reject_non_finite(value: object) -> object:
+    _reject_bool(value)
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 5e-5 (no dot) as text.
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"must be a number, got {value!r}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, got {value}")
+    return value
+
+
+def _to_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _to_precision(value: object) -> object:
+    return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false.
+
+
+def _to_task_name(value: object) -> object:
+    return value.replace("-", "_") if isinstance(value, str) and ":" not in value else value
+
+
+Integer = Annotated[int, BeforeValidator(_reject_bool)]
+Number = Annotated[float, BeforeValidator(_reject_non_finite)]
+Files = Annotated[tuple[str, ...], BeforeValidator(_to_list)]
+
+SCHEDULER_TYPES = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+]
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
+
+
+class ModelKeys(_Keys):
+    """Which model is trained, and for what."""
+
+    task: Annotated[str, BeforeValidator(_to_task_name)] = Field(
+        "text_classification", min_length=1, description="what the model learns to do; or `path/to/my_task.py:MyTask`"
+    )
+    model_name_or_path: str = Field(min_length=1, description="a local model folder or a hub name")
+    model_revision: str = Field("main", description="the model's branch, tag or commit on the hub")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model; off unless you say so"
+    )
+    tokenizer_name: str | None = Field(None, description="a tokenizer other than the model's own")
+    dropout: Annotated[Number, Field(ge=0, lt=1)] | None = Field(
+        None, description="sets every dropout probability of the model; none keeps the model's own"
+    )
+
+
+class DataKeys(_Keys):
+    """Which data it is trained on. Prepared data is kept by the values of these, of the seed and of the task's own keys."""
+
+    dataset_name: str | None = Field(None, description="a data set's name on the hub, or a save_to_disk folder")
+    dataset_config_name: str | None = Field(None, description="the data set's configuration, such as 'cola' of glue")
+    train_file: Files | None = Field(None, description="CSV, TSV, JSON Lines or Parquet files; globs allowed")
+    validation_file: Files | None = Field(None, description="as train_file; none splits the training data")
+    test_file: Files | None = Field(None, description="as train_file; evaluated once, at the end")
+    train_split: str = Field("train", min_length=1, description="name of the split of a hub data set to train on")
+    validation_split: str | None = Field(
+        None, description="name of the hub split to evaluate on; none splits the training data"
+    )
+    max_length: Annotated[Integer, Field(ge=2)] = Field(512, description="tokens an example is cut to")
+    validation_fraction: Annotated[Number, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the training data held out when there is no validation data; stratified by label"
+    )
+    max_train_samples: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="a seeded subset of the training data"
+    )
+    max_eval_samples: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="a seeded subset of the validation data"
+    )
+
+
+class StepKeys(_Keys):
+    """The mathematics of a step."""
+
+    train_batch_size: Annotated[Integer, Field(ge=1, le=MAX_TRAIN_BATCH_SIZE)] = Field(
+        32, description="examples in one step, over all processes (DeepSpeed's word for the global batch)"
+    )
+    learning_rate: Annotated[Number, Field(gt=0)] = Field(5e-5, description="peak learning rate of AdamW")
+    weight_decay: Annotated[Number, Field(ge=0)] = Field(0.0, description="decoupled decay; never on biases and norms")
+    lr_scheduler_type: SCHEDULER_TYPES = Field("linear", description="a name of transformers.get_scheduler")
+    num_warmup_steps: Annotated[Integer, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    warmup_ratio: Annotated[Number, Field(ge=0, le=1)] = Field(0.0, description="warm-up as a share of all steps")
+    num_train_epochs: Annotated[Number, Field(gt=0)] = Field(3.0, description="passes over the training data")
+    max_train_steps: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="steps to train; beats num_train_epochs"
+    )
+    max_grad_norm: Annotated[Number, Field(ge=0)] = Field(
+        1.0, description="global norm to clip gradients to; 0 is no clipping"
+    )
+    adam_beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="decay of AdamW's first moment")
+    adam_beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(0.999, description="decay of AdamW's second moment")
+    adam_epsilon: Annotated[Number, Field(gt=0)] = Field(1e-8, description="AdamW's epsilon")
+    length_window: Annotated[Integer, Field(ge=1)] = Field(
+        64,
+        description="global batches among which shuffled examples of near-equal length meet; 1 is plain random order",
+    )
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_to_precision)] = Field(
+        "no", description="autocast of the forward; fp16 may skip steps"
+    )
+    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = Field(
+        42, description="of the split, the order, the new head and dropout"
+    )
+    dropout_masks: Literal["bytes", "torch"] = Field(
+        "bytes",
+        description="how a CPU draws dropout: from random bytes, which is much faster, or as torch does; "
+        "other elements are dropped, as likely",
+    )
+
+
+class MemoryKeys(_Keys):
+    """Memory and speed: these may change between machines and starts, and change nothing that is learned."""
+
+    per_device_batch_size: Annotated[Integer, Field(ge=1)] = Field(16, description="most examples in one micro-batch")
+    per_device_batch_tokens: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="most padded tokens in one micro-batch"
+    )
+    dataloader_num_workers: Annotated[Integer, Field(ge=0, le=512)] = Field(
+        0, description="loader processes of each rank"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    torch_compile: bool = Field(False, description="compile the model's layers")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = Field(
+        None, description="attention kernel; none lets transformers choose"
+    )
+
+
+class EvaluationKeys(_Keys):
+    """When to evaluate, and what the best model is."""
+
+    eval_steps: Literal["epoch"] | Annotated[Integer, Field(ge=1)] = Field(
+        "epoch", description="steps between evaluations"
+    )
+    metric_for_best_model: str | None = Field(None, description="metric that chooses `best`, such as eval_accuracy")
+    early_stopping_patience: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="evaluations without a better metric before training ends"
+    )
+
+
+class OutputKeys(_Keys):
+    """Checkpoints and reports: where and how often. These may change between starts."""
+
+    checkpointing_steps: Literal["epoch"] | Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="steps between checkpoints; none writes them only for the best metric, or when asked to stop"
+    )
+    save_total_limit: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="checkpoints kept, the best one besides"
+    )
+    resume: str = Field(
+        "auto", min_length=1, description="auto (go on if the run directory can), never, or a checkpoint's path"
+    )
+    output_dir: str = Field("runs/onecurve", min_length=1, description="the run directory")
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
+        "none", description="tracker to log to as well"
+    )
+    hang_timeout_seconds: Annotated[Number, Field(gt=0)] = Field(
+        1800.0,
+        description="a silent step longer than this ends the run; start, first step and saves have ten times as long",
+    )
+
+
+# pydantic puts the fields of the last base first.
+class Recipe(OutputKeys, EvaluationKeys, MemoryKeys, StepKeys, DataKeys, ModelKeys):
+    """What is trained. Keys have the names that `transformers` users know; topology is never among them."""
+
+
+# Keys that decide how fast and where a run goes, not what it learns. A resumed run may change them.
+FREE_KEYS = frozenset({*MemoryKeys.model_fields, *OutputKeys.model_fields})
+
+
+def find_nearest(name: str, names: Sequence[str]) -> str | None:
+    """The name that `name` was most likely meant to be, if any is near."""
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return matches[0] if matches else None

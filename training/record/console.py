@@ -1,0 +1,84 @@
+"""What a person sees before the first step and after the last one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from onecurve.training.data.plan import TrainingPlan
+from onecurve.training.parallel.strategy import describe_strategy
+from onecurve.training.recipe import Recipe
+from onecurve.training.record.evaluation import Evaluation
+from onecurve.training.run_directory import RunDirectory
+from onecurve.training.tasks.base import Task
+
+
+def quiet_third_parties() -> None:
+    """Keep load reports, fork warnings and deprecation noise of other packages off the screen; errors stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns on every import where it must find out itself.
+    warnings.filterwarnings("ignore")
+    for name in ("DeepSpeed", "accelerate", "torch.distributed", "filelock"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # Its errors are raised as well, and told in our words.
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def describe_arithmetic(
+    recipe: Recipe, accelerator: Accelerator, num_steps: int, plan: TrainingPlan, parameters: tuple[int, int]
+) -> str:
+    """The arithmetic of a run in two lines.
+
+    Args:
+        plan: its first step stands for all.
+        parameters: trained and all.
+    """
+    first = plan.micro_batches(0)
+    sizes = sorted({len(micro_batch.indices) for micro_batch in first if not micro_batch.is_empty})
+    size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
+    trained, total = parameters
+    share = "all" if trained == total else f"{trained / total:.1%}"
+    return (
+        f"{size} examples a micro-batch x {first[0].num_micro_batches} accumulated x {processes} "
+        f"({describe_strategy(accelerator)}, {accelerator.device.type}) = {first[0].num_examples} examples a step\n"
+        f"{num_steps} steps; {trained / 1e6:.1f} M parameters trained ({share}); mixed precision {recipe.mixed_precision}"
+    )
+
+
+def print_evaluation(console: Console, task: Task, evaluation: Evaluation) -> None:
+    """The metrics, and the task's table if it has one."""
+    console.print(
+        describe_metrics(evaluation.metrics, task.main_metrics), markup=False, highlight=False, soft_wrap=True
+    )
+    table = task.build_table(evaluation.results)
+    if table is not None:
+        console.print(table)
+
+
+def print_next(console: Console, task: Task, run: RunDirectory, seconds: float) -> None:
+    """Where everything is and what to do next."""
+    console.print(f"Run directory  {run.path}  ({seconds:.0f} s)", markup=False, soft_wrap=True)
+    console.print("Next", style="bold")
+    for what, how in (
+        ("load it", f'{task.auto_class}.from_pretrained("{run.final}")'),
+        ("look at mistakes", str(run.eval_predictions)),
+        ("see the curve", str(run.metrics)),
+        ("train it again", f"onecurve run {run.config} --output_dir NEW_FOLDER"),
+    ):
+        console.print(f"  {what:<17}{how}", markup=False, highlight=False, soft_wrap=True)
+
+
+def describe_metrics(metrics: Mapping[str, float], main_metrics: Sequence[str]) -> str:
+    """The metrics that people look at first, in a line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.partition("_")[2] in main_metrics)

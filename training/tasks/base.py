@@ -1,0 +1,282 @@
+"""The contract of a task: all that training, evaluation, prediction and the launcher must know of what a model learns.
+
+A task is one class in one file. Nothing outside that file knows a task's keys, labels or metrics. A file of a task imports
+torch and transformers inside functions only, so that the launcher knows its keys and columns at once.
+
+The life of a task::
+
+    task = MyTask(recipe)
+    task.read_config(config)                    the pretrained model's config: labels that it already knows
+    task.facts = task.learn(rows)               once, on the training data: names of classes, ...
+    task.encode(rows, tokenizer)                rows -> examples: features, targets; kept on disk
+    task.conclude(examples)                     facts that need the chosen training examples: class weights, ...
+    task.counts(examples)                       what each example adds to the number that its step's loss is divided by
+    task.configure(config)                      the head
+    task.forward(model, batch)                  one forward for training, evaluation and prediction
+    task.compute_metrics(results)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from onecurve.training.errors import BadInput
+from onecurve.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pyarrow
+    import torch
+    from numpy.typing import NDArray
+    from rich.table import Table
+
+    Array = NDArray[Any]
+
+# What stands in padded places of targets: cross_entropy's ignore_index.
+NO_TARGET = -100
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a file or split, as a task reads them.
+
+    Attributes:
+        table: the columns that the task reads.
+        numbers: [rows] place of each row in its file, from 0.
+        origin: the file or split, for messages.
+        class_names: of each column whose schema names its classes (datasets.ClassLabel): their names, in order.
+    """
+
+    table: pyarrow.Table
+    numbers: Array
+    origin: str
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def values(self, column: str) -> list[Any]:
+        """A column as Python values."""
+        values: list[Any] = self.table.column(column).to_pylist()
+        return values
+
+    def refuse(self, position: int, problem: str) -> NoReturn:
+        """Refuse a row by its number in its file, counted from 1.
+
+        Args:
+            position: of the row among these rows, from 0.
+
+        Raises:
+            BadInput: always.
+        """
+        raise BadInput(f"{self.origin}, row {self.numbers[position] + 1}: {problem}")
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one forward found.
+
+    Attributes:
+        losses: [examples] summed over each example's targets, in float32 or wider; None where the batch has no targets.
+        results: [examples, ...] tensors that metrics and predictions need, by name. Those of more than one dimension are
+            padded on the right; `Task.ragged_results` names them.
+    """
+
+    losses: torch.Tensor | None
+    results: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """What a model learns to do.
+
+    Attributes:
+        recipe_class: the recipe with this task's own keys.
+        unread_keys: keys of every recipe that this task does not read; a recipe that sets one is refused.
+        main_metrics: those that people look at first, without prefix.
+        pipeline_tag: the hub's name for the task, in the model card.
+        auto_class: the class of transformers that loads the model, by name.
+        ragged_results: results with a value for each token of an example.
+        facts: what was learned from the training data; plain values, kept with the prepared data.
+        model_facts: what the pretrained model's config says of this task, such as its labels; plain values.
+    """
+
+    recipe_class: ClassVar[type[Recipe]] = Recipe
+    unread_keys: ClassVar[frozenset[str]] = frozenset()
+    main_metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    pipeline_tag: ClassVar[str] = ""
+    auto_class: ClassVar[str] = "AutoModel"
+    ragged_results: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.facts: dict[str, Any] = {}
+        self.model_facts: dict[str, Any] = {}
+
+    # Declarations ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def find_contradictions(cls, recipe: Any) -> list[str]:
+        """Problems between keys that are each valid alone, one line each.
+
+        Args:
+            recipe: a `recipe_class`.
+        """
+        return []
+
+    @classmethod
+    @abstractmethod
+    def columns(cls, recipe: Any, with_targets: bool = True) -> dict[str, list[str]]:
+        """Names of the columns that are read, by the recipe key that names them.
+
+        Args:
+            recipe: a `recipe_class`.
+            with_targets: whether those of labels are among them; a file to predict has none.
+        """
+
+    @abstractmethod
+    def metric_names(self) -> list[str]:
+        """What `compute_metrics` finds, without prefix; the loss is always found."""
+
+    def find_row_problem(self, row: Mapping[str, Any], with_targets: bool = True) -> str | None:
+        """What is wrong with a row of a file, as far as can be seen without the other rows; None where nothing is.
+
+        `onecurve check` asks this of the first rows of a file, and `onecurve predict` of all of them.
+        """
+        return None
+
+    # Rows -> examples -----------------------------------------------------------------------------------------------
+
+    def read_config(self, config: Any) -> None:
+        """Note in `model_facts` what the pretrained model's config says of this task. Prepared data is kept by it."""
+
+    def fingerprint(self) -> str:
+        """Changes whenever the file of a task outside the project does. Prepared data is kept by it."""
+        name = self.recipe.task
+        return "" if ":" not in name else hashlib.sha256(Path(inspect.getfile(type(self))).read_bytes()).hexdigest()
+
+    def learn(self, rows: Rows) -> dict[str, Any]:
+        """Facts of the training data that encoding needs, such as the names of classes.
+
+        Raises:
+            BadInput: naming the first row, or the column, at fault.
+        """
+        return {}
+
+    def check(self, rows: Rows) -> None:
+        """Refuse what `encode` would refuse, as far as that is quickly found; asked of each split before encoding.
+
+        Raises:
+            BadInput: naming the first row at fault.
+        """
+
+    def strata(self, rows: Rows) -> Array | None:
+        """[rows] groups whose shares a split keeps; None splits at random."""
+        return None
+
+    @abstractmethod
+    def encode(self, rows: Rows, tokenizer: Any, with_targets: bool = True) -> dict[str, Any]:
+        """Examples of some rows.
+
+        Returns:
+            By the name of the feature an array [examples, ...], or a list of integer or float lists of any length, one for
+            each example. "row" gives the position among `rows` that each example comes from, where examples are not rows.
+        """
+
+    def conclude(self, examples: Mapping[str, Any]) -> None:
+        """Add to `facts` what needs the chosen training examples, such as class weights."""
+
+    def lengths(self, examples: Mapping[str, Any]) -> Array:
+        """[examples] tokens of each example: its cost, by which batches are planned."""
+        lengths: Array = examples["input_ids"].lengths
+        return lengths
+
+    def counts(self, examples: Mapping[str, Any]) -> Array:
+        """[examples] what each adds to the number that its step's loss is divided by: 1, a weight, its targets."""
+        import numpy as np
+
+        return np.ones(len(next(iter(examples.values()))))
+
+    # Examples -> batches --------------------------------------------------------------------------------------------
+
+    def pad_values(self, tokenizer: Any) -> dict[str, int]:
+        """What stands in padded places of each feature; 0 where none is named."""
+        return {"input_ids": tokenizer.pad_token_id, "labels": NO_TARGET}
+
+    # Model ----------------------------------------------------------------------------------------------------------
+
+    def configure(self, config: Any) -> None:
+        """Give the model's config the head that this task needs."""
+
+    def describe_head(self, config: Any) -> str | None:
+        """What the user should know of the head before it is trained, such as that it is new; None for nothing.
+
+        Args:
+            config: as it was loaded, before `configure`.
+        """
+        return None
+
+    def check_head(self, config: Any) -> None:
+        """Refuse to evaluate a model whose head was not trained for this task.
+
+        Raises:
+            BadInput: it has none, or one for something else.
+        """
+
+    @abstractmethod
+    def forward(
+        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], wants_results: bool = False
+    ) -> Forward:
+        """Losses of a batch and, if wanted, what metrics and predictions need.
+
+        Args:
+            batch: padded features [examples, longest] int64 or dense ones [examples, ...]; "labels" only where there are
+                targets.
+        """
+
+    def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Sum of the losses of a micro-batch; divide by the count of the whole step."""
+        losses = self.forward(model, batch).losses
+        assert losses is not None, "training data has targets"
+        return losses.sum()
+
+    # Results --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def compute_metrics(self, results: Mapping[str, Any]) -> dict[str, float]:
+        """Metrics of an evaluation, without prefix.
+
+        Args:
+            results: by name, in the order of the data: an array [examples, ...], or for ragged results a list of arrays.
+        """
+
+    @abstractmethod
+    def describe_predictions(self, results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+        """For each example a line of eval_predictions.jsonl: plain values, names instead of numbers.
+
+        Targets are among the results only in an evaluation; `onecurve predict` adds the entries as columns.
+        """
+
+    @abstractmethod
+    def prediction_example(self) -> dict[str, Any]:
+        """A line of `describe_predictions` without targets, with a typical value of each kind: the columns of a labelled file."""
+
+    def report(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of eval_report.json; plain values."""
+        return {}
+
+    def build_table(self, results: Mapping[str, Any]) -> Table | None:
+        """A table that is printed at the end; None prints none."""
+        return None
+
+    def describe_facts(self) -> list[str]:
+        """Lines of `onecurve check --deep` about what was learned from the data: a word of 10 places, then what it is."""
+        return []
+
+    def describe_card(self) -> str:
+        """Lines of the model card about labels and the like, in Markdown."""
+        return ""
