@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onecurve.launcher.facts.machine import Machine
     from onecurve.launcher.launching.command import Command
     from onecurve.launcher.planning.topology import Topology
-    from onecurve.launcher.preflight import Finding
+    from onecurve.launcher.preflight.findings import Finding
     from onecurve.training.config import Recipe
 
 app = typer.Typer(
@@ -259,7 +259,8 @@ def _tell(line: str) -> None:
 def _pick_topology(
     root: Path, machine: Machine, recipe: Recipe, name: str | None, num_processes: int | None
 ) -> Topology:
-    from onecurve.launcher.planning.topology import build_topology, choose_topology, count_processes
+    from onecurve.launcher.planning.choice import choose_topology, count_processes
+    from onecurve.launcher.planning.topology import build_topology
 
     shape, work = _read_model(recipe, machine, count_processes(machine, num_processes))
     if name is None:
@@ -273,7 +274,7 @@ def _pick_topology(
 def _read_model(recipe: Recipe, machine: Machine, num_processes: int) -> tuple[Any, Any]:
     from onecurve.launcher.errors import UnreadableModel
     from onecurve.launcher.facts.shape import load_shape
-    from onecurve.launcher.planning.plan import build_work
+    from onecurve.launcher.planning.work import build_work
 
     try:
         shape = load_shape(recipe.model_name_or_path, num_labels=2)
@@ -320,7 +321,9 @@ def check(
     from onecurve.launcher.facts.machine import detect_machine
     from onecurve.launcher.launching.command import find_root
     from onecurve.launcher.launching.deep_check import check_deeply
-    from onecurve.launcher.preflight import Finding, check_machine, check_recipe, describe_model
+    from onecurve.launcher.preflight import check_machine, check_recipe
+    from onecurve.launcher.preflight.findings import Finding
+    from onecurve.launcher.preflight.model import describe_model
     from onecurve.training.config import RecipeError, load_recipe
 
     root, machine = find_root(), detect_machine()
@@ -476,9 +479,12 @@ def plan(
 
     Arithmetic only, for any devices: the model's config.json is enough.
     """
-    from onecurve.launcher.facts.machine import GIB, detect_machine
+    from onecurve.launcher.facts.machine import detect_machine
     from onecurve.launcher.facts.shape import load_shape
-    from onecurve.launcher.planning.plan import build_plan, describe_devices, estimate_data, parse_devices
+    from onecurve.launcher.planning.data_estimate import estimate_data
+    from onecurve.launcher.planning.devices import describe_devices, parse_devices
+    from onecurve.launcher.planning.plan import build_plan
+    from onecurve.launcher.units import GIB
     from onecurve.launcher.views.plan_table import plan_to_json, print_plan
     from onecurve.training.config import load_recipe
 

@@ -18,7 +18,7 @@ from onecurve.launcher.cluster.slurm import (
 )
 from onecurve.launcher.cluster.sweep import build_runs, copy_sweep
 from onecurve.launcher.errors import LaunchFailed, PreflightFailed, Unsuitable, UsageError
-from onecurve.launcher.planning.topology import resolve_config
+from onecurve.launcher.planning.configs import resolve_config
 from onecurve.launcher.preflight import check_inputs
 from onecurve.training.config import load_recipe
 

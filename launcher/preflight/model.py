@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecurve.launcher.errors import LauncherError, UncountableModel
-from onecurve.launcher.facts.machine import MIB
 from onecurve.launcher.facts.shape import ModelShape, find_config, load_shape
 from onecurve.launcher.preflight.findings import Finding, error, warning
 from onecurve.launcher.preflight.hub import looks_like_path
+from onecurve.launcher.units import MIB
 
 if TYPE_CHECKING:
     from onecurve.training.config import Recipe

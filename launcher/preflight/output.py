@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecurve.launcher.facts.data_files import UnreadableData
-from onecurve.launcher.facts.machine import GIB
 from onecurve.launcher.facts.shape import ModelShape
+from onecurve.launcher.planning.data_estimate import count_examples, count_recipe_steps
 from onecurve.launcher.planning.memory import count_checkpoint_bytes, count_final_bytes
-from onecurve.launcher.planning.plan import count_examples, count_planned_steps
 from onecurve.launcher.preflight.findings import Finding, error, warning
+from onecurve.launcher.units import GIB
 from onecurve.training.cache import find_cache
 from onecurve.training.schedule import count_most_checkpoints
 
@@ -105,7 +105,7 @@ def _count_checkpoints(recipe: Recipe) -> tuple[int, bool]:
     if recipe.checkpointing_steps is None and recipe.metric_for_best_model is None:
         return count_most_checkpoints(recipe, 1, 1), True
     try:
-        steps_per_epoch, num_steps = count_planned_steps(recipe, count_examples(recipe))
+        steps_per_epoch, num_steps = count_recipe_steps(recipe, count_examples(recipe))
     except (UnreadableData, OSError):
         steps_per_epoch, num_steps = None, None
     if num_steps is not None and steps_per_epoch is not None:

@@ -13,8 +13,7 @@ from onecurve.launcher.facts.history import (
     find_best,
     list_metrics,
 )
-from onecurve.launcher.facts.machine import GIB
-from onecurve.launcher.views.plan_table import format_seconds
+from onecurve.launcher.units import GIB, format_seconds
 from onecurve.training.metric_names import is_lower_better, pick_main_metrics
 
 if TYPE_CHECKING:

@@ -26,8 +26,7 @@ from onecurve.launcher.facts.history import (
     list_metrics,
     load_history,
 )
-from onecurve.launcher.facts.machine import GIB
-from onecurve.launcher.views.plan_table import format_count, format_seconds
+from onecurve.launcher.units import GIB, format_count, format_seconds
 from onecurve.training.metric_names import pick_main_metrics
 
 _TEMPLATE = Path(__file__).with_name("report.html")

@@ -22,8 +22,7 @@ from onecurve.launcher.facts.history import (
     is_metric,
     load_history,
 )
-from onecurve.launcher.facts.machine import GIB
-from onecurve.launcher.views.plan_table import format_seconds
+from onecurve.launcher.units import GIB, format_seconds
 from onecurve.training.metric_names import pick_main_metrics
 
 if TYPE_CHECKING:

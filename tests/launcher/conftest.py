@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from onecurve.launcher.facts.machine import GIB, Device, Machine
+from onecurve.launcher.facts.machine import Device, Machine
 from onecurve.launcher.planning.topology import build_topology
 from onecurve.launcher.preflight import check_recipe
+from onecurve.launcher.units import GIB
 from onecurve.training.config import Recipe
 
 ROOT = Path(__file__).parents[2]

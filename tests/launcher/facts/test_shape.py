@@ -10,7 +10,7 @@ import pytest
 
 from onecurve.launcher.errors import UncountableModel, UnreadableModel
 from onecurve.launcher.facts.shape import build_shape, load_shape
-from onecurve.launcher.planning.plan import count_flops
+from onecurve.launcher.planning.compute import count_flops
 from tests.launcher.conftest import machine, messages
 
 SMALL = {

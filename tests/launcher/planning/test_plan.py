@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from onecurve.launcher.facts.machine import GIB
 from onecurve.launcher.facts.shape import build_shape, load_shape
-from onecurve.launcher.planning.plan import build_plan, count_communication, count_flops, estimate_data, parse_devices
-from onecurve.launcher.views.plan_table import format_seconds, plan_to_json, print_plan
+from onecurve.launcher.planning.compute import count_communication, count_flops
+from onecurve.launcher.planning.data_estimate import estimate_data
+from onecurve.launcher.planning.devices import parse_devices
+from onecurve.launcher.planning.plan import build_plan
+from onecurve.launcher.units import GIB, format_seconds
+from onecurve.launcher.views.plan_table import plan_to_json, print_plan
 from onecurve.training.config import Recipe
 from tests.launcher.planning.test_topology import BERT, LLAMA, LLAMA_70B
 

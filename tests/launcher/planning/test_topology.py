@@ -14,13 +14,19 @@ from pathlib import Path
 import pytest
 
 from onecurve.launcher.errors import UnknownTopology, Unsuitable
-from onecurve.launcher.facts.machine import GIB, Device, Machine, SlurmStep
+from onecurve.launcher.facts.machine import Device, Machine, SlurmStep
 from onecurve.launcher.facts.shape import ModelShape, build_shape
 from onecurve.launcher.launching.command import build_command, choose_port, count_threads
-from onecurve.launcher.planning.memory import GPU_OVERHEAD_BYTES, Work
-from onecurve.launcher.planning.plan import build_plan, estimate_data, parse_devices
-from onecurve.launcher.planning.topology import build_topology, choose_topology, list_candidates, read_strategy
+from onecurve.launcher.planning.choice import choose_topology, list_candidates
+from onecurve.launcher.planning.configs import read_strategy
+from onecurve.launcher.planning.data_estimate import estimate_data
+from onecurve.launcher.planning.devices import parse_devices
+from onecurve.launcher.planning.memory import GPU_OVERHEAD_BYTES
+from onecurve.launcher.planning.plan import build_plan
+from onecurve.launcher.planning.topology import build_topology
+from onecurve.launcher.planning.work import Work
 from onecurve.launcher.preflight.devices import check_affinity, check_memory
+from onecurve.launcher.units import GIB
 from onecurve.training.config import Recipe
 from tests.launcher.conftest import ROOT, Onecurve
 
