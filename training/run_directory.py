@@ -96,6 +96,10 @@ class DirectoryLock:
             self._descriptor = None
 
 
+# In a checkpoint's folder: size and checksum of each of its files; written last.
+MANIFEST_NAME = "manifest.json"
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """Paths of one training's files under `output_dir`."""
@@ -136,6 +140,10 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Folder of step_00000050/ and its like."""
         return self.path / "checkpoints"
+
+    def find_checkpoints(self) -> list[Path]:
+        """Folders of all checkpoints under their own names, oldest first."""
+        return sorted(self.checkpoints.glob("step_*"))
 
     @property
     def best(self) -> Path:
@@ -186,6 +194,11 @@ class RunDirectory:
     def stop(self) -> Path:
         """A file whose appearance asks the training here to stop."""
         return self.path / "STOP"
+
+    @property
+    def slurm_job_id(self) -> Path:
+        """The number of the Slurm job that `onecurve submit` has sent for this run."""
+        return self.path / "slurm_job_id"
 
     @property
     def report(self) -> Path:

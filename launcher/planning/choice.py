@@ -8,10 +8,11 @@ the whole model with its optimizer; FSDP where it does not; ZeRO-3 with offload 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from onecurve.launcher.errors import UnreadableModel
 from onecurve.launcher.facts.machine import Machine
-from onecurve.launcher.facts.shape import ModelShape
+from onecurve.launcher.facts.shape import ModelShape, load_shape
 from onecurve.launcher.planning.memory import (
     CPU_OVERHEAD_BYTES,
     GPU_OVERHEAD_BYTES,
@@ -23,8 +24,11 @@ from onecurve.launcher.planning.memory import (
     fits_host,
 )
 from onecurve.launcher.planning.topology import Topology, build_topology, refuse_hidden_gpus
-from onecurve.launcher.planning.work import Work
+from onecurve.launcher.planning.work import Work, build_work
 from onecurve.launcher.units import GIB
+
+if TYPE_CHECKING:
+    from onecurve.training.config import Recipe
 
 
 def count_processes(machine: Machine, num_processes: int | None) -> int:
@@ -50,6 +54,25 @@ def list_candidates(
         ("FSDP2", "fsdp"),
         ("ZeRO-3 offload", "deepspeed_zero3_offload"),
     )
+
+
+def pick_topology(
+    root: Path, machine: Machine, recipe: Recipe, name: str | None, num_processes: int | None
+) -> Topology:
+    """The topology of that name, or the simplest one in which the recipe fits.
+
+    Raises:
+        UnknownTopology, Unsuitable: as `choose_topology` and `build_topology`.
+    """
+    if name is not None:
+        reasons = (f"found     {machine.describe()}", f"chosen    {name}", "because   --topology says so")
+        return build_topology(root, machine, name, num_processes, reasons)
+    try:
+        shape = load_shape(recipe.model_name_or_path)
+    except UnreadableModel:
+        shape = None
+    work = build_work(recipe, shape, machine.kind, recipe.max_length, count_processes(machine, num_processes))
+    return choose_topology(root, machine, shape, work, num_processes)
 
 
 def choose_topology(

@@ -60,6 +60,11 @@ def count_recipe_steps(recipe: Recipe, num_examples: int | None) -> tuple[int | 
     return steps_per_epoch, count_steps(recipe, steps_per_epoch)
 
 
+def text_columns(recipe: Recipe) -> list[str]:
+    """The columns whose texts are tokenized into one example."""
+    return [column for column in (recipe.text_column, recipe.text_pair_column) if column]
+
+
 def estimate_data(recipe: Recipe) -> DataEstimate:
     """Rows and lengths of the training data, as far as this machine has it."""
     if recipe.train_file is None:
@@ -70,8 +75,8 @@ def estimate_data(recipe: Recipe) -> DataEstimate:
         texts = []
         for path in paths[:4]:
             for row in read_head(path, _ROWS_SAMPLED // min(4, len(paths))).rows:
-                pair = [row.get(recipe.text_column), row.get(recipe.text_pair_column or "")]
-                texts.append(" ".join(text for text in pair if isinstance(text, str)))
+                found = [row.get(column) for column in text_columns(recipe)]
+                texts.append(" ".join(text for text in found if isinstance(text, str)))
     except (UnreadableData, OSError):
         return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not readable here")
     if not texts or not num_examples:

@@ -47,6 +47,22 @@ class DeviceKind:
         return self.peak_float32 if mixed_precision == "no" else self.peak_half
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Nodes to plan for, all alike.
+
+    Attributes:
+        devices: of one node.
+        host_bytes: memory of one node, for what offloading moves there.
+        mfu: share of the devices' peak that a training reaches (model FLOPs utilization).
+    """
+
+    devices: DeviceKind
+    num_nodes: int
+    host_bytes: int
+    mfu: float
+
+
 def parse_devices(text: str) -> DeviceKind:
     """Devices written as "8xH100-80GB", "A100-40GB", "2xL4" or "cpu-16GB".
 

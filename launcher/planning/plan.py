@@ -13,7 +13,7 @@ from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.planning.choice import list_candidates
 from onecurve.launcher.planning.compute import count_communication, count_flops
 from onecurve.launcher.planning.data_estimate import DataEstimate, count_recipe_steps
-from onecurve.launcher.planning.devices import DeviceKind
+from onecurve.launcher.planning.devices import Cluster, DeviceKind
 from onecurve.launcher.planning.memory import (
     CPU_OVERHEAD_BYTES,
     GPU_OVERHEAD_BYTES,
@@ -27,7 +27,7 @@ from onecurve.launcher.planning.memory import (
     fits_host,
     largest_batch,
 )
-from onecurve.launcher.planning.work import build_work
+from onecurve.launcher.planning.work import Work, build_work
 
 if TYPE_CHECKING:
     from onecurve.training.config import Recipe
@@ -79,24 +79,11 @@ class Plan:
         return None if self.seconds is None else self.seconds * self.num_processes / 3600
 
 
-def build_plan(
-    recipe: Recipe,
-    shape: ModelShape,
-    devices: DeviceKind,
-    num_nodes: int,
-    data: DataEstimate,
-    mfu: float,
-    host_bytes: int,
-) -> Plan:
-    """All the arithmetic of a recipe.
-
-    Args:
-        devices: of one node.
-        host_bytes: memory of one node, for what offloading moves there.
-    """
+def build_plan(recipe: Recipe, shape: ModelShape, data: DataEstimate, cluster: Cluster) -> Plan:
+    """All the arithmetic of a recipe."""
+    devices, num_nodes, mfu = cluster.devices, cluster.num_nodes, cluster.mfu
     num_processes = devices.count * num_nodes
     work = build_work(recipe, shape, devices.kind, recipe.max_length, num_processes)
-    overhead = CPU_OVERHEAD_BYTES if devices.kind == "cpu" else GPU_OVERHEAD_BYTES
     steps_per_epoch, num_steps = count_recipe_steps(recipe, data.num_examples)
     padded_length = data.mean_length / (1 - data.padding)
     flops_per_step = count_flops(
@@ -105,20 +92,7 @@ def build_plan(
     flops = None if num_steps is None else flops_per_step * num_steps
     peak = devices.teraflops(recipe.mixed_precision)
     seconds = None if flops is None or peak is None else flops / (peak * 1e12 * mfu * num_processes)
-    strategies = []
-    for strategy in STRATEGIES:
-        if (strategy == "one process") != (num_processes == 1) and not (num_processes == 1 and "offload" in strategy):
-            continue
-        memory = estimate_memory(shape, strategy, work, num_processes)
-        on_host = fits_host(memory, devices.count, host_bytes)
-        strategies.append(
-            StrategyPlan(
-                memory,
-                fits(memory, devices.memory_bytes, overhead) and on_host,
-                largest_batch(shape, strategy, work, num_processes, devices.memory_bytes, overhead) if on_host else 0,
-                count_communication(strategy, shape, num_processes, work.num_micro_batches, recipe.mixed_precision),
-            )
-        )
+    strategies = _plan_strategies(shape, work, cluster)
     return Plan(
         shape=shape,
         data=data,
@@ -140,6 +114,28 @@ def build_plan(
         strategies=tuple(strategies),
         recommended=_recommend(strategies, list_candidates(devices.kind, num_processes, num_nodes)),
     )
+
+
+def _plan_strategies(shape: ModelShape, work: Work, cluster: Cluster) -> list[StrategyPlan]:
+    """What each strategy that suits the number of processes needs, and whether it fits."""
+    devices = cluster.devices
+    num_processes = devices.count * cluster.num_nodes
+    overhead = CPU_OVERHEAD_BYTES if devices.kind == "cpu" else GPU_OVERHEAD_BYTES
+    plans = []
+    for strategy in STRATEGIES:
+        if (strategy == "one process") != (num_processes == 1) and not (num_processes == 1 and "offload" in strategy):
+            continue
+        memory = estimate_memory(shape, strategy, work, num_processes)
+        on_host = fits_host(memory, devices.count, cluster.host_bytes)
+        plans.append(
+            StrategyPlan(
+                memory,
+                fits(memory, devices.memory_bytes, overhead) and on_host,
+                largest_batch(shape, strategy, work, num_processes, devices.memory_bytes, overhead) if on_host else 0,
+                count_communication(strategy, shape, num_processes, work.num_micro_batches, work.mixed_precision),
+            )
+        )
+    return plans
 
 
 def _recommend(strategies: Sequence[StrategyPlan], candidates: Sequence[tuple[Strategy, str]]) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from onecurve.launcher.planning.plan import Plan
 from onecurve.launcher.units import GIB, format_count, format_flops, format_gib, format_seconds
+from onecurve.launcher.views.terminal import print_hanging
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,21 +53,6 @@ def print_plan(console: Console, plan: Plan, recipe: Recipe) -> None:
     host = next((row.memory.host for row in plan.strategies if row.memory.strategy == plan.recommended), 0)
     advice = plan.recommended or "nothing fits: more devices, gradient_checkpointing: true, or a smaller max_length"
     console.print(f"recommended    {advice}" + (f" ({host / GIB:.0f} GiB of the host's a process)" if host else ""))
-
-
-def print_hanging(console: Console, head: str, text: str, style: str = "") -> None:
-    """Print a line that wraps behind its head; in a file it stays one line."""
-    from rich.table import Table
-    from rich.text import Text
-
-    if not console.is_terminal:
-        console.print(head + text, markup=False, highlight=False, soft_wrap=True)
-        return
-    grid = Table.grid()
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    grid.add_row(Text(head, style), Text(text))
-    console.print(grid)
 
 
 def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:

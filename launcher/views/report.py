@@ -20,7 +20,7 @@ from onecurve.launcher.facts.history import (
     History,
     count_device_hours,
     count_seconds,
-    count_steps,
+    estimate_num_steps,
     find_best,
     is_metric,
     list_metrics,
@@ -28,9 +28,9 @@ from onecurve.launcher.facts.history import (
 )
 from onecurve.launcher.units import GIB, format_count, format_seconds
 from onecurve.training.metric_names import pick_main_metrics
+from onecurve.training.run_directory import RunDirectory
 
 _TEMPLATE = Path(__file__).with_name("report.html")
-_FILE_NAME = "report.html"
 
 # A chart's size and the room around its curves, in the SVG's own units.
 _WIDTH, _HEIGHT = 640, 240
@@ -74,9 +74,9 @@ def write_report(run: Path) -> Path:
         NotARun: no training has written there.
         Unsuitable: the page can't be written there.
     """
-    path = run / _FILE_NAME
+    path = RunDirectory(run).report
     text = render_report(load_history(run))
-    temporary = path.with_name(f".{_FILE_NAME}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -115,7 +115,7 @@ def render_report(history: History) -> str:
 def describe_result(history: History) -> list[tuple[str, str]]:
     """Name and value of what one looks at first."""
     steps, last = history.steps, history.evaluations[-1] if history.evaluations else {}
-    num_steps = count_steps(history)
+    num_steps = estimate_num_steps(history)
     tiles = [("steps", f"{steps[-1]['step'] if steps else 0:,}" + (f" of {num_steps:,}" if num_steps else ""))]
     if steps:
         tiles.append(("last loss", _show(steps[-1].get("loss"))))
@@ -263,7 +263,7 @@ def _tabulate_evaluations(history: History) -> tuple[list[str], list[list[str]]]
 def _tabulate_classes(run: Path) -> list[tuple[str, list[str]]]:
     """Precision, recall, F1 and count of each class, from eval_report.json."""
     try:
-        found = json.loads((run / "eval_report.json").read_text(encoding="utf-8"))["per_class"].items()
+        found = json.loads(RunDirectory(run).eval_report.read_text(encoding="utf-8"))["per_class"].items()
         return [
             (name, [*(f"{row[key]:.3f}" for key in ("precision", "recall", "f1-score")), f"{row['support']:,.0f}"])
             for name, row in found
