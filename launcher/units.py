@@ -39,3 +39,19 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def format_result(value: object) -> str:
+    """A measured value, rounded to four digits."""
+    if isinstance(value, float):
+        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return format_setting(value)
+
+
+def format_setting(value: object) -> str:
+    """A setting, as it is."""
+    if value is None:
+        return "-"
+    return ", ".join(map(format_setting, value)) if isinstance(value, list) else str(value)

@@ -98,6 +98,6 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
         lines.append(("time", "unknown: neither this device's peak nor the number of examples can be guessed"
                       if plan.flops is None else "unknown for this device: measure a few steps"))  # fmt: skip
     lines.append(
-        ("files", f"{plan.checkpoint_bytes / GIB:.2f} GiB a checkpoint, {plan.final_bytes / GIB:.2f} GiB final/")
+        ("files", f"{format_gib(plan.checkpoint_bytes)} GiB a checkpoint, {format_gib(plan.final_bytes)} GiB final/")
     )
     return lines

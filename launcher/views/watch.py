@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onecurve.launcher.facts.history import is_metric
-from onecurve.launcher.units import GIB, format_seconds
+from onecurve.launcher.units import format_gib, format_seconds
 from onecurve.launcher.views.progress import View
 from onecurve.training.metric_names import pick_main_metrics
 
@@ -67,7 +67,7 @@ def _describe_progress(view: View) -> list[str]:
         )
         lines.append(f"{view.tokens_per_second or 0:,.0f} tokens/s   padding {view.padding or 0:.1%}")
         if view.peak_memory_bytes is not None:
-            lines[-1] += f"   peak memory {view.peak_memory_bytes / GIB:.2f} GiB"
+            lines[-1] += f"   peak memory {format_gib(view.peak_memory_bytes)} GiB"
     if view.last_evaluation:
         names = [name for name, value in view.last_evaluation.items() if is_metric(name, value)]
         lines.append(
