@@ -75,6 +75,20 @@ def test_training_imports_only_what_stands_before_it(path: Path) -> None:
     assert {part_of(name, "training") for name in imports_of(path)} <= {None, *allowed}
 
 
+# Each part of `launcher` imports only itself and parts that stand before it.
+LAUNCHER_ORDER = (
+    "units", "errors", "facts", "planning", "launching", "preflight", "cluster", "views", "cli",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", LAUNCHER, ids=show)
+def test_the_launcher_imports_only_what_stands_before_it(path: Path) -> None:
+    own = path.relative_to(ROOT / "launcher").parts[0].removesuffix(".py")
+    if own != "__init__":
+        allowed = LAUNCHER_ORDER[: LAUNCHER_ORDER.index(own) + 1]
+        assert {part_of(name, "launcher") for name in imports_of(path)} <= {None, *allowed}
+
+
 @pytest.mark.parametrize("path", TRAINING, ids=show)
 def test_training_does_not_know_the_launcher(path: Path) -> None:
     assert not {name for name in imports_of(path) if is_in(name, "onecurve.launcher")}

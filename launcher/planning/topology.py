@@ -58,40 +58,28 @@ def build_topology(
     path = resolve_config(root, name)
     content = read_yaml(path)
     strategy, num_named = read_strategy(content, path), read_num_processes(content, path)
-    slurm = machine.slurm
-    num_machines = slurm.num_nodes if slurm is not None else 1
-    if slurm is not None and slurm.num_nodes > 1 and slurm.is_batch_shell:
-        raise Unsuitable(
-            f"this is the batch shell of a job on {slurm.num_nodes} nodes, where only the first would train; start it on "
-            "every node: srun --ntasks-per-node=1 onecurve run ..."
-        )
     uses_cpu = bool(content.get("use_cpu", False))
+    _check_nodes(machine, path, strategy)
     if not uses_cpu:
         refuse_hidden_gpus(machine, num_processes)
-    if slurm is not None and slurm.num_nodes > 1 and strategy == "one process":
-        raise Unsuitable(
-            f"{path.name} is one process, and this job has {slurm.num_nodes} nodes, each of which would train the same "
-            "model alone; ask for one node, or take multi_cpu or multi_node"
-        )
+    if strategy == "one process" and num_processes not in (None, 1):
+        raise Unsuitable(f"--num_processes {num_processes}: {path.name} is one process; take multi_cpu or multi_gpu")
+    slurm = machine.slurm
+    num_machines = slurm.num_nodes if slurm is not None else 1
+    has_gpus = machine.kind == "cuda" and not uses_cpu
+    num_gpus = len(machine.devices) * num_machines
     if strategy == "one process":
-        if num_processes not in (None, 1):
-            raise Unsuitable(
-                f"--num_processes {num_processes}: {path.name} is one process; take multi_cpu or multi_gpu"
-            )
         chosen = 1
     elif num_processes is not None:
         chosen = num_processes
-    elif machine.kind == "cuda" and not uses_cpu:
-        chosen = len(machine.devices) * num_machines
-    else:
-        # No GPU: a rehearsal over gloo. The YAML of a CPU topology says how many; others name a cluster's size.
+    elif has_gpus:
+        chosen = num_gpus
+    elif num_machines > 1:
+        chosen = num_machines
+    else:  # No GPU: a rehearsal over gloo. The YAML of a CPU topology says how many; others name a cluster's size.
         chosen = num_named if uses_cpu else 2
-        if num_machines > 1:
-            chosen = num_machines
-    if machine.kind == "cuda" and not uses_cpu and chosen > len(machine.devices) * num_machines:
-        raise Unsuitable(
-            f"--num_processes {chosen}: only {len(machine.devices) * num_machines} GPUs are here; each process needs its own"
-        )
+    if has_gpus and chosen > num_gpus:
+        raise Unsuitable(f"--num_processes {chosen}: only {num_gpus} GPUs are here; each process needs its own")
     return Topology(
         name=path.stem,
         path=path,
@@ -103,6 +91,23 @@ def build_topology(
         head_address=slurm.head_address if slurm is not None and num_machines > 1 else None,
         reasons=reasons,
     )
+
+
+def _check_nodes(machine: Machine, path: Path, strategy: Strategy) -> None:
+    """Refuse what would train the same model on each node of a job, or on the first alone."""
+    slurm = machine.slurm
+    if slurm is None or slurm.num_nodes == 1:
+        return
+    if slurm.is_batch_shell:
+        raise Unsuitable(
+            f"this is the batch shell of a job on {slurm.num_nodes} nodes, where only the first would train; start it on "
+            "every node: srun --ntasks-per-node=1 onecurve run ..."
+        )
+    if strategy == "one process":
+        raise Unsuitable(
+            f"{path.name} is one process, and this job has {slurm.num_nodes} nodes, each of which would train the same "
+            "model alone; ask for one node, or take multi_cpu or multi_node"
+        )
 
 
 def refuse_hidden_gpus(machine: Machine, num_processes: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from onecurve.launcher.preflight.findings import Finding, error, warning
 from onecurve.launcher.units import GIB
 from onecurve.training.cache import find_cache
 from onecurve.training.errors import BadInput
-from onecurve.training.run_directory import MANIFEST_NAME, RunDirectory
+from onecurve.training.run_directory import MANIFEST_NAME, RunDirectory, describe_unwritable, find_existing_parent
 from onecurve.training.schedule import count_most_checkpoints
 
 if TYPE_CHECKING:
@@ -54,30 +53,18 @@ def _compare_with_run(recipe: Recipe, run: RunDirectory) -> list[Finding]:
 
 def check_cache() -> list[Finding]:
     """Whether prepared data can be kept."""
-    cache = find_cache()
-    return _check_writable("$ONECURVE_CACHE, the cache of prepared data,", cache)
+    return _check_writable("$ONECURVE_CACHE, the cache of prepared data,", find_cache())
 
 
 def _check_writable(name: str, path: Path) -> list[Finding]:
-    nearest = _nearest_existing(path)
-    if not nearest.is_dir():
-        return [error(f"{name} {str(path)!r}: {str(nearest)!r} is a file; choose another folder")]
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return [error(f"{name} {str(path)!r}: {str(nearest)!r} is not writable; choose another folder")]
-    return []
-
-
-def _nearest_existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
+    problem = describe_unwritable(path)
+    return [error(f"{name} {str(path)!r}: {problem}; choose another folder")] if problem else []
 
 
 def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
     """Whether checkpoints and final/ have room beside those that are there; counted as training/recovery/checkpoints.py does."""
     run = RunDirectory.of(recipe)
-    folder = _nearest_existing(run.path)
+    folder = find_existing_parent(run.path)
     free = shutil.disk_usage(folder).free
     here = sum(path.stat().st_size for folder in run.find_checkpoints() for path in folder.iterdir() if path.is_file())
     kept, is_known = _count_checkpoints(recipe)
