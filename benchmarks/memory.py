@@ -19,10 +19,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onecurve.launcher.facts.machine import MIB
 from onecurve.launcher.facts.shape import build_shape
-from onecurve.launcher.planning.memory import STRATEGIES, MemoryPlan, Strategy, plan_memory
-from onecurve.launcher.planning.plan import build_work
+from onecurve.launcher.planning.memory import STRATEGIES, MemoryEstimate, Strategy, estimate_memory
+from onecurve.launcher.planning.work import build_work
+from onecurve.launcher.units import MIB
 from onecurve.training.config import Recipe
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -81,13 +81,13 @@ def build_recipe(case: Case) -> Recipe:
     )
 
 
-def predict(case: Case) -> MemoryPlan:
+def predict(case: Case) -> MemoryEstimate:
     """The launcher's arithmetic for one case."""
     model, strategy, _, length, options = case
     num_processes = 1 if strategy == "one process" else NUM_RANKS
     config = {**build_config(model), "attention_probs_dropout_prob": options.get("dropout", 0.1)}
     shape = build_shape(config, NUM_LABELS)
-    return plan_memory(
+    return estimate_memory(
         shape, strategy, build_work(build_recipe(case), shape, "cpu", length, num_processes), num_processes
     )
 

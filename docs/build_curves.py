@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from onecurve.launcher.views.svg import Scale, circle, drawing, polyline, rectangle, text
+
 IMAGE = Path(__file__).parent / "images" / "curves.svg"
 
 # Okabe and Ito's palette: told apart by people who see colours differently.
@@ -41,7 +43,7 @@ class Curve:
 def load_curve(argument: str) -> Curve:
     """Read "NAME=RUN_DIRECTORY"."""
     name, _, folder = argument.partition("=")
-    lines = [json.loads(text) for text in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if line["event"] == "train"]
     return Curve(name, [step["loss"] for step in steps], [step["grad_norm"] for step in steps])
 
@@ -65,36 +67,18 @@ def build_table(curves: Sequence[Curve]) -> str:
 def build_image(curves: Sequence[Curve]) -> str:
     """The text of the SVG: losses above, their differences below."""
     num_steps = len(curves[0].losses)
-    top = math.ceil(max(curves[0].losses) * 5) / 5
+    across = Scale(0, max(1, num_steps - 1), LEFT + 10, WIDTH - RIGHT - 10)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">',
         f"<title>{escape(_describe(curves))}</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        _text(LEFT, 26, "Loss of each step: all curves are drawn, one on the other", size=15),
-        *_loss_axis(top),
-        *_step_axis(num_steps, LOSS_BOTTOM, has_label=False),
+        rectangle(WIDTH, HEIGHT, fill="#ffffff"),
+        *_draw_losses(curves, across),
+        *_draw_steps(num_steps, across, LOSS_BOTTOM),
+        *_draw_differences(curves, across),
+        *_draw_steps(num_steps, across, DIFFERENCE_BOTTOM),
+        _label((LEFT + WIDTH - RIGHT) / 2, DIFFERENCE_BOTTOM + 38, "step", text_anchor="middle"),
     ]
-    for number, curve in enumerate(curves):
-        # Each curve is thinner than the one below it, or only the last would be seen.
-        points = [
-            (_x(step, num_steps), _scale(loss, top, 0.0, LOSS_TOP, LOSS_BOTTOM))
-            for step, loss in enumerate(curve.losses)
-        ]
-        parts.append(_line(points, COLOURS[number], 2.4 * (len(curves) - number)))
-        y = LOSS_TOP + 16.0 + 20 * number
-        parts.append(_line([(600, y - 4), (636, y - 4)], COLOURS[number], 2.4 * (len(curves) - number)))
-        parts.append(_text(646, y, curve.name))
-    parts += [
-        _text(LEFT, 336, f"Relative difference to {curves[0].name}", size=15),
-        *_difference_axis(),
-        *_step_axis(num_steps, DIFFERENCE_BOTTOM, has_label=True),
-    ]
-    for number, curve in enumerate(curves[1:], start=1):
-        for step, value in enumerate(differences(curve.losses, curves[0].losses)):
-            height = max(math.log10(value), LOWEST_DECADE) if value else LOWEST_DECADE
-            y = _scale(height, HIGHEST_DECADE, LOWEST_DECADE, DIFFERENCE_TOP, DIFFERENCE_BOTTOM)
-            parts.append(f'<circle cx="{_x(step, num_steps):.1f}" cy="{y:.1f}" r="2.6" fill="{COLOURS[number]}"/>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    style = {"xmlns": "http://www.w3.org/2000/svg", "font_family": "sans-serif", "font_size": 13}
+    return drawing(parts, WIDTH, HEIGHT, **style) + "\n"
 
 
 def _describe(curves: Sequence[Curve]) -> str:
@@ -102,48 +86,48 @@ def _describe(curves: Sequence[Curve]) -> str:
     return f"Loss curves of one recipe on several topologies, which agree: {names}"
 
 
-def _loss_axis(top: float) -> Iterator[str]:
-    for tenths in range(0, round(top * 10) + 1, 4):
-        y = _scale(tenths / 10, top, 0.0, LOSS_TOP, LOSS_BOTTOM)
-        yield _line([(LEFT, y), (WIDTH - RIGHT, y)], "#dddddd", 1)
-        yield _text(LEFT - 8, y + 4, f"{tenths / 10:.1f}", anchor="end")
+def _draw_losses(curves: Sequence[Curve], across: Scale) -> Iterator[str]:
+    highest = math.ceil(max(curves[0].losses) * 5) / 5
+    up = Scale(0, highest, LOSS_BOTTOM, LOSS_TOP)
+    yield _label(LEFT, 26, "Loss of each step: all curves are drawn, one on top of the other", font_size=15)
+    for tenths in range(0, round(highest * 10) + 1, 4):
+        yield from _draw_grid_line(up.place(tenths / 10), f"{tenths / 10:.1f}")
+    for number, curve in enumerate(curves):
+        # Each curve is thinner than the one below it, or only the last would be seen.
+        style = {"stroke": COLOURS[number], "stroke_width": f"{2.4 * (len(curves) - number):g}", "fill": "none"}
+        points = [(across.place(step), up.place(loss)) for step, loss in enumerate(curve.losses)]
+        yield polyline(points, stroke_linejoin="round", **style)
+        y = LOSS_TOP + 16 + 20 * number
+        yield polyline([(600, y - 4), (636, y - 4)], **style)
+        yield _label(646, y, curve.name)
 
 
-def _difference_axis() -> Iterator[str]:
+def _draw_differences(curves: Sequence[Curve], across: Scale) -> Iterator[str]:
+    up = Scale(LOWEST_DECADE, HIGHEST_DECADE, DIFFERENCE_BOTTOM, DIFFERENCE_TOP)
+    yield _label(LEFT, 336, f"Relative difference from {curves[0].name}", font_size=15)
     for decade in range(LOWEST_DECADE, HIGHEST_DECADE + 1, 2):
-        y = _scale(decade, HIGHEST_DECADE, LOWEST_DECADE, DIFFERENCE_TOP, DIFFERENCE_BOTTOM)
-        yield _line([(LEFT, y), (WIDTH - RIGHT, y)], "#dddddd", 1)
-        label = "0" if decade == LOWEST_DECADE else f"1e{decade}"
-        yield _text(LEFT - 8, y + 4, label, anchor="end")
-    y = _scale(math.log10(LOSS_BOUND), HIGHEST_DECADE, LOWEST_DECADE, DIFFERENCE_TOP, DIFFERENCE_BOTTOM)
-    yield _line([(LEFT, y), (WIDTH - RIGHT, y)], "#b00000", 1.5)
-    yield _text(WIDTH - RIGHT, y - 5, "promised: below 1e-5", anchor="end")
+        yield from _draw_grid_line(up.place(decade), "0" if decade == LOWEST_DECADE else f"1e{decade}")
+    y = up.place(math.log10(LOSS_BOUND))
+    yield polyline([(LEFT, y), (WIDTH - RIGHT, y)], stroke="#b00000", stroke_width=1.5)
+    yield _label(WIDTH - RIGHT, y - 5, "promised: below 1e-5", text_anchor="end")
+    for number, curve in enumerate(curves[1:], start=1):
+        for step, value in enumerate(differences(curve.losses, curves[0].losses)):
+            decade = max(math.log10(value), LOWEST_DECADE) if value else LOWEST_DECADE
+            yield circle(across.place(step), up.place(decade), 2.6, fill=COLOURS[number])
 
 
-def _step_axis(num_steps: int, bottom: float, has_label: bool) -> Iterator[str]:
+def _draw_grid_line(y: float, label: str) -> Iterator[str]:
+    yield polyline([(LEFT, y), (WIDTH - RIGHT, y)], stroke="#dddddd", stroke_width=1)
+    yield _label(LEFT - 8, y + 4, label, text_anchor="end")
+
+
+def _draw_steps(num_steps: int, across: Scale, bottom: float) -> Iterator[str]:
     for step in [1, *range(10, num_steps + 1, 10)]:
-        yield _text(_x(step - 1, num_steps), bottom + 18, str(step), anchor="middle")
-    if has_label:
-        yield _text((LEFT + WIDTH - RIGHT) / 2, bottom + 38, "step", anchor="middle")
+        yield _label(across.place(step - 1), bottom + 18, str(step), text_anchor="middle")
 
 
-def _x(step: int, num_steps: int) -> float:
-    return LEFT + 10 + (WIDTH - RIGHT - LEFT - 20) * step / max(1, num_steps - 1)
-
-
-def _scale(value: float, highest: float, lowest: float, top: float, bottom: float) -> float:
-    return top + (highest - value) / (highest - lowest) * (bottom - top)
-
-
-def _line(points: Sequence[tuple[float, float]], colour: str, width: float) -> str:
-    text = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline points="{text}" fill="none" stroke="{colour}" stroke-width="{width:g}" stroke-linejoin="round"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", size: int = 13) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="#222222">{escape(text)}</text>'
-    )
+def _label(x: float, y: float, content: str, **attributes: object) -> str:
+    return text(x, y, content, fill="#222222", **attributes)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -47,7 +47,9 @@ def test_imports_are_found_wherever_they_stand() -> None:
 
 # Each part of `training` imports only parts that stand before it. A part is a folder or a module. The ground floor imports
 # nothing heavy, and is what the launcher may import.
-GROUND_FLOOR = ("config", "errors", "architectures", "cache", "metric_names", "schedule", "run_directory")
+GROUND_FLOOR = (
+    "launch_protocol", "config", "errors", "architectures", "cache", "metric_names", "schedule", "run_directory",
+)  # fmt: skip
 TRAINING_ORDER = (*GROUND_FLOOR, "tasks", "data", "models", "parallel", "recovery", "record", "building")
 # These run as scripts: nothing imports them.
 SCRIPTS = ("run", "predict", "check", "fetch")
@@ -71,6 +73,20 @@ def test_training_imports_only_what_stands_before_it(path: Path) -> None:
         return
     allowed = TRAINING_ORDER if own in SCRIPTS else TRAINING_ORDER[: TRAINING_ORDER.index(own) + 1]
     assert {part_of(name, "training") for name in imports_of(path)} <= {None, *allowed}
+
+
+# Each part of `launcher` imports only itself and parts that stand before it.
+LAUNCHER_ORDER = (
+    "units", "errors", "facts", "planning", "launching", "preflight", "cluster", "views", "cli",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", LAUNCHER, ids=show)
+def test_the_launcher_imports_only_what_stands_before_it(path: Path) -> None:
+    own = path.relative_to(ROOT / "launcher").parts[0].removesuffix(".py")
+    if own != "__init__":
+        allowed = LAUNCHER_ORDER[: LAUNCHER_ORDER.index(own) + 1]
+        assert {part_of(name, "launcher") for name in imports_of(path)} <= {None, *allowed}
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=show)

@@ -96,6 +96,10 @@ class DirectoryLock:
             self._descriptor = None
 
 
+# In a checkpoint's folder: size and checksum of each of its files; written last.
+MANIFEST_NAME = "manifest.json"
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """Paths of one training's files under `output_dir`."""
@@ -136,6 +140,10 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Folder of step_00000050/ and its like."""
         return self.path / "checkpoints"
+
+    def find_checkpoints(self) -> list[Path]:
+        """Folders of all checkpoints under their own names, oldest first."""
+        return sorted(self.checkpoints.glob("step_*"))
 
     @property
     def best(self) -> Path:
@@ -188,6 +196,11 @@ class RunDirectory:
         return self.path / "STOP"
 
     @property
+    def slurm_job_id(self) -> Path:
+        """The number of the Slurm job that `onecurve submit` has sent for this run."""
+        return self.path / "slurm_job_id"
+
+    @property
     def report(self) -> Path:
         """The page that `onecurve report` writes."""
         return self.path / "report.html"
@@ -198,15 +211,8 @@ class RunDirectory:
         Raises:
             BadInput: it is a file, or neither it nor its nearest existing parent can be written to.
         """
-        nearest = self.path
-        while not nearest.exists() and nearest != nearest.parent:
-            nearest = nearest.parent
-        if not nearest.is_dir():
-            raise BadInput(f"output_dir {str(self.path)!r}: {str(nearest)!r} is a file; choose another output_dir")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise BadInput(
-                f"output_dir {str(self.path)!r}: {str(nearest)!r} is not writable; choose another output_dir"
-            )
+        if problem := describe_unwritable(self.path):
+            raise BadInput(f"output_dir {str(self.path)!r}: {problem}; choose another output_dir")
 
     def read_status(self) -> dict[str, Any] | None:
         """The status of the last training here, if any."""
@@ -266,6 +272,22 @@ class RunDirectory:
             for key in type(here).model_fields
             if key not in ignored and getattr(here, key) != getattr(resolved.recipe, key)
         ]
+
+
+def find_existing_parent(path: Path) -> Path:
+    """The path itself or the nearest of its parents that exists."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def describe_unwritable(path: Path) -> str | None:
+    """Why a folder can't be made or written to: what is in its place; None if it can."""
+    nearest = find_existing_parent(path)
+    if not nearest.is_dir():
+        return f"{str(nearest)!r} is a file"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{str(nearest)!r} is not writable"
 
 
 def describe_environment(topology: dict[str, Any], main_metrics: Sequence[str]) -> dict[str, Any]:

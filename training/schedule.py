@@ -16,8 +16,13 @@ def count_steps(recipe: Recipe, steps_per_epoch: int) -> int:
     """Steps of the whole training: `max_train_steps`, or the epochs rounded up to a whole step."""
     if recipe.max_train_steps is not None:
         return recipe.max_train_steps
+    return count_steps_of_epochs(recipe.num_train_epochs, steps_per_epoch)
+
+
+def count_steps_of_epochs(num_epochs: float, steps_per_epoch: int) -> int:
+    """Steps of some epochs, rounded up to a whole one."""
     # 1.1 epochs of 100 steps are 110 steps, though 1.1 * 100 is a little more than 110.
-    return max(1, math.ceil(round(recipe.num_train_epochs * steps_per_epoch, 6)))
+    return max(1, math.ceil(round(num_epochs * steps_per_epoch, 6)))
 
 
 def count_most_checkpoints(recipe: Recipe, steps_per_epoch: int, num_steps: int) -> int:

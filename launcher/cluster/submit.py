@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onecurve.launcher.cluster.slurm import (
-    Request,
+from onecurve.launcher.cluster.jobs import note_job
+from onecurve.launcher.cluster.request import Request
+from onecurve.launcher.cluster.sbatch import (
+    Submission,
     check_folder,
     check_submission,
-    note_job,
     render_comparison,
     render_sweep,
     render_training,
@@ -18,7 +19,7 @@ from onecurve.launcher.cluster.slurm import (
 )
 from onecurve.launcher.cluster.sweep import build_runs, copy_sweep
 from onecurve.launcher.errors import LaunchFailed, PreflightFailed, Unsuitable, UsageError
-from onecurve.launcher.planning.topology import resolve_config
+from onecurve.launcher.planning.configs import resolve_config
 from onecurve.launcher.preflight import check_inputs
 from onecurve.training.config import load_recipe
 
@@ -40,9 +41,7 @@ class Submitted:
     runs: tuple[str, ...]
 
 
-def submit_request(
-    root: Path, request: Request, sweep: Path | None, at_once: int | None, dry_run: bool, say: Callable[[str], None]
-) -> Submitted:
+def submit_request(root: Path, request: Request, dry_run: bool, say: Callable[[str], None]) -> Submitted:
     """Check the recipe, its files and what Slurm thinks of the resources; then submit, unless it is a dry run.
 
     Raises:
@@ -57,34 +56,45 @@ def submit_request(
         request = replace(request, recipe=f"./{request.recipe}")
     if request.topology is not None:
         resolve_config(root, request.topology)
+    if request.sweep is None and request.at_once is not None:
+        raise UsageError("--at-once: only an --array has tasks")
     folder = Path(load_recipe(request.recipe, request.overrides).recipe.output_dir)
-    if sweep is None:
-        if at_once is not None:
-            raise UsageError("--at-once: only an --array has tasks")
+    if request.sweep is None:
         settings = [{**request.overrides, "output_dir": str(folder)}]
-        submission = render_training(root, request, folder.absolute())
     else:
-        settings = build_runs(request.recipe, sweep, request.overrides)
-        submission = render_sweep(root, request, folder.absolute(), str(sweep), len(settings), at_once)
-    runs = [overrides["output_dir"] for overrides in settings]
+        settings = build_runs(request.recipe, request.sweep, request.overrides)
+    runs = tuple(overrides["output_dir"] for overrides in settings)
+    submission = _render(root, request, folder, len(runs))
     _check_inputs(request.recipe, settings, say)
     say(check_submission(submission))
-    is_compared = sweep is not None and len(runs) > 1
     if dry_run:
-        submissions = [submission, *([render_comparison(root, request, str(sweep), "JOB")] if is_compared else [])]
-        return Submitted(None, None, tuple(each.to_shell() for each in submissions), tuple(runs))
+        submissions = [submission, *([render_comparison(root, request, "JOB")] if _is_compared(request, runs) else [])]
+        return Submitted(None, None, tuple(each.to_shell() for each in submissions), runs)
+    return _submit(root, request, folder, runs, say)
 
-    if sweep is not None:
-        sweep = copy_sweep(sweep, folder)
-        submission = render_sweep(root, request, folder.absolute(), str(sweep), len(settings), at_once)
-    job_id, comparison_id, submissions = submit(submission), None, [submission]
+
+def _render(root: Path, request: Request, folder: Path, num_runs: int) -> Submission:
+    if request.sweep is None:
+        return render_training(root, request, folder.absolute())
+    return render_sweep(root, request, folder.absolute(), num_runs)
+
+
+def _is_compared(request: Request, runs: Sequence[str]) -> bool:
+    return request.sweep is not None and len(runs) > 1
+
+
+def _submit(root: Path, request: Request, folder: Path, runs: tuple[str, ...], say: Callable[[str], None]) -> Submitted:
+    if request.sweep is not None:
+        request = replace(request, sweep=copy_sweep(request.sweep, folder))
+    submissions = [_render(root, request, folder, len(runs))]
+    job_id, comparison_id = submit(submissions[0]), None
     say(f"job {job_id} is submitted")  # Whatever fails below, its number is known.
     note_job(folder, job_id)
-    if sweep is not None:
+    if request.sweep is not None:
         for number, run in enumerate(runs):
             note_job(Path(run), f"{job_id}_{number}")
-    if is_compared:
-        submissions.append(render_comparison(root, request, str(sweep), job_id))
+    if _is_compared(request, runs):
+        submissions.append(render_comparison(root, request, job_id))
         try:
             comparison_id = submit(submissions[1])
         except (LaunchFailed, Unsuitable) as error:
@@ -92,7 +102,7 @@ def submit_request(
                 f"job {job_id} is submitted, but not the job that compares its runs: {error}. Submit that by hand: "
                 f"{submissions[1].to_shell()}"
             ) from None
-    return Submitted(job_id, comparison_id, tuple(each.to_shell() for each in submissions), tuple(runs))
+    return Submitted(job_id, comparison_id, tuple(each.to_shell() for each in submissions), runs)
 
 
 def _check_inputs(recipe: str, settings: list[dict[str, str]], say: Callable[[str], None]) -> None:

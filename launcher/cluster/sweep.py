@@ -27,6 +27,7 @@ from typing import Any
 from onecurve.launcher.errors import LauncherError, UsageError
 from onecurve.launcher.launching.command import find_root
 from onecurve.training.config import Recipe, RecipeError, find_nearest, load_recipe, parse_arguments
+from onecurve.training.run_directory import RunDirectory
 
 # More runs than any Slurm takes in one array.
 _MAX_RUNS = 1_000_000
@@ -172,7 +173,7 @@ def build_task(arguments: Sequence[str]) -> list[str]:
 
 
 def _build_comparison(runs: Sequence[str]) -> list[str]:
-    there = [run for run in runs if (Path(run) / "config.yaml").is_file()]
+    there = [run for run in runs if RunDirectory(Path(run)).config.is_file()]
     for run in sorted(set(runs) - set(there)):
         print(f"onecurve: {run} is not there: its training never began", file=sys.stderr)
     if len(there) < 2:

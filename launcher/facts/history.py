@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 
 from onecurve.launcher.errors import NotARun
 from onecurve.training.metric_names import is_lower_better
+from onecurve.training.run_directory import RunDirectory
+from onecurve.training.schedule import count_steps_of_epochs
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,18 @@ class History:
         return max((line["peak_memory_bytes"] for line in self.steps if "peak_memory_bytes" in line), default=None)
 
 
-def check_run(path: Path) -> Path:
-    """The same path, if a training has written there.
+def check_run(path: Path) -> RunDirectory:
+    """The run directory of that path, if a training has written there.
 
     Raises:
         NotARun: it has not.
     """
     if not path.is_dir():
         raise NotARun(f"{str(path)!r} is no folder; give the output_dir of a training")
-    if not (path / "config.yaml").is_file():
+    run = RunDirectory(path)
+    if not run.config.is_file():
         raise NotARun(f"{str(path)!r} holds no config.yaml, so no training has been there; give its output_dir")
-    return path
+    return run
 
 
 def load_history(path: Path, metrics: MetricsFile | None = None) -> History:
@@ -87,19 +89,19 @@ def load_history(path: Path, metrics: MetricsFile | None = None) -> History:
     """
     import yaml
 
-    check_run(path)
+    run = check_run(path)
     try:
-        text = (path / "config.yaml").read_text(encoding="utf-8")
+        text = run.config.read_text(encoding="utf-8")
         settings = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise NotARun(f"{path / 'config.yaml'} can't be read: {error}") from None
-    lines = (metrics or MetricsFile(path / "metrics.jsonl")).read()
+        raise NotARun(f"{run.config} can't be read: {error}") from None
+    lines = (metrics or MetricsFile(run.metrics)).read()
     return History(
         path,
         settings if isinstance(settings, dict) else {},
         dict(re.findall(r"^(\w+): .*  # (\w+)$", text, re.MULTILINE)),
-        _read_json(path / "environment.json"),
-        _read_json(path / "status.json"),
+        read_json(run.environment),
+        read_json(run.status),
         list(lines["train"].values()),
         list(lines["eval"].values()),
         next(reversed(lines["test"].values()), {}),
@@ -147,7 +149,8 @@ class MetricsFile:
             self._lines[line["event"]][line["step"]] = line
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -165,16 +168,19 @@ def count_device_hours(history: History) -> float:
     return count_seconds(history.steps) / 3600 * int(history.topology.get("num_processes") or 1)
 
 
-def count_steps(history: History) -> int | None:
-    """Steps of the whole training: the recipe's, or its epochs times what an epoch has turned out to be."""
+def estimate_num_steps(history: History) -> int | None:
+    """Steps of the whole training: the recipe's, or its epochs times the steps of an epoch, which the last line implies.
+
+    A run directory does not hold the number of examples, from which the training has counted them.
+    """
     if history.settings.get("max_train_steps"):
         return int(history.settings["max_train_steps"])
     epochs = float(history.settings.get("num_train_epochs") or 0)
     if not history.steps or not history.steps[-1].get("epoch") or not epochs:
         return None
-    # Epochs are rounded to 4 digits, so the longest one tells the steps of an epoch best.
+    # Epochs are rounded to 4 digits; the last line's is the most exact.
     line = history.steps[-1]
-    return math.ceil(round(float(epochs * line["step"] / line["epoch"]), 2))
+    return count_steps_of_epochs(epochs, round(line["step"] / line["epoch"]))
 
 
 def find_best(history: History, metric: str) -> tuple[int, float] | None:

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from onecurve.launcher.errors import Unsuitable
-
-MIB = 1024**2
-GIB = 1024**3
+from onecurve.launcher.units import GIB, MIB
 
 _NVIDIA_FIELDS = "index,uuid,name,memory.total,memory.used,compute_cap,driver_version"
 

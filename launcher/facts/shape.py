@@ -26,13 +26,15 @@ _GATED_TYPES = (
     "modernbert",
 )
 _DECODER_TYPES = (*_GATED_TYPES[:-1], "gpt2", "gpt_neox", "opt", "phi")
+# Outputs of the head, which a config.json does not know; beside the other parameters its own do not count.
+_HEAD_OUTPUTS = 2
 # Largest header of a safetensors file (the format's own limit).
 _MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A transformer with a classification head, in numbers.
+    """A transformer with a head, in numbers.
 
     Attributes:
         intermediate_size: of the feed-forward that a token goes through, summed over its experts where there are some.
@@ -71,7 +73,7 @@ class ModelShape:
         return self.model_type in FIRST_TOKEN_CLASSIFIERS and not self.is_decoder
 
 
-def load_shape(model: str, num_labels: int) -> ModelShape:
+def load_shape(model: str) -> ModelShape:
     """Read a model's shape from its folder, from a config.json, or from the hub's cache on this machine.
 
     Raises:
@@ -85,7 +87,7 @@ def load_shape(model: str, num_labels: int) -> ModelShape:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        shape, num_experts = build_shape(config, num_labels), count_experts(config)
+        shape, num_experts = build_shape(config), count_experts(config)
     except (OSError, ValueError) as error:
         raise UnreadableModel(f"{path} can't be read: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
@@ -117,8 +119,11 @@ def find_config(model: str) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def build_shape(config: Mapping[str, Any], num_labels: int) -> ModelShape:
+def build_shape(config: Mapping[str, Any], head_outputs: int = _HEAD_OUTPUTS) -> ModelShape:
     """A shape from the numbers of a config.json.
+
+    Args:
+        head_outputs: of the head that a training puts on the model.
 
     Raises:
         KeyError: a number that every transformer has is missing.
@@ -154,7 +159,7 @@ def build_shape(config: Mapping[str, Any], num_labels: int) -> ModelShape:
         "dropout": _attention_dropout(config),
     }
     count = _COUNTS.get(model_type)
-    layer, rest = (count or _count_unknown)(config, values, num_labels)
+    layer, rest = (count or _count_unknown)(config, values, head_outputs)
     if model_type == "mixtral":
         chosen = int(config["num_experts_per_tok"])
         values["idle_parameters"] = (count_experts(config) - chosen) * 3 * hidden * values["intermediate_size"]
@@ -210,34 +215,36 @@ def _plain_layer(hidden: int, intermediate: int) -> int:
     return 4 * (hidden * hidden + hidden) + 2 * hidden * intermediate + intermediate + hidden + 4 * hidden
 
 
-def _count_bert(config: Mapping[str, Any], values: Mapping[str, Any], num_labels: int) -> tuple[int, int]:
+def _count_bert(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
     hidden = values["hidden_size"]
     size = config.get("embedding_size", hidden) if values["model_type"] == "electra" else hidden
     rows = values["vocab_size"] + config.get("max_position_embeddings", 512) + config.get("type_vocab_size", 2)
     embeddings = (rows + 2) * size + (size * hidden + hidden if size != hidden else 0)
-    head = hidden * hidden + hidden + hidden * num_labels + num_labels  # BERT's pooler, RoBERTa's and ELECTRA's dense
+    head = (
+        hidden * hidden + hidden + hidden * head_outputs + head_outputs
+    )  # BERT's pooler, RoBERTa's and ELECTRA's dense
     return _plain_layer(hidden, values["intermediate_size"]), embeddings + head
 
 
-def _count_distilbert(config: Mapping[str, Any], values: Mapping[str, Any], num_labels: int) -> tuple[int, int]:
-    return _count_bert({**config, "type_vocab_size": 0}, values, num_labels)
+def _count_distilbert(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
+    return _count_bert({**config, "type_vocab_size": 0}, values, head_outputs)
 
 
-def _count_gpt2(config: Mapping[str, Any], values: Mapping[str, Any], num_labels: int) -> tuple[int, int]:
+def _count_gpt2(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
     hidden = values["hidden_size"]
-    rest = (values["vocab_size"] + int(values["num_positions"] or 1024) + 2 + num_labels) * hidden
+    rest = (values["vocab_size"] + int(values["num_positions"] or 1024) + 2 + head_outputs) * hidden
     return _plain_layer(hidden, values["intermediate_size"]), rest
 
 
-def _count_modernbert(config: Mapping[str, Any], values: Mapping[str, Any], num_labels: int) -> tuple[int, int]:
+def _count_modernbert(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
     hidden, intermediate = values["hidden_size"], values["intermediate_size"]
     layer = 4 * hidden * hidden + 3 * hidden * intermediate + 2 * hidden
     # The first layer has no norm before its attention; there are norms behind the embeddings, the layers and the head.
-    rest = values["vocab_size"] * hidden + 2 * hidden + hidden * hidden + hidden + hidden * num_labels + num_labels
+    rest = values["vocab_size"] * hidden + 2 * hidden + hidden * hidden + hidden + hidden * head_outputs + head_outputs
     return layer, rest - hidden
 
 
-def _count_llama(config: Mapping[str, Any], values: Mapping[str, Any], num_labels: int) -> tuple[int, int]:
+def _count_llama(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
     hidden, intermediate, head = values["hidden_size"], values["intermediate_size"], values["head_size"]
     queries, keys = values["num_heads"] * head, values["num_key_value_heads"] * head
     layer = 2 * hidden * queries + 2 * hidden * keys + 3 * hidden * intermediate + 2 * hidden
@@ -247,21 +254,21 @@ def _count_llama(config: Mapping[str, Any], values: Mapping[str, Any], num_label
         layer += queries + 2 * keys + hidden
     if values["model_type"] == "qwen3":
         layer += 2 * head
-    return layer, (values["vocab_size"] + 1 + num_labels) * hidden
+    return layer, (values["vocab_size"] + 1 + head_outputs) * hidden
 
 
-def _count_mixtral(config: Mapping[str, Any], values: Mapping[str, Any], num_labels: int) -> tuple[int, int]:
+def _count_mixtral(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
     """A Llama with a feed-forward for each expert, and a router."""
-    layer, rest = _count_llama(config, values, num_labels)
+    layer, rest = _count_llama(config, values, head_outputs)
     hidden, experts = values["hidden_size"], count_experts(config)
     return layer + (experts - 1) * 3 * hidden * values["intermediate_size"] + experts * hidden, rest
 
 
-def _count_unknown(config: Mapping[str, Any], values: Mapping[str, Any], num_labels: int) -> tuple[int, int]:
+def _count_unknown(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
     """The feed-forward with three matrices where the config looks like a Llama, BERT's otherwise."""
     if "rms_norm_eps" in config or "num_key_value_heads" in config:
-        return _count_llama(config, values, num_labels)
-    return _count_bert(config, values, num_labels)
+        return _count_llama(config, values, head_outputs)
+    return _count_bert(config, values, head_outputs)
 
 
 _COUNTS: dict[str, _Count] = {

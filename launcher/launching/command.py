@@ -49,16 +49,8 @@ def find_root() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
-def build_command(
-    root: Path,
-    recipe: str,
-    overrides: Mapping[str, str],
-    topology: Topology,
-    machine: Machine,
-    script: str = "run.py",
-    recipe_flag: str = "--config",
-) -> Command:
-    """The command that trains `recipe` on `topology`, or runs another script of training/ there.
+def build_command(machine: Machine, topology: Topology, script: Path, arguments: Sequence[str]) -> Command:
+    """The command that runs a script with its arguments on every process of a topology.
 
     Raises:
         Unsuitable: accelerate is not installed in this environment.
@@ -75,13 +67,19 @@ def build_command(
         words += ["--num_machines", "1"]
     if topology.is_distributed:
         words += ["--main_process_port", str(choose_port(machine, topology))]
-    words += [_shorten(root / "training" / script), recipe_flag, recipe]
+    words += [_shorten(script), *arguments]
+    return Command(tuple(words), build_environment(topology), topology.num_processes)
+
+
+def to_arguments(overrides: Mapping[str, str]) -> list[str]:
+    """Keys and values as the flags that training/run.py takes."""
+    words = []
     for key, value in overrides.items():
         if key == "eval_only":  # The one switch among the keys.
             words += ["--eval_only"] * (value.lower() == "true")
         else:  # A value that looks like a flag would be taken for one.
             words += [f"--{key}={value}"] if value.startswith("--") else [f"--{key}", value]
-    return Command(tuple(words), build_environment(topology), topology.num_processes)
+    return words
 
 
 def build_environment(topology: Topology) -> dict[str, str]:
@@ -145,14 +143,3 @@ def _shorten(path: Path) -> str:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
         return str(path.absolute())
-
-
-def parse_overrides(words: Sequence[str]) -> dict[str, str]:
-    """`--key value` words behind a recipe, as the training itself reads them.
-
-    Raises:
-        RecipeError: a word is no flag, a flag has no value or is given twice.
-    """
-    from onecurve.training.config import parse_arguments
-
-    return parse_arguments(words)[1]

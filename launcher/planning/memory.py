@@ -20,11 +20,12 @@ gradients and a 4-byte master copy; DDP and FSDP keep float32 and hold 2-byte co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from onecurve.launcher.facts.machine import GIB
 from onecurve.launcher.facts.shape import ModelShape
+from onecurve.launcher.planning.work import Work
+from onecurve.launcher.units import GIB
 
 Strategy = Literal[
     "one process", "DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2", "ZeRO-2 offload", "ZeRO-3 offload", "FSDP2 offload"
@@ -47,32 +48,7 @@ _ZERO_LIVE_PARAMETERS = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class Work:
-    """What goes through the model at once on one process.
-
-    Attributes:
-        num_examples: examples of a micro-batch.
-        length: padded tokens of each.
-        num_micro_batches: of one step on one process; gradients wait while later ones are computed.
-        mixed_precision: the recipe's.
-        gradient_checkpointing: the recipe's.
-        keeps_attention: whether attention probabilities are kept: eager attention, and on a CPU any with dropout or in bf16.
-        mask_bytes: of one kept dropout decision: 1 on a GPU; on a CPU 2, or 4 where torch keeps the noise itself.
-        cuts_last_layer: whether the last layer computes the first token only, as training/models/last_layer.py has it.
-    """
-
-    num_examples: int
-    length: int
-    num_micro_batches: int = 1
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = False
-    keeps_attention: bool = False
-    mask_bytes: int = 1
-    cuts_last_layer: bool = False
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
+class MemoryEstimate:
     """Bytes on one device, and on the host where a strategy moves something there."""
 
     strategy: Strategy
@@ -124,7 +100,7 @@ def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
     return shape.num_layers * layer + embeddings, temporaries
 
 
-def plan_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes: int) -> MemoryPlan:
+def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes: int) -> MemoryEstimate:
     """Bytes on one device at the fullest moment of a training step, the first steps (no moments yet) left aside.
 
     Gradients grow as activations are freed, so with one micro-batch a step the peak holds the larger of the two; with
@@ -165,7 +141,7 @@ def plan_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes
     during = activations + temporaries
     waits = work.num_micro_batches > 1 or base in ("ZeRO-2", "ZeRO-3")
     moving = gradients + during if waits else max(gradients, during)
-    return MemoryPlan(
+    return MemoryEstimate(
         strategy, weights, gradients, optimizer, buffers, during, weights + optimizer + buffers + moving, host
     )
 
@@ -180,17 +156,17 @@ def count_final_bytes(shape: ModelShape) -> int:
     return 4 * shape.num_parameters
 
 
-def fits(plan: MemoryPlan, device_bytes: int, overhead_bytes: int = GPU_OVERHEAD_BYTES) -> bool:
+def fits(plan: MemoryEstimate, device_bytes: int, overhead_bytes: int = GPU_OVERHEAD_BYTES) -> bool:
     """Whether a plan fits a device with its overhead and some room for fragmentation."""
     return plan.peak + overhead_bytes <= device_bytes * USABLE_SHARE
 
 
-def fits_host(plan: MemoryPlan, num_local_processes: int, host_bytes: int) -> bool:
+def fits_host(plan: MemoryEstimate, num_local_processes: int, host_bytes: int) -> bool:
     """Whether a machine's memory takes what the processes on it move there."""
     return plan.host * num_local_processes <= host_bytes * USABLE_HOST_SHARE
 
 
-def describe_host_need(plan: MemoryPlan, num_local_processes: int, host_bytes: int) -> str:
+def describe_host_need(plan: MemoryEstimate, num_local_processes: int, host_bytes: int) -> str:
     """How much more of the machine's memory an offload would take than there is."""
     return (
         f"{plan.strategy} moves {plan.host * num_local_processes / GIB:.1f} GiB to the machine's own memory, of which "
@@ -210,8 +186,8 @@ def largest_batch(
     """The largest per_device_batch_size that fits; 0 where not even one example does."""
 
     def fits_with(num_examples: int) -> bool:
-        tried = Work(**{**work.__dict__, "num_examples": num_examples})
-        return fits(plan_memory(shape, strategy, tried, num_processes), device_bytes, overhead_bytes)
+        tried = replace(work, num_examples=num_examples)
+        return fits(estimate_memory(shape, strategy, tried, num_processes), device_bytes, overhead_bytes)
 
     low, high = 0, limit
     while low < high:

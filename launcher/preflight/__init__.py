@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecurve.launcher.facts.machine import Machine
-from onecurve.launcher.planning.topology import Topology, find_configs
+from onecurve.launcher.planning.configs import find_configs
+from onecurve.launcher.planning.topology import Topology
 from onecurve.launcher.preflight.accelerate_yaml import check_yaml
 from onecurve.launcher.preflight.data import check_data
 from onecurve.launcher.preflight.devices import check_devices, check_launch, check_memory, check_port, check_processes

@@ -8,7 +8,7 @@ from typing import Any
 
 from onecurve.launcher.errors import LauncherError
 from onecurve.launcher.facts.accelerate_keys import SECTIONS, TOP_LEVEL
-from onecurve.launcher.planning.topology import read_yaml
+from onecurve.launcher.planning.configs import read_yaml
 from onecurve.launcher.preflight.findings import Finding, error
 
 # Prefixes that accelerate accepts in front of a section's keys, or adds where they are missing.

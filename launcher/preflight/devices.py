@@ -6,22 +6,24 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from onecurve.launcher.facts.machine import GIB, Machine
+from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.launching.command import DEFAULT_PORT, choose_port, is_port_free
+from onecurve.launcher.planning.configs import read_yaml
 from onecurve.launcher.planning.memory import (
     CPU_OVERHEAD_BYTES,
     GPU_OVERHEAD_BYTES,
     USABLE_SHARE,
     describe_host_need,
+    estimate_memory,
     fits,
     fits_host,
     largest_batch,
-    plan_memory,
 )
-from onecurve.launcher.planning.plan import build_work
-from onecurve.launcher.planning.topology import Topology, describe_driver_problem, read_yaml
+from onecurve.launcher.planning.topology import Topology, describe_driver_problem
+from onecurve.launcher.planning.work import build_work
 from onecurve.launcher.preflight.findings import Finding, error, warning
+from onecurve.launcher.units import GIB
 
 if TYPE_CHECKING:
     from onecurve.training.config import Recipe
@@ -35,7 +37,7 @@ _OVERRULING_VARIABLES = ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_M
 def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: ModelShape) -> list[Finding]:
     """Whether a step fits a device, by the arithmetic of launcher/planning/memory.py."""
     work = build_work(recipe, shape, machine.kind, recipe.max_length, topology.num_processes)
-    plan = plan_memory(shape, topology.strategy, work, topology.num_processes)
+    plan = estimate_memory(shape, topology.strategy, work, topology.num_processes)
     here = topology.num_local_processes
     findings = []
     if machine.kind == "cuda" and not topology.uses_cpu:

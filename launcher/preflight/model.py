@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecurve.launcher.errors import LauncherError, UncountableModel
-from onecurve.launcher.facts.machine import MIB
 from onecurve.launcher.facts.shape import ModelShape, find_config, load_shape
 from onecurve.launcher.preflight.findings import Finding, error, warning
 from onecurve.launcher.preflight.hub import looks_like_path
+from onecurve.launcher.units import MIB
 
 if TYPE_CHECKING:
     from onecurve.training.config import Recipe
@@ -30,7 +30,7 @@ def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
     elif find_config(name) is None:
         return None, []  # A name on the hub: hub.py looks for it.
     try:
-        shape = load_shape(name, num_labels=2)
+        shape = load_shape(name)
     except UncountableModel as problem:
         return None, [*findings, warning(f"memory and disk are not checked: {problem}")]
     except LauncherError as problem:
@@ -46,7 +46,7 @@ def describe_model(recipe: Recipe) -> list[str]:
     """A line about the model's size, where it is on this machine."""
     config = find_config(recipe.model_name_or_path)
     try:
-        shape = load_shape(recipe.model_name_or_path, num_labels=2)
+        shape = load_shape(recipe.model_name_or_path)
     except LauncherError:
         return []
     weights = sum(path.stat().st_size for path in config.parent.glob("*.safetensors")) if config is not None else 0

@@ -13,8 +13,7 @@ from onecurve.launcher.facts.history import (
     find_best,
     list_metrics,
 )
-from onecurve.launcher.facts.machine import GIB
-from onecurve.launcher.views.plan_table import format_seconds
+from onecurve.launcher.units import format_gib, format_result, format_seconds, format_setting
 from onecurve.training.metric_names import is_lower_better, pick_main_metrics
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def print_comparison(console: Console, comparison: dict[str, Any]) -> None:
     table.add_row("steps", *map(str, comparison["steps"]), end_section=True)
     differing = list(comparison["differing_settings"].items())
     for number, (key, row) in enumerate(differing, start=1):
-        table.add_row(key, *map(_show, row), end_section=number == len(differing))
+        table.add_row(key, *map(_show_setting, row), end_section=number == len(differing))
     names = pick_main_metrics(list(comparison["best"]), comparison["main_metrics"])
     for name in ("loss", *names):
         table.add_row(f"final {name}", *_mark_best(name, comparison["final"][name]))
@@ -94,8 +93,8 @@ def _describe_cost(name: str, row: Sequence[Any]) -> list[str]:
     if name == "training_seconds":
         return ["training time", *map(format_seconds, row)]
     if name == "peak_memory_bytes":
-        return ["peak memory", *("-" if value is None else f"{value / GIB:.2f} GiB" for value in row)]
-    return [name.replace("_", " "), *map(_show, row)]
+        return ["peak memory", *("-" if value is None else f"{format_gib(value)} GiB" for value in row)]
+    return [name.replace("_", " "), *map(format_result, row)]
 
 
 def _has_other_best(comparison: dict[str, Any], name: str) -> bool:
@@ -107,12 +106,10 @@ def _mark_best(name: str, row: Sequence[Any]) -> list[str]:
     numbers = [value for value in row if isinstance(value, (int, float))]
     best = (min if is_lower_better(name) else max)(numbers, default=None)
     differ = len(set(numbers)) > 1
-    return [f"[bold]{_show(value)}[/bold]" if differ and value == best else _show(value) for value in row]
+    return [
+        f"[bold]{format_result(value)}[/bold]" if differ and value == best else format_result(value) for value in row
+    ]
 
 
-def _show(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value).replace("[", "\\[")
+def _show_setting(value: object) -> str:
+    return format_setting(value).replace("[", "\\[")  # rich would read [a] as a style

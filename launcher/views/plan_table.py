@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from onecurve.launcher.facts.machine import GIB
 from onecurve.launcher.planning.plan import Plan
+from onecurve.launcher.units import GIB, format_count, format_flops, format_gib, format_seconds
+from onecurve.launcher.views.terminal import print_hanging
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,21 +55,6 @@ def print_plan(console: Console, plan: Plan, recipe: Recipe) -> None:
     console.print(f"recommended    {advice}" + (f" ({host / GIB:.0f} GiB of the host's a process)" if host else ""))
 
 
-def print_hanging(console: Console, head: str, text: str, style: str = "") -> None:
-    """Print a line that wraps behind its head; in a file it stays one line."""
-    from rich.table import Table
-    from rich.text import Text
-
-    if not console.is_terminal:
-        console.print(head + text, markup=False, highlight=False, soft_wrap=True)
-        return
-    grid = Table.grid()
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    grid.add_row(Text(head, style), Text(text))
-    console.print(grid)
-
-
 def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
     """Name and value of each quantity, for people."""
     shape, data = plan.shape, plan.data
@@ -112,41 +98,6 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
         lines.append(("time", "unknown: neither this device's peak nor the number of examples can be guessed"
                       if plan.flops is None else "unknown for this device: measure a few steps"))  # fmt: skip
     lines.append(
-        ("files", f"{plan.checkpoint_bytes / GIB:.2f} GiB a checkpoint, {plan.final_bytes / GIB:.2f} GiB final/")
+        ("files", f"{format_gib(plan.checkpoint_bytes)} GiB a checkpoint, {format_gib(plan.final_bytes)} GiB final/")
     )
     return lines
-
-
-def format_gib(size: int) -> str:
-    """Bytes as GiB with two or more significant digits."""
-    return f"{size / GIB:.2f}" if size < 100 * GIB else f"{size / GIB:,.0f}"
-
-
-def format_count(number: float) -> str:
-    """22.7 M, 1.2 B and the like."""
-    for limit, suffix in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K")):
-        if number >= limit:
-            return f"{number / limit:.1f}{suffix}"
-    return f"{number:.0f}"
-
-
-def format_flops(number: float) -> str:
-    """Floating point operations with the nearest prefix."""
-    for limit, prefix in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
-        if number >= limit:
-            return f"{number / limit:.1f} {prefix}FLOP"
-    return f"{number:.0f} FLOP"
-
-
-def format_seconds(seconds: float) -> str:
-    """3 d 04 h, 2 h 05 min, 4 min 10 s, 12 s, 0.25 s."""
-    if 0 < seconds < 1:
-        return f"{seconds:.2f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours:02} h"
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,214 +1,21 @@
-"""`onecurve watch`: a run as it goes, from its directory alone, so that it works across machines that share a disk."""
+"""`onecurve watch`: the panel that shows a run, with its loss curve in block characters."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from onecurve.launcher.cluster.slurm import QueueState, find_job, find_run
-from onecurve.launcher.errors import NotARun
-from onecurve.launcher.facts.history import (
-    MetricsFile,
-    count_seconds,
-    count_steps,
-    is_metric,
-    load_history,
-)
-from onecurve.launcher.facts.machine import GIB
-from onecurve.launcher.views.plan_table import format_seconds
+from onecurve.launcher.facts.history import is_metric
+from onecurve.launcher.units import format_gib, format_seconds
+from onecurve.launcher.views.progress import View
 from onecurve.training.metric_names import pick_main_metrics
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
-_RATE_STEPS = 20
-# An evaluation or a save may take minutes; a training that is silent for longer has likely been killed.
-_STALE_SECONDS = 600.0
-_STALE_STEPS = 50
-# A queue serves many; it is not to be asked at each look.
-_SECONDS_BETWEEN_QUESTIONS = 30.0
-# From the end of the processes that failed to the first word of those that the launcher starts instead.
-_SECONDS_TO_RESTART = 180.0
 _BLOCKS = "▁▂▃▄▅▆▇█"
-
-
-# Tells what the queue says of a run's job; None where it has none.
-Queue = Callable[[Path], QueueState | None]
-
-
-@dataclass(frozen=True)
-class View:
-    """What is known of a run at one moment.
-
-    Attributes:
-        state: running, finished, preempted, failed or unknown.
-        num_steps: of the whole training; None where the run directory does not tell.
-        seconds_left: at the present rate; None where it can't be told.
-        seconds_silent: since the last line was written, while the state is running.
-        is_stale: so long that the training is likely gone without having said so.
-        peak_memory_bytes: the most that a process has held; None where the training did not write it.
-        num_restarts: starts after the first; None where they were not counted.
-        restarts_left: how often the launcher will start what has just failed again; 0 if it should have done so by now.
-        queue_state: of the run's job, in the queue's words.
-        is_over: it has ended, and nothing is known that would start it again.
-        losses: of every step so far.
-    """
-
-    run: str
-    state: str
-    message: str
-    step: int
-    num_steps: int | None
-    epoch: float
-    loss: float | None
-    learning_rate: float | None
-    grad_norm: float | None
-    tokens_per_second: float | None
-    padding: float | None
-    seconds_left: float | None
-    seconds_silent: float | None
-    is_stale: bool
-    peak_memory_bytes: int | None
-    num_restarts: int | None
-    restarts_left: int
-    last_evaluation: dict[str, Any]
-    main_metrics: list[str]
-    best_loss: float | None
-    queue_state: str | None
-    is_over: bool
-    losses: list[float] = field(repr=False, default_factory=list)
-
-
-def find_run_directory(target: str) -> Path:
-    """The run directory that a person names, by its path or by the number of the Slurm job that trains in it.
-
-    Raises:
-        NotARun: it is neither.
-    """
-    folder = Path(target) if Path(target).exists() else find_run(target)
-    if folder is None:
-        raise NotARun(f"{target!r} is neither a run directory nor the number of a job that `onecurve submit` has sent")
-    return folder
-
-
-def wait_for_start(console: Console, run: Path, every_seconds: float) -> bool:
-    """While its job waits in the queue, a run directory is empty: say so, and wait for the training to begin.
-
-    Args:
-        every_seconds: between looks; 0 looks once.
-
-    Returns:
-        whether it has begun, or there is no job to wait for.
-    """
-    told, due = None, -math.inf
-    while not (run / "config.yaml").is_file():
-        if time.monotonic() >= due:
-            due = time.monotonic() + _SECONDS_BETWEEN_QUESTIONS
-            job = find_job(run)
-            if job is None:
-                return True
-            if job.state != told:
-                console.print(job.describe(), highlight=False, markup=False)
-                told = job.state
-            if job.is_over or not every_seconds:
-                return False
-        time.sleep(every_seconds)
-    return True
-
-
-class PatientQueue:
-    """A queue that is asked now and then, in a thread, so that neither a drawing nor Ctrl-C waits for its answer."""
-
-    def __init__(self, queue: Queue, seconds_between: float = _SECONDS_BETWEEN_QUESTIONS) -> None:
-        self._queue = queue
-        self._seconds_between = seconds_between
-        self._due = -math.inf
-        self._thread: threading.Thread | None = None
-        self._answer: QueueState | None = None
-
-    @property
-    def is_asking(self) -> bool:
-        """Whether an answer is on its way."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def __call__(self, run: Path) -> QueueState | None:
-        """The last answer; that to a new question if it comes at once."""
-        if not self.is_asking and time.monotonic() >= self._due:
-            self._due = time.monotonic() + self._seconds_between
-            self._thread = threading.Thread(target=self._ask, args=(run,), daemon=True)
-            self._thread.start()
-            self._thread.join(timeout=0.3)
-        return self._answer
-
-    def _ask(self, run: Path) -> None:
-        self._answer = self._queue(run)
-
-
-def build_view(
-    run: Path, queue: Queue | None = None, now: float | None = None, metrics: MetricsFile | None = None
-) -> View:
-    """Read the run directory once.
-
-    Args:
-        now: seconds since 1970; the clock's, if not given.
-        metrics: the run's, by one who looks again and again.
-
-    Raises:
-        NotARun: no training has written there.
-    """
-    history = load_history(run, metrics)
-    last = history.steps[-1] if history.steps else {}
-    recent = history.steps[-_RATE_STEPS:]
-    seconds = count_seconds(recent)
-    num_steps = count_steps(history)
-    is_running = history.state == "running"
-    step = last.get("step", 0)
-    left = silent = None
-    if is_running and num_steps is not None and recent:
-        left = max(0, num_steps - step) * seconds / len(recent)
-    files = [run / name for name in ("metrics.jsonl", "status.json", "environment.json")]
-    written = max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
-    since = max(0.0, (time.time() if now is None else now) - written)
-    if is_running:
-        silent = since
-    restarts_left = int(history.status.get("restarts_left", 0)) if since < _SECONDS_TO_RESTART else 0
-    job = queue(run) if queue is not None else None
-    # Bad input and a divergence would only repeat, and are not tried again.
-    can_go_on = history.state != "finished" and history.status.get("exit_code") not in (2, 3)
-    will_go_on = can_go_on and ((job is not None and not job.is_over) or restarts_left > 0)
-    return View(
-        run=str(run),
-        state=history.state,
-        message=history.status.get("message", ""),
-        step=step,
-        num_steps=num_steps,
-        epoch=last.get("epoch", 0.0),
-        loss=last.get("loss"),
-        learning_rate=last.get("learning_rate"),
-        grad_norm=last.get("grad_norm"),
-        tokens_per_second=sum(line["tokens"] for line in recent) / seconds if seconds else None,
-        padding=last.get("padding"),
-        seconds_left=left,
-        seconds_silent=silent,
-        is_stale=silent is not None and silent > max(_STALE_SECONDS, _STALE_STEPS * seconds / max(1, len(recent))),
-        peak_memory_bytes=history.peak_memory_bytes,
-        num_restarts=history.num_restarts,
-        restarts_left=restarts_left,
-        main_metrics=history.main_metrics,
-        last_evaluation=history.evaluations[-1] if history.evaluations else {},
-        best_loss=min((line["eval_loss"] for line in history.evaluations if "eval_loss" in line), default=None),
-        queue_state=None if job is None else job.describe(),
-        is_over=history.state not in ("running", "unknown") and not will_go_on,
-        losses=[line["loss"] for line in history.steps],
-    )
 
 
 def draw_curve(values: Sequence[float], width: int, height: int = 8) -> list[str]:
@@ -260,7 +67,7 @@ def _describe_progress(view: View) -> list[str]:
         )
         lines.append(f"{view.tokens_per_second or 0:,.0f} tokens/s   padding {view.padding or 0:.1%}")
         if view.peak_memory_bytes is not None:
-            lines[-1] += f"   peak memory {view.peak_memory_bytes / GIB:.2f} GiB"
+            lines[-1] += f"   peak memory {format_gib(view.peak_memory_bytes)} GiB"
     if view.last_evaluation:
         names = [name for name, value in view.last_evaluation.items() if is_metric(name, value)]
         lines.append(
@@ -288,36 +95,3 @@ def _describe_surroundings(view: View) -> list[str]:
     elif view.seconds_silent is not None and view.seconds_silent > 60:
         lines.append(f"nothing written for {format_seconds(view.seconds_silent)}: it evaluates, saves, or is gone")
     return lines
-
-
-def follow(console: Console, run: Path, every_seconds: float, queue: Queue = find_job) -> None:
-    """Draw again and again until the run has ended for good or the user has seen enough."""
-    from rich.live import Live
-
-    patient, metrics = PatientQueue(queue), MetricsFile(run / "metrics.jsonl")
-    view = build_view(run, patient, metrics=metrics)
-    first = render(view, _width(console))
-    with _noticing_ctrl_c() as asked, Live(first, console=console, refresh_per_second=4) as live:
-        while not view.is_over or (view.state != "finished" and patient.is_asking):
-            until = time.monotonic() + every_seconds
-            while not asked and time.monotonic() < until:
-                time.sleep(min(0.1, every_seconds))
-            if asked:
-                return
-            view = build_view(run, patient, metrics=metrics)
-            live.update(render(view, _width(console)))
-
-
-@contextlib.contextmanager
-def _noticing_ctrl_c() -> Iterator[list[int]]:
-    """Collect Ctrl-C instead of raising it anywhere: raised in the middle of a drawing, it was once seen to get lost."""
-    asked: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _width(console: Console) -> int:
-    return max(20, console.width - 16)

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from onecurve.launcher.facts.machine import GIB, Device, Machine
+from onecurve.launcher.facts.machine import Device, Machine
+from onecurve.launcher.planning.devices import Cluster, parse_devices
 from onecurve.launcher.planning.topology import build_topology
 from onecurve.launcher.preflight import check_recipe
+from onecurve.launcher.units import GIB
 from onecurve.training.config import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +29,11 @@ def machine(num_gpus: int = 0, gib: float = 16, used: float = 0, capability: flo
         Device(index, "GPU", int(gib * GIB), int(used * GIB), capability, driver) for index in range(num_gpus)
     )
     return Machine("cuda" if devices else "cpu", devices, 8, int(gib * GIB))
+
+
+def cluster(devices: str, num_nodes: int = 1, host_gib: float = 64) -> Cluster:
+    """Nodes to plan for, at 40 % of the devices' peak."""
+    return Cluster(devices=parse_devices(devices), num_nodes=num_nodes, host_bytes=int(host_gib * GIB), mfu=0.4)
 
 
 def messages(recipe: dict[str, Any], on: Machine, topology: str = "cpu", num_processes: int | None = None) -> list[str]:

@@ -261,7 +261,7 @@ def test_a_training_is_told_how_often_it_will_be_started_again(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from onecurve.launcher.cli import run_command_line
-    from onecurve.launcher.launching.supervise import Ending
+    from onecurve.launcher.launching.ending import Ending
 
     told: list[str] = []
 
@@ -282,15 +282,16 @@ def test_a_restart_keeps_the_checkpoint_that_is_named(
     """A crash before the run has a checkpoint of its own must not make it begin at the pretrained model."""
     from onecurve.launcher.cli import run_command_line
     from onecurve.launcher.launching import supervise
+    from onecurve.launcher.launching.ending import Ending
 
     checkpoint = tmp_path / "other" / "checkpoints" / "step_00000010"
     checkpoint.mkdir(parents=True)
     (checkpoint / "manifest.json").touch()
     commands: list[str] = []
 
-    def crash(command: Any, *others: Any, **options: Any) -> supervise.Ending:
+    def crash(command: Any, *others: Any, **options: Any) -> Ending:
         commands.append(command.to_shell())
-        return supervise.Ending(1, "crashed")
+        return Ending(1, "crashed")
 
     monkeypatch.setattr(supervise, "supervise", crash)
     value, restart = (str(checkpoint) if word == "CHECKPOINT" else word for word in (value, restart))
@@ -359,7 +360,7 @@ def test_a_second_signal_ends_every_process(recipe_file: Path, recipe: dict[str,
 
 ENDING = """
 import atexit, os, signal
-from onecurve.launcher import cli
+from onecurve.launcher.cli import app as cli
 
 cli.run_command_line = lambda arguments: 75
 atexit.register(os.kill, os.getpid(), signal.{name})

@@ -42,7 +42,7 @@ Ask = Callable[[object], "dict[str, Any] | None"]
 _ASK = """
 import json, sys
 from dataclasses import asdict
-from onecurve.launcher.cluster.slurm import find_job, find_run
+from onecurve.launcher.cluster.queue import find_job, find_run
 state = find_job(sys.argv[1])
 more = {"is_over": state.is_over, "described": state.describe(), "run": str(find_run(state.job_id))} if state else {}
 print(json.dumps(state and {**asdict(state), **more}))

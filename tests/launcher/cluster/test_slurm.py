@@ -10,19 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onecurve.launcher.cluster.slurm import (
-    QueueState,
-    Request,
-    check_folder,
-    find_job,
-    find_job_id,
-    note_job,
-    parse_queue_line,
-    pick_task,
-    render_comparison,
-    render_sweep,
-    render_training,
-)
+from onecurve.launcher.cluster.jobs import find_job_id, note_job
+from onecurve.launcher.cluster.queue import QueueState, find_job, parse_queue_line, pick_task
+from onecurve.launcher.cluster.request import Request
+from onecurve.launcher.cluster.sbatch import check_folder, render_comparison, render_sweep, render_training
 from onecurve.launcher.errors import UsageError
 
 ROOT = Path("/project")
@@ -31,7 +22,7 @@ PRINTABLE = st.text(min_size=1).filter(str.isprintable)
 
 
 def test_a_plain_job_leaves_the_script_as_it_is() -> None:
-    words = render_training(ROOT, Request("r.yaml"), RUN).words
+    words = render_training(ROOT, Request(recipe="r.yaml"), RUN).words
     assert words == (
         "sbatch",
         "--parsable",
@@ -44,8 +35,8 @@ def test_a_plain_job_leaves_the_script_as_it_is() -> None:
 
 def test_all_that_is_asked_for() -> None:
     request = Request(
-        "r.yaml",
-        {"seed": "7"},
+        recipe="r.yaml",
+        overrides={"seed": "7"},
         num_nodes=2,
         gpus_per_node=4,
         time="12:00:00",
@@ -68,12 +59,13 @@ def test_all_that_is_asked_for() -> None:
 def test_a_sweep_and_its_comparison() -> None:
     options = ("--constraint=h100", "--account=us", "--time=99:00:00", "-qhigh", "--mem=200G")
     request = Request(
-        "r.yaml", {"seed": "7"}, gpus_per_node=1, partition="gpu", dependency="afterok:12", options=options, num_processes=1
+        recipe="r.yaml", overrides={"seed": "7"}, gpus_per_node=1, partition="gpu", dependency="afterok:12",
+        options=options, num_processes=1, sweep=Path("s.yaml"), at_once=2,
     )  # fmt: skip
-    array = render_sweep(ROOT, request, RUN, "s.yaml", num_runs=4, at_once=2).to_shell()
+    array = render_sweep(ROOT, request, RUN, num_runs=4).to_shell()
     assert "--array=0-3%2 --nodes=1 --gpus-per-node=1" in array
     assert array.endswith("/project/slurm/sweep.sh --config=r.yaml --sweep=s.yaml --num_processes=1 --seed=7")
-    comparison = render_comparison(ROOT, request, "s.yaml", "55").to_shell()
+    comparison = render_comparison(ROOT, request, "55").to_shell()
     assert "--dependency=afterany:55" in comparison
     assert "--partition=gpu" in comparison
     assert "gpus" not in comparison, "a table needs no GPU"
@@ -84,7 +76,7 @@ def test_a_sweep_and_its_comparison() -> None:
 
 @given(name=PRINTABLE, path=PRINTABLE, value=PRINTABLE)
 def test_every_word_means_itself(name: str, path: str, value: str) -> None:
-    submission = render_training(ROOT, Request(path, {"output_dir": value}, job_name=name), RUN)
+    submission = render_training(ROOT, Request(recipe=path, overrides={"output_dir": value}, job_name=name), RUN)
     assert submission.words[2] == f"--job-name={name}"
     assert submission.words[-2:] == (f"--config={path}", f"--output_dir={value}")
     assert tuple(shlex.split(submission.to_shell())) == submission.words, "also where a person pastes it into a shell"
@@ -93,10 +85,10 @@ def test_every_word_means_itself(name: str, path: str, value: str) -> None:
 @pytest.mark.parametrize("text", ["two\nlines", "\0", "a\tb", "\x1b[2J", "right\u202eleft"])
 def test_control_characters_are_refused(text: str) -> None:
     for request in (
-        Request("r", job_name=text),
-        Request(text),
-        Request("r", {"output_dir": text}),
-        Request("r", time=text),
+        Request(recipe="r", job_name=text),
+        Request(recipe=text),
+        Request(recipe="r", overrides={"output_dir": text}),
+        Request(recipe="r", time=text),
     ):
         with pytest.raises(UsageError, match="control character"):
             render_training(ROOT, request, RUN)
@@ -104,7 +96,7 @@ def test_control_characters_are_refused(text: str) -> None:
 
 def test_an_option_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="give an option of sbatch"):
-        render_training(ROOT, Request("r", options=("rm.sh",)), RUN)
+        render_training(ROOT, Request(recipe="r", options=("rm.sh",)), RUN)
 
 
 @pytest.mark.parametrize("folder", ["/data/100%j", "/a\\b", "/a\nb"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onecurve.launcher.planning.topology import find_configs
+from onecurve.launcher.planning.configs import find_configs
 from onecurve.launcher.preflight.accelerate_yaml import check_yaml
 from tests.launcher.conftest import ROOT
 from tests.launcher.facts.generate_accelerate_keys import TARGET, render

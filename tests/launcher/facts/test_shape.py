@@ -10,7 +10,7 @@ import pytest
 
 from onecurve.launcher.errors import UncountableModel, UnreadableModel
 from onecurve.launcher.facts.shape import build_shape, load_shape
-from onecurve.launcher.planning.plan import count_flops
+from onecurve.launcher.planning.compute import count_flops
 from tests.launcher.conftest import machine, messages
 
 SMALL = {
@@ -52,7 +52,7 @@ def make_model(model_type: str, settings: dict[str, int]) -> Any:
 @pytest.mark.parametrize(("model_type", "settings"), MODELS)
 def test_counts_are_the_models_own(model_type: str, settings: dict[str, int]) -> None:
     model = make_model(model_type, settings)
-    shape = build_shape(model.config.to_dict(), num_labels=5)
+    shape = build_shape(model.config.to_dict(), head_outputs=5)
     assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert shape.is_exact
 
@@ -62,17 +62,17 @@ def test_a_last_layer_is_planned_as_it_is_trained(model_type: str, settings: dic
     from onecurve.training.models import last_layer
 
     model = make_model(model_type, settings)
-    assert build_shape(model.config.to_dict(), num_labels=5).reads_first_token == last_layer.install(model)
+    assert build_shape(model.config.to_dict(), head_outputs=5).reads_first_token == last_layer.install(model)
 
 
 def test_an_unknown_type_is_counted_from_its_weights(tmp_path: Path, tiny_model: Path) -> None:
     config = json.loads((tiny_model / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "new"}), encoding="utf-8")
-    assert not load_shape(str(tmp_path), 2).is_exact
+    assert not load_shape(str(tmp_path)).is_exact
     (tmp_path / "model.safetensors").symlink_to(tiny_model / "model.safetensors")
-    shape = load_shape(str(tmp_path), 2)
+    shape = load_shape(str(tmp_path))
     assert shape.is_exact
-    known = load_shape(str(tiny_model), 2).num_parameters
+    known = load_shape(str(tiny_model)).num_parameters
     assert shape.num_parameters == known - 2 * 33  # The stored weights have no head yet.
 
 
@@ -80,12 +80,12 @@ def test_an_unknown_type_is_counted_from_its_weights(tmp_path: Path, tiny_model:
 def test_what_is_no_transformer_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(UnreadableModel, match=r"config\.json"):
-        load_shape(str(tmp_path), 2)
+        load_shape(str(tmp_path))
 
 
 def test_a_token_meets_only_its_experts() -> None:
     settings = {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
-    shape = build_shape({**settings, "model_type": "mixtral"}, 2)
+    shape = build_shape({**settings, "model_type": "mixtral"})
     assert shape.idle_parameters == 2 * 3 * 24 * 40
     assert shape.intermediate_size == 2 * 40
     assert count_flops(shape, 1, 0) == 6 * 3 * (shape.layer_parameters - shape.idle_parameters)
@@ -100,11 +100,11 @@ def test_experts_of_an_unknown_kind_are_counted_from_weights_or_not_at_all(
     config = {**SMALL, "model_type": "new_moe", "num_key_value_heads": 2, "n_routed_experts": 64}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UncountableModel, match="mixes 64 experts"):
-        load_shape(str(tmp_path), 2)
+        load_shape(str(tmp_path))
     told = messages(
         {**recipe, "model_name_or_path": str(tmp_path), "tokenizer_name": recipe["model_name_or_path"]}, machine()
     )
     assert any(line.startswith("warning: memory and disk are not checked") for line in told)
     save_file({"a": torch.zeros(300, 1000)}, tmp_path / "model.safetensors")
-    shape = load_shape(str(tmp_path), 2)
+    shape = load_shape(str(tmp_path))
     assert (shape.num_parameters, shape.layer_parameters) == (300_000, (300_000 - 100 * 24) // 3)

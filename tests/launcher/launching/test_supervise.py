@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from onecurve.launcher.errors import LaunchFailed
+from onecurve.launcher.launching.agent_output import drop_agent_noise
 from onecurve.launcher.launching.command import Command
-from onecurve.launcher.launching.supervise import Ending, drop_agent_noise, judge, supervise, supervise_with_restarts
+from onecurve.launcher.launching.ending import Ending, judge
+from onecurve.launcher.launching.supervise import supervise, supervise_with_restarts
 from tests.conftest import ROOT
 
 NOISE = """\

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from onecurve.launcher.facts.machine import GIB
 from onecurve.launcher.facts.shape import build_shape, load_shape
-from onecurve.launcher.planning.plan import build_plan, count_communication, count_flops, estimate_data, parse_devices
-from onecurve.launcher.views.plan_table import format_seconds, plan_to_json, print_plan
+from onecurve.launcher.planning.compute import count_communication, count_flops
+from onecurve.launcher.planning.data_estimate import estimate_data
+from onecurve.launcher.planning.devices import parse_devices
+from onecurve.launcher.planning.plan import build_plan
+from onecurve.launcher.units import GIB, format_seconds
+from onecurve.launcher.views.plan_table import plan_to_json, print_plan
 from onecurve.training.config import Recipe
+from tests.launcher.conftest import cluster
 from tests.launcher.planning.test_topology import BERT, LLAMA, LLAMA_70B
 
 
@@ -31,7 +35,7 @@ def test_numbers_of_a_small_recipe(recipe: dict[str, Any]) -> None:
     assert data.num_examples == 203
     assert data.source == "tokenizer, 203 rows"
     assert 0 < data.padding < 0.1
-    plan = build_plan(settings, load_shape(settings.model_name_or_path, 2), parse_devices("2xT4"), 2, data, 0.4, GIB)
+    plan = build_plan(settings, load_shape(settings.model_name_or_path), data, cluster("2xT4", 2, 1))
     assert (plan.num_processes, plan.micro_batch, plan.num_micro_batches) == (4, 4, 1)
     assert (plan.steps_per_epoch, plan.num_steps) == (13, 26)
     assert plan.recommended == "DDP"
@@ -46,8 +50,8 @@ def test_70b_on_512_gpus() -> None:
             "num_train_epochs": 1,
         }
     )  # fmt: skip
-    shape = build_shape(LLAMA_70B, 2)
-    plan = build_plan(settings, shape, parse_devices("8xH100-80GB"), 64, estimate_data(settings), 0.4, 2000 * GIB)
+    shape = build_shape(LLAMA_70B)
+    plan = build_plan(settings, shape, estimate_data(settings), cluster("8xH100-80GB", 64, 2000))
     by_name = {row.memory.strategy: row for row in plan.strategies}
     assert not by_name["DDP"].fits
     assert by_name["FSDP2"].fits
@@ -64,13 +68,13 @@ def test_70b_on_512_gpus() -> None:
 
 
 def test_flops_are_six_for_each_parameter_and_token() -> None:
-    shape = build_shape(BERT, 2)
+    shape = build_shape(BERT)
     assert count_flops(shape, 1000, 0) == 6 * 12 * shape.layer_parameters * 1000
     assert count_flops(shape, 1, 128, gradient_checkpointing=True) == pytest.approx(count_flops(shape, 1, 128) * 4 / 3)
 
 
 def test_communication_of_sharding_is_one_and_a_half_times_that_of_ddp() -> None:
-    shape = build_shape(LLAMA, 2)
+    shape = build_shape(LLAMA)
     ddp = count_communication("DDP", shape, 8, 1, "no")
     assert ddp == pytest.approx(2 * 7 / 8 * 4 * shape.num_parameters)
     assert count_communication("ZeRO-2", shape, 8, 1, "no") == ddp

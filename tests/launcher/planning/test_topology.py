@@ -14,15 +14,20 @@ from pathlib import Path
 import pytest
 
 from onecurve.launcher.errors import UnknownTopology, Unsuitable
-from onecurve.launcher.facts.machine import GIB, Device, Machine, SlurmStep
+from onecurve.launcher.facts.machine import Device, Machine, SlurmStep
 from onecurve.launcher.facts.shape import ModelShape, build_shape
-from onecurve.launcher.launching.command import build_command, choose_port, count_threads
-from onecurve.launcher.planning.memory import GPU_OVERHEAD_BYTES, Work
-from onecurve.launcher.planning.plan import build_plan, estimate_data, parse_devices
-from onecurve.launcher.planning.topology import build_topology, choose_topology, list_candidates, read_strategy
+from onecurve.launcher.launching.command import build_command, choose_port, count_threads, to_arguments
+from onecurve.launcher.planning.choice import choose_topology, list_candidates
+from onecurve.launcher.planning.configs import read_strategy
+from onecurve.launcher.planning.data_estimate import estimate_data
+from onecurve.launcher.planning.memory import GPU_OVERHEAD_BYTES
+from onecurve.launcher.planning.plan import build_plan
+from onecurve.launcher.planning.topology import build_topology
+from onecurve.launcher.planning.work import Work
 from onecurve.launcher.preflight.devices import check_affinity, check_memory
+from onecurve.launcher.units import GIB
 from onecurve.training.config import Recipe
-from tests.launcher.conftest import ROOT, Onecurve
+from tests.launcher.conftest import ROOT, Onecurve, cluster
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -77,7 +82,7 @@ def machine(num_gpus: int, gib: int = 80, slurm: SlurmStep | None = None, host: 
 def test_the_simplest_that_fits_is_chosen(
     root: Path, num_gpus: int, gib: int, config: dict[str, object], expected: str, num_processes: int
 ) -> None:
-    topology = choose_topology(root, machine(num_gpus, gib), build_shape(config, 2), Work(8, 512))
+    topology = choose_topology(root, machine(num_gpus, gib), build_shape(config), Work(8, 512))
     assert (topology.name, topology.num_processes) == (expected, num_processes)
     assert len(topology.reasons) == 3
     assert [line.split()[0] for line in topology.reasons] == ["found", "chosen", "because"]
@@ -112,10 +117,10 @@ def test_plan_recommends_only_what_a_yaml_does() -> None:
     recipe = Recipe.model_validate(
         {"model_name_or_path": "x", "dataset_name": "x", "train_batch_size": 1, "max_length": 128}
     )
-    shape = build_shape(LLAMA, 2)
+    shape = build_shape(LLAMA)
     names = dict(list_candidates("cuda", 1, 1))
     for host, expected in ((1024, "ZeRO-3 offload"), (64, None)):
-        plan = build_plan(recipe, shape, parse_devices("1xL4"), 1, estimate_data(recipe), 0.4, host * GIB)
+        plan = build_plan(recipe, shape, estimate_data(recipe), cluster("1xL4", host_gib=host))
         assert plan.recommended == expected
     assert (ROOT / "accelerate_configs" / f"{names['ZeRO-3 offload']}.yaml").is_file()
     for kind, count, nodes in (
@@ -132,12 +137,12 @@ def test_plan_recommends_only_what_a_yaml_does() -> None:
 
 def test_an_offload_that_the_host_has_no_room_for_is_told(root: Path) -> None:
     node = machine(1, 24, host=64)
-    topology = choose_topology(root, node, build_shape(LLAMA, 2), Work(1, 128))
+    topology = choose_topology(root, node, build_shape(LLAMA), Work(1, 128))
     assert "ZeRO-3 offload moves 139.8 GiB to the machine's own memory, of which 57.6 are usable" in topology.reasons[2]
-    roomy = choose_topology(root, machine(1, 24, host=256), build_shape(LLAMA, 2), Work(1, 128))
+    roomy = choose_topology(root, machine(1, 24, host=256), build_shape(LLAMA), Work(1, 128))
     assert "own memory" not in roomy.reasons[2]
     recipe = Recipe.model_validate({"model_name_or_path": "x", "dataset_name": "x"})
-    told = [finding.message for finding in check_memory(recipe, topology, node, build_shape(LLAMA, 2))]
+    told = [finding.message for finding in check_memory(recipe, topology, node, build_shape(LLAMA))]
     assert any("moves 139.8 GiB to the machine's own memory" in message for message in told)
 
 
@@ -204,7 +209,9 @@ def test_every_node_of_a_job_gets_its_rank_and_one_port(root: Path) -> None:
         node = machine(4, slurm=SlurmStep("12345", 2, rank, "n1", is_batch_shell=False))
         topology = choose_topology(root, node, None, Work(8, 128))
         assert (topology.name, topology.num_processes) == ("multi_node", 8)
-        commands.append(build_command(Path.cwd(), "r.yaml", {}, topology, node).to_shell())
+        commands.append(
+            build_command(node, topology, Path.cwd() / "training" / "run.py", ["--config", "r.yaml"]).to_shell()
+        )
     assert "--machine_rank 1 --main_process_ip n1 --same_network --main_process_port 22345" in commands[1]
     assert commands[0] == commands[1].replace("--machine_rank 1", "--machine_rank 0")
 
@@ -303,13 +310,14 @@ def test_a_yaml_that_is_wrong_is_no_bug(root: Path, text: str, expected: str) ->
 
 
 def test_shape_of_a_70b_model() -> None:
-    shape: ModelShape = build_shape(LLAMA_70B, 2)
+    shape: ModelShape = build_shape(LLAMA_70B)
     assert shape.num_parameters == pytest.approx(69.5e9, rel=0.01)
 
 
 @pytest.mark.parametrize(("value", "is_there"), [("true", True), ("True", True), ("false", False)])
 def test_eval_only_is_passed_on_where_it_is_true(root: Path, value: str, is_there: bool) -> None:
     topology = build_topology(root, machine(0), "cpu", None)
-    words = build_command(root, "r.yaml", {"eval_only": value, "seed": "1"}, topology, machine(0)).words
+    arguments = to_arguments({"eval_only": value, "seed": "1"})
+    words = build_command(machine(0), topology, root / "training" / "run.py", arguments).words
     assert words[-2:] == ("--seed", "1")
     assert ("--eval_only" in words) == is_there

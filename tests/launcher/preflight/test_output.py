@@ -33,7 +33,7 @@ def test_room_is_counted_as_the_training_does(
     settings: dict[str, Any], recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Recipe(**{**recipe, **settings})
-    shape = load_shape(whole.model_name_or_path, 2)
+    shape = load_shape(whole.model_name_or_path)
     steps_per_epoch = -(-203 // whole.train_batch_size)
     num_steps = whole.max_train_steps or int(whole.num_train_epochs * steps_per_epoch)
     most = Milestones(whole, steps_per_epoch, num_steps).most_checkpoints()
@@ -47,7 +47,7 @@ def test_checkpoints_that_are_there_need_no_more_room(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Recipe(**{**recipe, "output_dir": str(tmp_path / "run")})
-    shape = load_shape(whole.model_name_or_path, 2)
+    shape = load_shape(whole.model_name_or_path)
     free = count_final_bytes(shape)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(free, 0, free))
     assert "1 checkpoints and final/ take" in check_disk(whole, shape)[0].message

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from onecurve.launcher.cluster.slurm import QueueState
+from onecurve.launcher.cluster.queue import QueueState
 from onecurve.launcher.facts.history import MetricsFile
-from onecurve.launcher.views.watch import PatientQueue, build_view, draw_curve, render
+from onecurve.launcher.views.follow import QueuePoller
+from onecurve.launcher.views.progress import build_view
+from onecurve.launcher.views.watch import draw_curve, render
 
 
 def test_a_view_of_a_run_that_goes_on(write_run: Callable[..., Path]) -> None:
@@ -117,7 +119,7 @@ def test_the_queue_is_asked_now_and_then_and_nobody_waits_for_it(tmp_path: Path)
         may_answer.wait(60)
         return queued("PENDING")
 
-    queue = PatientQueue(answer, seconds_between=1_000)
+    queue = QueuePoller(answer, seconds_between=1_000)
     assert queue(tmp_path) is None
     assert queue.is_asking
     may_answer.set()

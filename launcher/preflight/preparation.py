@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onecurve.launcher.preflight.findings import Finding, error
+from onecurve.training.launch_protocol import STATUS_FILE
 
 
-def check_deeply(recipe: str, overrides: Mapping[str, str], root: Path) -> tuple[list[str], list[Finding]]:
+def check_preparation(recipe: str, overrides: Mapping[str, str], root: Path) -> tuple[list[str], list[Finding]]:
     """Prepare everything that a training needs before its first step.
 
     Returns:
@@ -26,7 +27,7 @@ def check_deeply(recipe: str, overrides: Mapping[str, str], root: Path) -> tuple
     words = ["--config", recipe, *(f"--{key}={value}" for key, value in overrides.items())]
     with tempfile.TemporaryDirectory(prefix="onecurve-") as folder:
         status = Path(folder) / "status.json"
-        variables = {**os.environ, "ONECURVE_STATUS_FILE": str(status)}
+        variables = {**os.environ, STATUS_FILE: str(status)}
         result = subprocess.run(
             [sys.executable, str(root / "training" / "check.py"), *words],
             env=variables,

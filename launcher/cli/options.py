@@ -1,0 +1,96 @@
+"""Arguments and options that several commands share, and how a command takes its options as one value."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, TypeVar, get_type_hints
+
+import typer
+
+from onecurve.launcher.errors import UsageError
+
+# Words that a command does not know are keys of the recipe.
+TAKES_RECIPE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe, such as training/recipes/demo.yaml")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory: the recipe's output_dir")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object for a program")]
+TopologyOption = Annotated[
+    str | None, typer.Option("--topology", metavar="NAME", help="a name in accelerate_configs/, or a YAML's path")
+]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--num_processes", "--num-processes", min=1, help="processes over all machines, instead of one per device"
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", "--dry_run", help="show the choice and the command, start nothing")
+]
+RestartsOption = Annotated[
+    int,
+    typer.Option("--max-restarts", "--max_restarts", min=0, help="starts again from the last checkpoint after a crash"),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks, and all that the launched tools print")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """How a training is started: the options that `run` and `resume` share."""
+
+    topology: TopologyOption = None
+    num_processes: ProcessesOption = None
+    dry_run: DryRunOption = False
+    as_json: JsonOption = False
+    max_restarts: RestartsOption = 0
+    debug: DebugOption = False
+
+
+Options = TypeVar("Options")
+
+
+def takes(options: type[Options]) -> Callable[[Callable[[Options], int]], Callable[..., int]]:
+    """Make a command of a function of one value: each field of the dataclass becomes an argument or option for typer."""
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(options)  # type: ignore[arg-type] # a dataclass
+    ]
+
+    def decorate(command: Callable[[Options], int]) -> Callable[..., int]:
+        def call(**values: object) -> int:
+            return command(options(**values))
+
+        call.__name__, call.__doc__, call.__annotations__ = command.__name__, command.__doc__, hints
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def parse_keys(context: typer.Context) -> dict[str, str]:
+    """The recipe's keys among the words that a command does not know.
+
+    Raises:
+        UsageError: a word is most likely one of the command's own options, mistyped.
+        RecipeError: a word is no flag, a flag has no value or is given twice.
+    """
+    from onecurve.training.config import Recipe, find_nearest, parse_arguments
+
+    words = [word for each in context.command.params for word in each.opts if word.startswith("--")]
+    options = {word.removeprefix("--").replace("-", "_"): word for word in words}
+    for word in context.args:
+        key = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word.startswith("--") and key not in (*Recipe.model_fields, "eval_only"):
+            nearest = find_nearest(key, [*Recipe.model_fields, *options])
+            if nearest in options:
+                raise UsageError(f"{word}: unknown option; did you mean {options[nearest]}?")
+    return parse_arguments(context.args)[1]

@@ -1,0 +1,91 @@
+"""`onecurve predict RUN --input FILE --output FILE`: predict with a run's final model."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onecurve.launcher.cli.options import DebugOption, DryRunOption, ProcessesOption, RunArgument, TopologyOption, takes
+from onecurve.launcher.errors import UsageError
+
+if TYPE_CHECKING:
+    from onecurve.launcher.facts.machine import Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """The command line of `onecurve predict`."""
+
+    run: RunArgument
+    input_file: Annotated[Path, typer.Option("--input", metavar="FILE", help="CSV, TSV, JSON Lines or Parquet")]
+    output_file: Annotated[Path, typer.Option("--output", metavar="FILE", help="CSV, TSV, JSON Lines or Parquet")]
+    num_processes: ProcessesOption = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch_size", "--batch-size", min=1, help="by default the run's per_device_batch_size"),
+    ] = None
+    topology: TopologyOption = None
+    dry_run: DryRunOption = False
+    debug: DebugOption = False
+
+
+@takes(PredictOptions)
+def predict(options: PredictOptions) -> int:
+    """Label a file with a run's final model.
+
+    Same rows, same order, a prediction and its probabilities added; a file of any size, on one process or many.
+    """
+    from onecurve.launcher.facts.machine import detect_machine
+    from onecurve.launcher.launching.command import build_command, find_root, to_arguments
+    from onecurve.launcher.launching.stop import PREDICTION
+    from onecurve.launcher.launching.supervise import supervise
+    from onecurve.launcher.planning.topology import build_topology
+    from onecurve.launcher.views.terminal import print_note
+
+    _check_files(options)
+    root, machine = find_root(), detect_machine()
+    name = options.topology or _pick_topology(machine, options.num_processes)
+    topology = build_topology(root, machine, name, options.num_processes)
+    words = {"run": str(options.run), "input": str(options.input_file), "output": str(options.output_file)}
+    if options.batch_size is not None:
+        words["batch_size"] = str(options.batch_size)
+    command = build_command(machine, topology, root / "training" / "predict.py", to_arguments(words))
+    (print if options.dry_run else print_note)(command.to_shell())
+    if options.dry_run:
+        return 0
+    ending = supervise(command, None, options.debug, PREDICTION)
+    if ending.message:
+        print(f"onecurve: {ending.message}", file=sys.stderr)
+    return ending.exit_code
+
+
+def _check_files(options: PredictOptions) -> None:
+    """Refuse files that prediction can't read or write.
+
+    Raises:
+        NotARun: no training has written to the run directory.
+        UsageError: it holds no final model, or a file is missing or of an unknown format.
+    """
+    from onecurve.launcher.facts.data_files import FORMATS
+    from onecurve.launcher.facts.history import check_run
+
+    if not check_run(options.run).final.is_dir():
+        raise UsageError(f"{str(options.run)!r} has no final/: its training is not finished")
+    if not options.input_file.is_file():
+        raise UsageError(f"--input {str(options.input_file)!r} does not exist")
+    for name, path in (("--input", options.input_file), ("--output", options.output_file)):
+        if path.suffix.lower() not in FORMATS:
+            raise UsageError(f"{name} {str(path)!r} is none of {', '.join(FORMATS)}")
+    if options.output_file.absolute() == options.input_file.absolute():
+        raise UsageError("--output would overwrite --input; give another file")
+
+
+def _pick_topology(machine: Machine, num_processes: int | None) -> str:
+    """Each process holds the whole model, so nothing is sharded."""
+    if machine.kind == "cpu":
+        return "multi_cpu" if (num_processes or 1) > 1 else "cpu"
+    return "multi_gpu" if len(machine.devices) > 1 else "single_gpu"

@@ -1,0 +1,123 @@
+"""`onecurve run RECIPE [--key value ...]`: choose a topology, check, start the training and supervise it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from onecurve.launcher.cli.options import LaunchOptions, RecipeArgument, parse_keys, takes
+from onecurve.launcher.errors import PreflightFailed
+
+if TYPE_CHECKING:
+    from onecurve.launcher.launching.command import Command
+    from onecurve.launcher.launching.ending import Ending
+    from onecurve.launcher.planning.topology import Topology
+    from onecurve.launcher.preflight.findings import Finding
+    from onecurve.training.config import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(LaunchOptions):
+    """The command line of `onecurve run`."""
+
+    context: typer.Context
+    recipe: RecipeArgument
+
+
+@takes(RunOptions)
+def run(options: RunOptions) -> int:
+    """Train a recipe on the topology that suits this machine.
+
+    Chooses, checks, starts the training and supervises it; --key value overrides a recipe's key. The training's exit
+    code comes back: 0 finished, 2 bad input, 3 diverged, 75 stopped with a checkpoint, 1 anything else. Ctrl-C, SIGTERM
+    and SIGUSR1 ask for a checkpoint and a stop.
+    """
+    return launch_training(str(options.recipe), parse_keys(options.context), options)
+
+
+def launch_training(recipe_path: str, overrides: Mapping[str, str], options: LaunchOptions) -> int:
+    """Choose a topology, check everything, then train; returns the training's exit code.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        PreflightFailed: something else is.
+        UnknownTopology, Unsuitable: there is no such topology, or this machine can't run it.
+    """
+    from onecurve.launcher.facts.machine import detect_machine
+    from onecurve.launcher.launching.command import build_command, find_root, to_arguments
+    from onecurve.launcher.planning.choice import pick_topology
+    from onecurve.launcher.preflight import check_recipe
+    from onecurve.training.config import load_recipe
+
+    root, machine = find_root(), detect_machine()
+    recipe = load_recipe(recipe_path, overrides).recipe
+    topology = pick_topology(root, machine, recipe, options.topology, options.num_processes)
+
+    def build(overrides: Mapping[str, str]) -> Command:
+        words = ["--config", recipe_path, *to_arguments(overrides)]
+        return build_command(machine, topology, root / "training" / "run.py", words)
+
+    command = build(overrides)
+    findings = check_recipe(recipe, topology, machine)
+    errors = [finding.message for finding in findings if finding.severity == "error"]
+    if options.as_json and options.dry_run:
+        print(json.dumps(_describe_launch(command, topology, findings), indent=2))
+        return PreflightFailed.exit_code if errors else 0
+    _print_launch(command, topology, findings, options.dry_run)
+    if errors:
+        raise PreflightFailed(errors)
+    if options.dry_run:
+        return 0
+    # A restart goes on with what the first start has left, which `never` would refuse.
+    again = build({**overrides, "resume": "auto"}) if recipe.resume == "never" else command
+    ending = _supervise(command, again, recipe, options)
+    if ending.message:
+        print(f"onecurve: {ending.message}", file=sys.stderr)
+    if options.as_json:
+        print(json.dumps({"exit_code": ending.exit_code, "run": recipe.output_dir, "message": ending.message}))
+    return ending.exit_code
+
+
+def _supervise(first: Command, again: Command, recipe: Recipe, options: LaunchOptions) -> Ending:
+    from onecurve.launcher.launching.supervise import supervise, supervise_with_restarts
+    from onecurve.launcher.views.terminal import print_note
+    from onecurve.training.launch_protocol import RESTARTS_LEFT
+
+    def start(attempt: int) -> Ending:
+        command = again if attempt else first
+        # `onecurve watch` reads in the run's status whether another start will follow a failure.
+        variables = {**command.environment, RESTARTS_LEFT: str(options.max_restarts - attempt)}
+        command = replace(command, environment=variables)
+        return supervise(command, Path(recipe.output_dir), options.debug, keeps_stdout=options.as_json)
+
+    return supervise_with_restarts(start, options.max_restarts, print_note)
+
+
+def _print_launch(command: Command, topology: Topology, findings: Sequence[Finding], is_dry_run: bool) -> None:
+    from onecurve.launcher.views.terminal import print_note, wrap_fact
+
+    for line in topology.reasons:
+        print_note(wrap_fact(line))
+    (print if is_dry_run else print_note)(command.to_shell())
+    for finding in findings:
+        if finding.severity == "warning":
+            print_note(f"warning: {finding.message}")
+
+
+def _describe_launch(command: Command, topology: Topology, findings: Sequence[Finding]) -> dict[str, Any]:
+    return {
+        "topology": topology.name,
+        "strategy": topology.strategy,
+        "num_processes": topology.num_processes,
+        "num_machines": topology.num_machines,
+        "reasons": list(topology.reasons),
+        "command": list(command.words),
+        "environment": dict(command.environment),
+        "findings": [asdict(finding) for finding in findings],
+    }

@@ -1,0 +1,38 @@
+"""What a person asks of Slurm, as typed values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a person asks of Slurm.
+
+    Attributes:
+        overrides: the recipe's keys behind the command line's recipe.
+        cpus_per_node: cores of each node; None takes the script's, or more where there are GPUs.
+        time: in one of sbatch's forms, such as 12:00:00; None takes the script's.
+        dependency: in sbatch's words, such as afterok:123.
+        options: any other options of sbatch, each as --name=value.
+        sweep: a sweep file, whose runs become the tasks of a job array.
+        at_once: most tasks of the array that run at a time.
+        topology: of `onecurve run`, as is `num_processes`; None lets each node choose.
+    """
+
+    recipe: str
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    num_nodes: int = 1
+    gpus_per_node: int = 0
+    cpus_per_node: int | None = None
+    time: str | None = None
+    partition: str | None = None
+    job_name: str | None = None
+    dependency: str | None = None
+    options: tuple[str, ...] = ()
+    sweep: Path | None = None
+    at_once: int | None = None
+    topology: str | None = None
+    num_processes: int | None = None

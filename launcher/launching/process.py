@@ -1,0 +1,77 @@
+"""The launched processes: started in a process group of their own, waited for, their stderr filtered."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import IO
+
+from onecurve.launcher.errors import LaunchFailed
+from onecurve.launcher.launching.agent_output import drop_agent_noise
+from onecurve.launcher.launching.command import Command
+from onecurve.launcher.launching.stop import Stop
+
+# From the death of accelerate launch to the end of its processes, which notice it after a step and write a checkpoint.
+_SECONDS_FOR_ORPHANS = 120.0
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run_to_end(
+    command: Command, variables: Mapping[str, str], stop: Stop, shows_everything: bool, keeps_stdout: bool
+) -> int:
+    """Start the command and wait for its end; returns its return code, negative for a signal.
+
+    Args:
+        stop: receives the process group, which a second signal ends.
+        shows_everything: pass all of its stderr on, with what the launching tools print about a failure.
+        keeps_stdout: leave stdout to the caller; what the command prints there goes to stderr.
+
+    Raises:
+        LaunchFailed: it can't be started.
+    """
+    try:
+        process = subprocess.Popen(
+            command.words,
+            env=variables,
+            stdin=subprocess.DEVNULL,  # A background group that reads the terminal would be halted.
+            stdout=2 if keeps_stdout else None,
+            stderr=None if shows_everything else subprocess.PIPE,
+            start_new_session=False,
+            process_group=0,
+            preexec_fn=_build_death_signal(),
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise LaunchFailed(f"{command.words[0]} could not be started: {error}") from None
+    stop.group = process.pid
+    reader = None
+    if process.stderr is not None:
+        reader = threading.Thread(target=_pass_on, args=(process.stderr,), daemon=True)
+        reader.start()
+    return_code = process.wait()
+    if reader is not None:
+        # Orphans hold the pipe open. Those of a launcher that was killed are writing a checkpoint, and another start would
+        # find them in its run directory.
+        reader.join(timeout=_SECONDS_FOR_ORPHANS if return_code < 0 and not stop.was_forced else 5)
+    return return_code
+
+
+def _build_death_signal() -> Callable[[], None] | None:
+    """What makes a new process be sent SIGTERM when this one is killed: in a group of its own, it would never be missed."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # Looked up here: between fork and exec little is allowed.
+    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+
+def _pass_on(stream: IO[str]) -> None:
+    with stream:
+        for line in drop_agent_noise(stream):
+            sys.stderr.write(line)
+            sys.stderr.flush()

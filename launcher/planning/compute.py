@@ -1,0 +1,40 @@
+"""Operations of a training step, and the bytes that its devices exchange."""
+
+from __future__ import annotations
+
+from onecurve.launcher.facts.shape import ModelShape
+from onecurve.launcher.planning.memory import Strategy
+
+
+def count_flops(shape: ModelShape, num_tokens: float, length: float, gradient_checkpointing: bool = False) -> float:
+    """Operations of forward and backward over `num_tokens` tokens in sequences of `length`.
+
+    6 for each parameter in a matrix product that a token meets, and 12 x layers x hidden x length for each token's attention
+    (Chowdhery et al. 2022, "PaLM", appendix B; half of the latter for a decoder's triangle). Recomputing the forward
+    costs a third more (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
+    """
+    in_products = shape.num_layers * (shape.layer_parameters - shape.idle_parameters)
+    attention = 12 * shape.num_layers * shape.num_heads * shape.head_size * length * (0.5 if shape.is_decoder else 1)
+    return (6 * in_products + attention) * num_tokens * (4 / 3 if gradient_checkpointing else 1)
+
+
+def count_communication(
+    strategy: Strategy, shape: ModelShape, num_processes: int, num_micro_batches: int, mixed_precision: str
+) -> int:
+    """Bytes that each device sends in one step.
+
+    A ring moves (P-1)/P of the data for a gather or a reduce-scatter and twice that for an all-reduce (Patarasuk and
+    Yuan 2009). DDP all-reduces the gradients once a step. ZeRO-1 and 2 reduce-scatter gradients and gather weights: the
+    same volume. ZeRO-3 and FSDP gather the weights twice for each micro-batch and scatter gradients: 1.5 times the volume
+    (Rajbhandari et al. 2020, section 7).
+    """
+    if num_processes == 1:
+        return 0
+    ring = (num_processes - 1) / num_processes
+    base = strategy.removesuffix(" offload")
+    size = 4 if mixed_precision == "no" or base == "DDP" else 2
+    if base in ("one process", "DDP", "ZeRO-1", "ZeRO-2"):
+        return int(2 * ring * size * shape.num_parameters)
+    # FSDP reduces gradients in float32 and only at the step's last micro-batch; ZeRO-3 reduces each time.
+    reduces = 4 if base == "FSDP2" else size * num_micro_batches
+    return int(ring * shape.num_parameters * (2 * size * num_micro_batches + reduces))

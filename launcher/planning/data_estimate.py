@@ -1,0 +1,123 @@
+"""How many examples a recipe trains on, and how long they are, estimated from its files."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onecurve.launcher.facts.data_files import UnreadableData, count_rows, expand, read_head
+from onecurve.training.schedule import count_steps, count_steps_per_epoch
+
+if TYPE_CHECKING:
+    from onecurve.training.config import Recipe
+
+_ROWS_SAMPLED = 500
+_CHARACTERS_PER_TOKEN = 4.2
+_SPECIAL_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class DataEstimate:
+    """The training data in numbers: rows counted, which reads a CSV whole; lengths from the first rows of some files.
+
+    Attributes:
+        num_examples: None where the data is not on this machine.
+        mean_length: tokens of an example, cut to max_length.
+        longest: tokens of the longest example seen.
+        padding: share of the padded tokens that are padding, in batches by length as the training plans them.
+        source: where the lengths come from, for people.
+    """
+
+    num_examples: int | None
+    mean_length: float
+    longest: int
+    padding: float
+    source: str
+
+
+def count_examples(recipe: Recipe) -> int | None:
+    """Examples that are trained on; None where the data is not in files.
+
+    Raises:
+        UnreadableData, OSError: a file can't be read.
+    """
+    if recipe.train_file is None:
+        return None
+    num_examples = sum(count_rows(path) for pattern in recipe.train_file for path in expand(pattern))
+    if recipe.validation_file is None:
+        num_examples -= round(num_examples * recipe.validation_fraction)
+    return min(num_examples, recipe.max_train_samples or num_examples)
+
+
+def count_recipe_steps(recipe: Recipe, num_examples: int | None) -> tuple[int | None, int | None]:
+    """Steps of an epoch and of the whole training, as far as they are known."""
+    if not num_examples:
+        return None, recipe.max_train_steps
+    steps_per_epoch = count_steps_per_epoch(recipe, num_examples)
+    return steps_per_epoch, count_steps(recipe, steps_per_epoch)
+
+
+def text_columns(recipe: Recipe) -> list[str]:
+    """The columns whose texts are tokenized into one example."""
+    return [column for column in (recipe.text_column, recipe.text_pair_column) if column]
+
+
+def estimate_data(recipe: Recipe) -> DataEstimate:
+    """Rows and lengths of the training data, as far as this machine has it."""
+    if recipe.train_file is None:
+        return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not on this machine")
+    try:
+        paths = [path for pattern in recipe.train_file for path in expand(pattern)]
+        num_examples = count_examples(recipe)
+        texts = []
+        for path in paths[:4]:
+            for row in read_head(path, _ROWS_SAMPLED // min(4, len(paths))).rows:
+                found = [row.get(column) for column in text_columns(recipe)]
+                texts.append(" ".join(text for text in found if isinstance(text, str)))
+    except (UnreadableData, OSError):
+        return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not readable here")
+    if not texts or not num_examples:
+        return DataEstimate(num_examples or None, recipe.max_length, recipe.max_length, 0.0, "no rows")
+    lengths, source = count_tokens(texts, recipe)
+    return DataEstimate(
+        num_examples, sum(lengths) / len(lengths), max(lengths), estimate_padding(lengths, recipe), source
+    )
+
+
+def count_tokens(texts: Sequence[str], recipe: Recipe) -> tuple[list[int], str]:
+    """Tokens of each text, cut to max_length: by the model's own tokenizer.json, or from the number of characters."""
+    path = Path(recipe.tokenizer_name or recipe.model_name_or_path) / "tokenizer.json"
+    if path.is_file():
+        try:
+            from tokenizers import Tokenizer
+
+            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
+        except Exception:  # The tokenizers package raises bare Exceptions.
+            pass
+        else:
+            return [min(length, recipe.max_length) for length in lengths], f"tokenizer, {len(texts)} rows"
+    lengths = [
+        min(recipe.max_length, round(len(text) / _CHARACTERS_PER_TOKEN) + _SPECIAL_TOKENS) for text in texts
+    ]  # fmt: skip
+    return lengths, f"characters, {len(texts)} rows"
+
+
+def estimate_padding(lengths: Sequence[int], recipe: Recipe) -> float:
+    """Share of padding when the lengths are batched as training/data/plan.py does: windows sorted by length, then cut."""
+    shuffled = list(lengths)
+    random.Random(recipe.seed).shuffle(shuffled)
+    window = recipe.length_window * recipe.train_batch_size
+    size = min(recipe.per_device_batch_size, recipe.train_batch_size)
+    real = padded = 0
+    for start in range(0, len(shuffled), window):
+        part = sorted(shuffled[start : start + window])
+        for piece in (part[number : number + size] for number in range(0, len(part), size)):
+            real += sum(piece)
+            padded += len(piece) * piece[-1]
+    return 1 - real / padded if padded else 0.0

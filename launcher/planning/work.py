@@ -1,0 +1,65 @@
+"""What goes through the model at once on one process: the recipe's micro-batch, in the numbers that memory depends on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from onecurve.launcher.facts.shape import ModelShape
+
+if TYPE_CHECKING:
+    from onecurve.training.config import Recipe
+
+
+@dataclass(frozen=True)
+class Work:
+    """What goes through the model at once on one process.
+
+    Attributes:
+        num_examples: examples of a micro-batch.
+        length: padded tokens of each.
+        num_micro_batches: of one step on one process; gradients wait while later ones are computed.
+        mixed_precision: the recipe's.
+        gradient_checkpointing: the recipe's.
+        keeps_attention: whether attention probabilities are kept: eager attention, and on a CPU any with dropout or in bf16.
+        mask_bytes: of one kept dropout decision: 1 on a GPU; on a CPU 2, or 4 where torch keeps the noise itself.
+        cuts_last_layer: whether the last layer computes the first token only, as training/models/last_layer.py has it.
+    """
+
+    num_examples: int
+    length: int
+    num_micro_batches: int = 1
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    keeps_attention: bool = False
+    mask_bytes: int = 1
+    cuts_last_layer: bool = False
+
+
+def build_work(
+    recipe: Recipe, shape: ModelShape | None, kind: Literal["cuda", "mps", "cpu"], length: int, num_processes: int
+) -> Work:
+    """A micro-batch of the recipe at `length` padded tokens, on one process of `num_processes`."""
+    share = math.ceil(recipe.train_batch_size / num_processes)
+    micro_batch = min(share, recipe.per_device_batch_size)
+    if recipe.per_device_batch_tokens is not None:
+        micro_batch = max(1, min(micro_batch, recipe.per_device_batch_tokens // length))
+    dropout = recipe.dropout if recipe.dropout is not None else (shape.dropout if shape is not None else 0.0)
+    # What training/models/cpu_dropout.py exchanges on a CPU: masks of two bytes, and attention that bf16 makes the faster one.
+    exchanges = kind == "cpu" and recipe.dropout_masks == "bytes" and not recipe.torch_compile
+    keeps_attention = recipe.attn_implementation == "eager" or (kind == "cpu" and dropout > 0)
+    if exchanges and recipe.mixed_precision == "bf16" and recipe.attn_implementation is None:
+        keeps_attention = True
+    return Work(
+        num_examples=micro_batch,
+        length=length,
+        num_micro_batches=math.ceil(share / micro_batch),
+        mixed_precision=recipe.mixed_precision,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        keeps_attention=keeps_attention,
+        mask_bytes=0 if dropout == 0 else 2 if exchanges else 4 if kind == "cpu" else 1,
+        cuts_last_layer=shape is not None
+        and shape.reads_first_token
+        and recipe.attn_implementation in (None, "eager", "sdpa"),
+    )

@@ -1,0 +1,57 @@
+"""Sizes, times and counts as people read them."""
+
+from __future__ import annotations
+
+MIB = 1024**2
+GIB = 1024**3
+
+
+def format_gib(size: int) -> str:
+    """Bytes as GiB with two or more significant digits."""
+    return f"{size / GIB:.2f}" if size < 100 * GIB else f"{size / GIB:,.0f}"
+
+
+def format_count(number: float) -> str:
+    """22.7 M, 1.2 B and the like."""
+    for limit, suffix in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K")):
+        if number >= limit:
+            return f"{number / limit:.1f}{suffix}"
+    return f"{number:.0f}"
+
+
+def format_flops(number: float) -> str:
+    """Floating point operations with the nearest prefix."""
+    for limit, prefix in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if number >= limit:
+            return f"{number / limit:.1f} {prefix}FLOP"
+    return f"{number:.0f} FLOP"
+
+
+def format_seconds(seconds: float) -> str:
+    """3 d 04 h, 2 h 05 min, 4 min 10 s, 12 s, 0.25 s."""
+    if 0 < seconds < 1:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02} h"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def format_result(value: object) -> str:
+    """A measured value, rounded to four digits."""
+    if isinstance(value, float):
+        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return format_setting(value)
+
+
+def format_setting(value: object) -> str:
+    """A setting, as it is."""
+    if value is None:
+        return "-"
+    return ", ".join(map(format_setting, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,23 @@
+"""What the launcher and the training that it starts agree on: environment variables, signals, exit codes."""
+
+from __future__ import annotations
+
+import signal
+
+# Variables that the launcher sets for the processes that it starts.
+STATUS_FILE = "ONECURVE_STATUS_FILE"  # where rank 0 writes the status, besides the run directory
+STOP_FILE = "ONECURVE_STOP_FILE"  # a file whose appearance asks for a checkpoint and a stop
+NUM_PROCESSES = "ONECURVE_NUM_PROCESSES"  # processes that were asked for, to be compared with those that came up
+RESTARTS_LEFT = "ONECURVE_RESTARTS_LEFT"  # how often the launcher will still start the training again after a failure
+
+# Each asks for a checkpoint and an end. SIGHUP is what a lost terminal sends, and torch's agent passes it on.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+)
+
+# Exit codes of a training.
+FINISHED = 0
+FAILED = 1
+BAD_INPUT = 2
+DIVERGED = 3
+PREEMPTED = 75
