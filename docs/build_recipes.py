@@ -7,31 +7,40 @@ tests/docs/test_recipes_page.py fails when the page is not what this script writ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from onecurve.training.config import FREE_KEYS, Recipe
+from onecurve.training.recipe import (
+    FREE_KEYS,
+    DataKeys,
+    EvaluationKeys,
+    MemoryKeys,
+    ModelKeys,
+    OutputKeys,
+    Recipe,
+    StepKeys,
+)
+from onecurve.training.tasks import TASKS, find_task
 
 PAGE = Path(__file__).parent / "recipes.md"
 
-# The first key of each section: keys stand in the order in which training/config.py defines them.
 SECTIONS = {
-    "task": "Task",
-    "model_name_or_path": "Model",
-    "dataset_name": "Data",
-    "train_batch_size": "The mathematics of a step",
-    "per_device_batch_size": "Memory and speed",
-    "eval_steps": "Evaluation, checkpoints and reports",
+    "Task and model": ModelKeys,
+    "Data": DataKeys,
+    "The mathematics of a step": StepKeys,
+    "Memory and speed": MemoryKeys,
+    "Evaluation": EvaluationKeys,
+    "Checkpoints and reports": OutputKeys,
 }
 
 _INTRODUCTION = """\
 # Recipe keys
 
-<!-- Written by docs/build_recipes.py from training/config.py. Edit there, then run the script. -->
+<!-- Written by docs/build_recipes.py from training/recipe.py and training/tasks. Edit there, then run the script. -->
 
 A recipe is a flat YAML file: one `key: value` a line, no nesting. It says what is trained. Where it runs is not in it:
 that is the accelerate YAML's business ([topologies.md](topologies.md)).
@@ -57,17 +66,24 @@ _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less tha
 def build_page() -> str:
     """The whole text of docs/recipes.md."""
     lines = [_INTRODUCTION.rstrip("\n")]
-    for name, field in Recipe.model_fields.items():
-        if name in SECTIONS:
-            lines += [
-                f"\n## {SECTIONS[name]}\n",
-                "| key | type | default | meaning | free on resume |",
-                "|---|---|---|---|---|",
-            ]
-        cells = [f"`{name}`", describe_type(field), describe_default(field), str(field.description)]
-        cells.append("yes" if name in FREE_KEYS else "-")
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for title, keys in SECTIONS.items():
+        lines += _build_table(title, keys.model_fields)
+    for name in TASKS:
+        task = find_task(name)
+        own = {key: field for key, field in task.recipe_class.model_fields.items() if key not in Recipe.model_fields}
+        lines += _build_table(f"task: {name}", own)
     return "\n".join(lines) + "\n"
+
+
+def _build_table(title: str, fields: Mapping[str, FieldInfo]) -> list[str]:
+    heading = [f"\n## {title}\n", "| key | type | default | meaning | free on resume |", "|---|---|---|---|---|"]
+    return heading + [_build_row(name, field) for name, field in fields.items()]
+
+
+def _build_row(name: str, field: FieldInfo) -> str:
+    cells = [f"`{name}`", describe_type(field), describe_default(field), str(field.description)]
+    cells.append("yes" if name in FREE_KEYS else "-")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def describe_default(field: FieldInfo) -> str:
@@ -122,4 +138,4 @@ def _shorten(bound: float) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(build_page(), encoding="utf-8")
-    print(f"{PAGE.name}: {len(Recipe.model_fields)} keys")
+    print(f"{PAGE.name} is written")

@@ -14,7 +14,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onecurve.training.config import Recipe, RecipeError, load_recipe
+from onecurve.training.config import RecipeError, load_recipe
+from onecurve.training.tasks.text_classification import TextClassificationRecipe
 from tests.conftest import Run
 
 Settings = dict[str, Any]
@@ -366,7 +367,11 @@ VALUES = st.one_of(
 @settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
-@given(st.dictionaries(st.sampled_from(sorted(Recipe.model_fields)) | st.text(max_size=10), VALUES, max_size=8))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(TextClassificationRecipe.model_fields)) | st.text(max_size=10), VALUES, max_size=8
+    )
+)
 def test_any_recipe_is_accepted_or_refused_in_words(tmp_path: Path, content: dict[str, Any]) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")

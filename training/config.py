@@ -27,8 +27,10 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "ResolvedRecipe",
+    "all_keys",
     "build_recipe",
     "find_nearest",
+    "find_task_name",
     "known_keys",
     "load_recipe",
     "parse_arguments",
@@ -99,6 +101,16 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, dict[str, str
     return path, flags
 
 
+def find_task_name(path: str | None, flags: Mapping[str, str] | None = None) -> str:
+    """The task that a recipe file or a flag names, before anything is validated.
+
+    Raises:
+        RecipeError: the file can't be read.
+    """
+    from_file = _read_yaml(path) if path is not None else {}
+    return str({**from_file, **(flags or {})}.get("task", Recipe.model_fields["task"].default))
+
+
 def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> ResolvedRecipe:
     """Read a recipe file, put the flags over it and validate the whole.
 
@@ -135,6 +147,11 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
 def known_keys(task: type[Task]) -> list[str]:
     """Keys that a task reads: those of every recipe and its own."""
     return [key for key in task.recipe_class.model_fields if key not in task.unread_keys]
+
+
+def all_keys() -> list[str]:
+    """Keys that any task of the project reads."""
+    return list(dict.fromkeys(key for name in TASKS for key in known_keys(find_task(name))))
 
 
 def _validate(task: type[Task], values: Mapping[str, Any], origin: str) -> Recipe:

@@ -61,12 +61,13 @@ def _check_recipe(
     root: Path, machine: Machine, recipe_path: str, options: CheckOptions
 ) -> tuple[list[str], list[Finding]]:
     """Facts and findings; what can be checked beside a wrong key or topology is checked too."""
+    from onecurve.launcher.facts.recipes import load_recipe
     from onecurve.launcher.planning.choice import pick_topology
     from onecurve.launcher.preflight import check_recipe
     from onecurve.launcher.preflight.findings import Finding
     from onecurve.launcher.preflight.model import describe_model
     from onecurve.launcher.preflight.preparation import check_preparation
-    from onecurve.training.config import RecipeError, load_recipe
+    from onecurve.training.config import RecipeError
 
     overrides = parse_keys(options.context)
     facts = [f"machine   {machine.describe()}"]

@@ -83,14 +83,14 @@ def parse_keys(context: typer.Context) -> dict[str, str]:
         UsageError: a word is most likely one of the command's own options, mistyped.
         RecipeError: a word is no flag, a flag has no value or is given twice.
     """
-    from onecurve.training.config import Recipe, find_nearest, parse_arguments
+    from onecurve.training.config import all_keys, find_nearest, parse_arguments
 
     words = [word for each in context.command.params for word in each.opts if word.startswith("--")]
     options = {word.removeprefix("--").replace("-", "_"): word for word in words}
     for word in context.args:
         key = word.removeprefix("--").partition("=")[0].replace("-", "_")
-        if word.startswith("--") and key not in (*Recipe.model_fields, "eval_only"):
-            nearest = find_nearest(key, [*Recipe.model_fields, *options])
+        if word.startswith("--") and key not in (*all_keys(), "eval_only"):
+            nearest = find_nearest(key, [*all_keys(), *options])
             if nearest in options:
                 raise UsageError(f"{word}: unknown option; did you mean {options[nearest]}?")
     return parse_arguments(context.args)[1]

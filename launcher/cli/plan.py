@@ -40,13 +40,13 @@ def plan(options: PlanOptions) -> int:
     Arithmetic only, for any devices: the model's config.json is enough.
     """
     from onecurve.launcher.facts.machine import detect_machine
+    from onecurve.launcher.facts.recipes import load_recipe
     from onecurve.launcher.facts.shape import load_shape
     from onecurve.launcher.planning.data_estimate import estimate_data
     from onecurve.launcher.planning.devices import Cluster, describe_devices, parse_devices
     from onecurve.launcher.planning.plan import build_plan
     from onecurve.launcher.units import GIB
     from onecurve.launcher.views.plan_table import plan_to_json, print_plan
-    from onecurve.training.config import load_recipe
 
     recipe = load_recipe(str(options.recipe), parse_keys(options.context)).recipe
     machine = detect_machine()

@@ -22,7 +22,7 @@ def resume(options: ResumeOptions) -> int:
     On whatever this machine has: another number of processes or another strategy makes the same steps.
     """
     from onecurve.launcher.facts.history import check_run
-    from onecurve.training.config import load_recipe
+    from onecurve.launcher.facts.recipes import load_recipe
 
     recipe = str(check_run(options.run).config)
     overrides = {"output_dir": str(options.run)}

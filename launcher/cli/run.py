@@ -50,10 +50,10 @@ def launch_training(recipe_path: str, overrides: Mapping[str, str], options: Lau
         UnknownTopology, Unsuitable: there is no such topology, or this machine can't run it.
     """
     from onecurve.launcher.facts.machine import detect_machine
+    from onecurve.launcher.facts.recipes import load_recipe
     from onecurve.launcher.launching.command import build_command, find_root, to_arguments
     from onecurve.launcher.planning.choice import pick_topology
     from onecurve.launcher.preflight import check_recipe
-    from onecurve.training.config import load_recipe
 
     root, machine = find_root(), detect_machine()
     recipe = load_recipe(recipe_path, overrides).recipe

@@ -19,9 +19,9 @@ from onecurve.launcher.cluster.sbatch import (
 )
 from onecurve.launcher.cluster.sweep import build_runs, copy_sweep
 from onecurve.launcher.errors import LaunchFailed, PreflightFailed, Unsuitable, UsageError
+from onecurve.launcher.facts.recipes import load_recipe
 from onecurve.launcher.planning.configs import resolve_config
 from onecurve.launcher.preflight import check_inputs
-from onecurve.training.config import load_recipe
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.launcher.errors import LauncherError, UsageError
+from onecurve.launcher.facts.recipes import load_recipe
 from onecurve.launcher.launching.command import find_root
-from onecurve.training.config import Recipe, RecipeError, find_nearest, load_recipe, parse_arguments
+from onecurve.training.config import RecipeError, all_keys, find_nearest, parse_arguments
 from onecurve.training.run_directory import RunDirectory
 
 # More runs than any Slurm takes in one array.
@@ -82,13 +83,13 @@ def _expand_grid(path: Path, grid: Any) -> list[dict[str, Any]]:
 
 
 def _may_sweep(key: object) -> bool:
-    return key in Recipe.model_fields and key not in _NOT_SWEPT
+    return key in all_keys() and key not in _NOT_SWEPT
 
 
 def _describe_key(key: object) -> str:
     if key in _NOT_SWEPT:
         return f"{key}: can't be swept; each run has a folder of its own in the recipe's output_dir"
-    nearest = find_nearest(str(key), list(Recipe.model_fields))
+    nearest = find_nearest(str(key), all_keys())
     return f"{key}: unknown key; " + (f"did you mean {nearest}?" if nearest else "docs/recipes.md lists the valid keys")
 
 

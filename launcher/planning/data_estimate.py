@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecurve.launcher.facts.data_files import UnreadableData, count_rows, expand, read_head
+from onecurve.launcher.facts.recipes import find_columns
 from onecurve.training.schedule import count_steps, count_steps_per_epoch
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def count_recipe_steps(recipe: Recipe, num_examples: int | None) -> tuple[int | 
 
 def text_columns(recipe: Recipe) -> list[str]:
     """The columns whose texts are tokenized into one example."""
-    return [column for column in (recipe.text_column, recipe.text_pair_column) if column]
+    return [name for names in find_columns(recipe, with_targets=False).values() for name in names]
 
 
 def estimate_data(recipe: Recipe) -> DataEstimate:

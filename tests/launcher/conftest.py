@@ -18,7 +18,7 @@ from onecurve.launcher.planning.devices import Cluster, parse_devices
 from onecurve.launcher.planning.topology import build_topology
 from onecurve.launcher.preflight import check_recipe
 from onecurve.launcher.units import GIB
-from onecurve.training.config import Recipe
+from onecurve.training.config import build_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ def cluster(devices: str, num_nodes: int = 1, host_gib: float = 64) -> Cluster:
 
 def messages(recipe: dict[str, Any], on: Machine, topology: str = "cpu", num_processes: int | None = None) -> list[str]:
     """What `check` says of a recipe, each with its severity."""
-    findings = check_recipe(Recipe(**recipe), build_topology(ROOT, on, topology, num_processes), on)
+    findings = check_recipe(build_recipe(recipe), build_topology(ROOT, on, topology, num_processes), on)
     return [f"{finding.severity}: {finding.message}" for finding in findings]
 
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from onecurve.training import run_directory
-from onecurve.training.config import Recipe, ResolvedRecipe, load_recipe
+from onecurve.training.config import ResolvedRecipe, load_recipe
 from onecurve.training.errors import BadInput
 from onecurve.training.run_directory import RunDirectory, describe_environment
+from onecurve.training.tasks.text_classification import TextClassificationRecipe
 from tests.conftest import ROOT
 
 
@@ -140,7 +141,7 @@ def test_the_recipe_in_a_run_directory_names_every_key(tmp_path: Path) -> None:
     resolved = resolve(tmp_path)
     RunDirectory.of(resolved.recipe).create(resolved, {})
     written = (tmp_path / "config.yaml").read_text()
-    assert all(f"\n{key}: " in written for key in Recipe.model_fields)
+    assert all(f"\n{key}: " in written for key in TextClassificationRecipe.model_fields)
 
 
 # The lock ------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import yaml
 from onecurve.launcher.cluster.sweep import build_runs, build_task, copy_sweep, load_sweep
 from onecurve.launcher.errors import UsageError
 from onecurve.training.config import RecipeError, load_recipe
+from onecurve.training.tasks.text_classification import TextClassificationRecipe
 from tests.conftest import ROOT
 
 
@@ -33,6 +34,7 @@ def test_a_list_of_runs_keeps_types(tmp_path: Path) -> None:
     settings = {"class_weights": {"tech": 2.0}, "mixed_precision": False, "text_column": "a b", "max_train_steps": None}
     path.write_text(yaml.safe_dump({"runs": [settings, {"seed": 1}]}), encoding="utf-8")
     first = load_recipe(str(ROOT / "training/recipes/demo.yaml"), load_sweep(path)[0]).recipe
+    assert isinstance(first, TextClassificationRecipe)
     assert first.class_weights == {"tech": 2.0}
     assert (first.mixed_precision, first.text_column, first.max_train_steps) == ("no", "a b", None)
 

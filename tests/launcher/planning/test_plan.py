@@ -16,7 +16,7 @@ from onecurve.launcher.planning.devices import parse_devices
 from onecurve.launcher.planning.plan import build_plan
 from onecurve.launcher.units import GIB, format_seconds
 from onecurve.launcher.views.plan_table import plan_to_json, print_plan
-from onecurve.training.config import Recipe
+from onecurve.training.config import Recipe, build_recipe
 from tests.launcher.conftest import cluster
 from tests.launcher.planning.test_topology import BERT, LLAMA, LLAMA_70B
 
@@ -30,7 +30,7 @@ def test_devices() -> None:
 
 
 def test_numbers_of_a_small_recipe(recipe: dict[str, Any]) -> None:
-    settings = Recipe(**{**recipe, "max_train_steps": None, "num_train_epochs": 2})
+    settings = build_recipe({**recipe, "max_train_steps": None, "num_train_epochs": 2})
     data = estimate_data(settings)
     assert data.num_examples == 203
     assert data.source == "tokenizer, 203 rows"

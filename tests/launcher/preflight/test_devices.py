@@ -14,7 +14,7 @@ from onecurve.launcher.facts.machine import SlurmStep
 from onecurve.launcher.planning.topology import build_topology
 from onecurve.launcher.preflight import devices
 from onecurve.launcher.preflight.devices import check_affinity, check_launch, check_port, check_processes
-from onecurve.training.config import Recipe
+from onecurve.training.config import build_recipe
 from tests.launcher.conftest import ROOT, machine, messages
 
 
@@ -52,7 +52,7 @@ def test_nodes_share_the_processes_evenly(recipe: dict[str, Any]) -> None:
     step = SlurmStep("12345", 2, 0, "localhost", is_batch_shell=False)
     node = dataclasses.replace(machine(4), slurm=step)
     topology = build_topology(ROOT, node, "multi_node", 7)
-    told = [finding.message for finding in check_processes(Recipe(**recipe), topology, node)]
+    told = [finding.message for finding in check_processes(build_recipe(recipe), topology, node)]
     assert any("7 processes can't be shared out evenly to 2 nodes" in line for line in told)
     with _listen(22345):
         assert any("port 22345" in finding.message for finding in check_launch(topology, node))

@@ -12,7 +12,7 @@ import pytest
 from onecurve.launcher.facts.shape import load_shape
 from onecurve.launcher.planning.memory import count_checkpoint_bytes, count_final_bytes
 from onecurve.launcher.preflight.output import check_disk
-from onecurve.training.config import Recipe
+from onecurve.training.config import Recipe, build_recipe
 from onecurve.training.recovery.milestones import Milestones
 
 _Usage = namedtuple("_Usage", "total used free")
@@ -32,7 +32,7 @@ _Usage = namedtuple("_Usage", "total used free")
 def test_room_is_counted_as_the_training_does(
     settings: dict[str, Any], recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Recipe(**{**recipe, **settings})
+    whole = build_recipe({**recipe, **settings})
     shape = load_shape(whole.model_name_or_path)
     steps_per_epoch = -(-203 // whole.train_batch_size)
     num_steps = whole.max_train_steps or int(whole.num_train_epochs * steps_per_epoch)

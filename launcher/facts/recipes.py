@@ -1,0 +1,66 @@
+"""A recipe as the launcher sees it. A task outside the project is looked at in a process of its own: it may import torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import PrivateAttr, create_model
+
+from onecurve.training.config import Recipe, RecipeError, ResolvedRecipe, find_task_name
+from onecurve.training.config import load_recipe as load_own_recipe
+from onecurve.training.tasks import build_task, find_task, is_outside
+
+_DESCRIBE = Path(__file__).resolve().parents[2] / "training" / "describe_recipe.py"
+
+Columns = dict[str, list[str]]
+
+
+class _OutsideRecipe(Recipe):
+    """A recipe whose task lies outside the project; validated by that task already."""
+
+    _columns: dict[str, Columns] = PrivateAttr(default_factory=dict)
+
+
+def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> ResolvedRecipe:
+    """Read and validate a recipe, whatever its task.
+
+    Raises:
+        RecipeError: naming every problem at once.
+    """
+    if not is_outside(find_task_name(path, flags)):
+        return load_own_recipe(path, flags)
+    words = [] if path is None else ["--config", path]
+    words += [f"--{key}={value}" for key, value in (flags or {}).items()]
+    result = subprocess.run([sys.executable, str(_DESCRIBE), *words], capture_output=True, text=True, check=False)
+    try:
+        answer = json.loads(result.stdout.rpartition("\n{")[2] if "\n{" in result.stdout else result.stdout)
+    except ValueError:
+        reason = result.stderr.strip().rpartition("\n")[2] or f"exit code {result.returncode}"
+        raise RecipeError(path or "the command line", [f"task: its file could not be read: {reason}"]) from None
+    if "problems" in answer:
+        raise RecipeError(answer["origin"], answer["problems"])
+    return ResolvedRecipe(_build(answer["values"], answer["columns"]), answer["sources"], answer["eval_only"])
+
+
+def _build(values: Mapping[str, Any], columns: dict[str, Columns]) -> Recipe:
+    own: dict[str, Any] = {key: (Any, value) for key, value in values.items() if key not in Recipe.model_fields}
+    recipe = create_model("OutsideRecipe", __base__=_OutsideRecipe, **own)(**values)
+    recipe._columns = columns
+    return recipe
+
+
+def find_columns(recipe: Recipe, with_targets: bool = True) -> Columns:
+    """Names of the columns that the recipe's task reads, by the key that names them."""
+    if isinstance(recipe, _OutsideRecipe):
+        return recipe._columns["all" if with_targets else "inputs"]
+    return find_task(recipe.task).columns(recipe, with_targets)
+
+
+def find_row_problem(recipe: Recipe, row: Mapping[str, Any]) -> str | None:
+    """What the recipe's task sees wrong with a row; of a task outside the project nothing is known."""
+    return None if isinstance(recipe, _OutsideRecipe) else build_task(recipe).find_row_problem(row)
