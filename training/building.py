@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from onecurve.training.config import Recipe, ResolvedRecipe
 from onecurve.training.data.plan import EvaluationPlan, Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, build_loader, prepare_data
-from onecurve.training.errors import Outcome, launcher_is_gone
 from onecurve.training.models import cpu_dropout, last_layer, optimization
 from onecurve.training.models.loading import (
     build_model,
@@ -27,17 +26,26 @@ from onecurve.training.models.loading import (
     load_config,
     load_tokenizer,
 )
-from onecurve.training.parallel import strategy
-from onecurve.training.parallel.states import count_state_bytes, give_exact_weights, keep_exact_weights, load_weights
+from onecurve.training.outcome import Outcome
+from onecurve.training.parallel.accelerator import build_accelerator
+from onecurve.training.parallel.agreement import ask_main_process
+from onecurve.training.parallel.launch import Launch
+from onecurve.training.parallel.states import count_state_bytes, keep_exact_weights, load_weights, set_exact_weights
+from onecurve.training.parallel.topology import describe_topology
+from onecurve.training.process import launcher_has_died
+from onecurve.training.record.environment import describe_environment
 from onecurve.training.record.reporter import Reporter, describe_plan
 from onecurve.training.record.trackers import start_tracker
 from onecurve.training.recovery import out_of_memory as memory
-from onecurve.training.recovery.checkpoints import CheckpointWriter, check_room
+from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
 from onecurve.training.recovery.milestones import Milestones, Progress
 from onecurve.training.recovery.resumption import Start, agree_on_start, restore, tidy
+from onecurve.training.recovery.room import check_room
+from onecurve.training.recovery.run_creation import create_run
+from onecurve.training.recovery.run_lock import RunLock
 from onecurve.training.recovery.stops import StopFlag
 from onecurve.training.recovery.watchdog import Watchdog
-from onecurve.training.run_directory import RunDirectory, describe_environment
+from onecurve.training.run_directory import RunDirectory
 from onecurve.training.schedule import count_steps
 from onecurve.training.tasks import TextClassification, build_task
 
@@ -70,7 +78,13 @@ class Training:
     watchdog: Watchdog
 
 
-def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: Start | None = None) -> Training:
+def build(
+    resolved: ResolvedRecipe,
+    run: RunDirectory,
+    outcome: Outcome,
+    start: Start | None = None,
+    lock: RunLock | None = None,
+) -> Training:
     """Load, check, prepare and restore; on return the run directory exists and the arithmetic is printed.
 
     Args:
@@ -81,24 +95,29 @@ def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: 
         WrongTopology: the processes that came up are not those that were asked for.
     """
     # The group, in which processes may wait in vain, is joined in `_build`.
-    launched = strategy.Launched.from_environment()
+    launch = Launch.from_environment()
     watchdog = Watchdog(
         run.hangs,
-        launched.process,
-        launched.num_processes,
+        launch.rank,
+        launch.num_processes,
         resolved.recipe.hang_timeout_seconds,
-        lambda message: outcome.tell("failed", 1, message),
-        launcher_is_gone,
+        lambda message: outcome.write_status("failed", 1, message),
+        launcher_has_died,
     )
     try:
-        return _build(resolved, run, outcome, start, watchdog)
+        return _build(resolved, run, outcome, start, lock, watchdog)
     except BaseException:
         watchdog.stop()
         raise
 
 
 def _build(
-    resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: Start | None, watchdog: Watchdog
+    resolved: ResolvedRecipe,
+    run: RunDirectory,
+    outcome: Outcome,
+    start: Start | None,
+    lock: RunLock | None,
+    watchdog: Watchdog,
 ) -> Training:
     recipe = resolved.recipe
     if resolved.eval_only and run.final.is_dir():
@@ -113,7 +132,7 @@ def _build(
     model = build_model(recipe, config, task, tokenizer)
     parameters, state_bytes = count_parameters(model), count_state_bytes(model)
     watchdog.start()
-    accelerator = strategy.build_accelerator(recipe, model, watchdog.collective_timeout)
+    accelerator = build_accelerator(recipe, model, watchdog.collective_timeout)
     if start is not None:
         start = agree_on_start(accelerator, start, data)
         if start.checkpoint is not None:
@@ -127,7 +146,7 @@ def _build(
     order = Order(len(data.train), recipe.train_batch_size, recipe.seed, data.train.lengths, recipe.length_window)
     num_steps = count_steps(recipe, order.steps_per_epoch)
     # Devices may differ, and the plan must not.
-    sizes = strategy.ask_main_process(lambda: memory.read_limits(run, _describe_memory(recipe, accelerator))) or {
+    sizes = ask_main_process(lambda: memory.load_limits(run, _describe_memory(recipe, accelerator))) or {
         "max_examples": recipe.per_device_batch_size,
         "max_tokens": recipe.per_device_batch_tokens,
     }
@@ -146,7 +165,7 @@ def _build(
         build_loader(data.train, tokenizer, plan, recipe, accelerator),
         build_evaluation_loader(data.validation, tokenizer, recipe, accelerator),
     )
-    give_exact_weights(model, exact_weights)
+    set_exact_weights(model, exact_weights)
     del exact_weights  # As large as the model.
     test_loader = None
     if data.test is not None:
@@ -157,13 +176,13 @@ def _build(
     reporter = Reporter(run, accelerator, plan, progress)
     # A STOP in the run directory is for the training there.
     stop_flag = StopFlag(run if start is not None else None, watchdog, outcome)
-    if start is not None:
+    if start is not None and lock is not None:
         restore(accelerator, model, optimizer, scheduler, start)
         accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
         room = (state_bytes, parameters[1] * 4, milestones.most_checkpoints())
-        environment = describe_environment(strategy.describe_topology(accelerator), task.main_metrics)
-        strategy.ask_main_process(lambda: _prepare_directory(run, resolved, environment, start, room))
-        outcome.follow(run.status, progress.step)
+        environment = describe_environment(describe_topology(accelerator), task.main_metrics)
+        ask_main_process(lambda: _prepare_directory(run, lock, resolved, environment, start, room))
+        outcome.add_status_file(run.status, progress.step)
         start_tracker(accelerator, run, resolved, progress.step)
         for line in (*notes, describe_plan(recipe, accelerator, num_steps, plan, parameters)):
             reporter.say(line)
@@ -193,10 +212,15 @@ def _build(
 
 
 def _prepare_directory(
-    run: RunDirectory, resolved: ResolvedRecipe, environment: dict[str, Any], start: Start, room: tuple[int, int, int]
+    run: RunDirectory,
+    lock: RunLock,
+    resolved: ResolvedRecipe,
+    environment: dict[str, Any],
+    start: Start,
+    room: tuple[int, int, int],
 ) -> None:
     check_room(run, *room)
-    run.create(resolved, environment)
+    create_run(run, lock, resolved, environment)
     tidy(run, start)
 
 
@@ -210,7 +234,7 @@ def shrink_micro_batches(training: Training) -> None:
     accelerator, recipe, plan, step = training.accelerator, training.recipe, training.plan, training.progress.step
     max_examples, max_tokens = memory.shrink(plan, step)
     sizes = {"max_examples": max_examples, "max_tokens": max_tokens}
-    memory.note_limits(training.run, _describe_memory(recipe, accelerator), sizes)
+    memory.save_limits(training.run, _describe_memory(recipe, accelerator), sizes)
     size = (
         f"{max_examples} example{'s' * (max_examples != 1)}"
         if max_tokens == plan.max_tokens
@@ -237,7 +261,7 @@ def _describe_memory(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]
         "per_device_batch_size": recipe.per_device_batch_size,
         "per_device_batch_tokens": recipe.per_device_batch_tokens,
         "gradient_checkpointing": recipe.gradient_checkpointing,
-        **strategy.describe_topology(accelerator),
+        **describe_topology(accelerator),
     }
 
 

@@ -16,18 +16,21 @@ if __name__ == "__main__":
     # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
     sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
 
-from onecurve.training.errors import Diverged, Outcome, Preempted, report_outcome  # isort: split
+from onecurve.training.outcome import Outcome, report_outcome  # isort: split
 
 import torch
 
 from onecurve.training.building import Training, build, shrink_micro_batches
 from onecurve.training.config import load_recipe, parse_arguments
+from onecurve.training.errors import Diverged, Preempted
 from onecurve.training.models import optimization
-from onecurve.training.parallel import strategy
+from onecurve.training.parallel.launch import check_launch
+from onecurve.training.parallel.micro_batch import begin_micro_batch
 from onecurve.training.record.evaluation import Evaluation, evaluate, save_evaluation
 from onecurve.training.record.reporter import build_model_card, print_evaluation, print_next, quiet_third_parties
-from onecurve.training.recovery.out_of_memory import MicroBatchTooLarge, finding_shortage
+from onecurve.training.recovery.out_of_memory import MicroBatchTooLarge, detect_out_of_memory
 from onecurve.training.recovery.resumption import find_start
+from onecurve.training.recovery.run_lock import RunLock
 from onecurve.training.recovery.stops import StopRequested
 from onecurve.training.run_directory import RunDirectory
 
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     started = time.perf_counter()
     quiet_third_parties()
     resolved = load_recipe(*parse_arguments(arguments))
-    strategy.check_launch(resolved.recipe)
+    check_launch(resolved.recipe)
     run = RunDirectory.of(resolved.recipe)
     if resolved.eval_only:
         training = build(resolved, run, outcome)
@@ -48,13 +51,13 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
         with training.watchdog:
             evaluate_only(training)
         return
-    with run.lock:
+    with RunLock(run) as lock:
         start = find_start(run, resolved)
         if start.is_finished:
-            outcome.say(start.message)
+            outcome.print_once(start.message)
             outcome.step = start.progress.step
             return
-        training = build(resolved, run, outcome, start)
+        training = build(resolved, run, outcome, start, lock)
         _KEPT.append(training)
         with training.watchdog, training.reporter, training.checkpoints:
             try:
@@ -91,9 +94,9 @@ def make_steps(training: Training) -> Evaluation:
     is_over = training.milestones.stops_early(progress)  # Patience had ended before this start, or just now.
     for batch in () if is_over else training.train_loader:
         plan = batch.pop("plan")  # Where this micro-batch stands in its step, and what the step counts.
-        gradient_scale = strategy.begin_micro_batch(accelerator, plan, recipe.seed)
+        gradient_scale = begin_micro_batch(accelerator, plan, recipe.seed)
         with accelerator.accumulate(model):
-            with finding_shortage():
+            with detect_out_of_memory():
                 loss = task.loss_sum(model, batch) * plan.weight / plan.global_count
                 accelerator.backward(loss * gradient_scale)
             losses.append(loss.detach())
@@ -142,7 +145,7 @@ def conclude_step(training: Training) -> Evaluation | None:
             training.scheduler.step(evaluation.metrics["eval_loss"])
     if is_best or training.milestones.saves_after(progress.step):
         training.reporter.flush()
-        with training.watchdog.patiently():
+        with training.watchdog.slow_phase():
             training.checkpoints.save(progress, is_best)
         training.reporter.restart_clock()
     return evaluation
@@ -151,7 +154,7 @@ def conclude_step(training: Training) -> Evaluation | None:
 def stop(training: Training) -> None:
     """Write a checkpoint and end with exit code 75: the next start goes on from here."""
     training.reporter.flush()
-    with training.watchdog.patiently():
+    with training.watchdog.slow_phase():
         training.checkpoints.save(training.progress)
         training.checkpoints.wait()
     training.stop_flag.clear()
@@ -162,7 +165,7 @@ def save(training: Training, evaluation: Evaluation) -> None:
     """Write the final model, and what it says of the validation and the test data."""
     run, task, accelerator = training.run, training.task, training.accelerator
     card = build_model_card(training.recipe, task, evaluation.metrics)
-    with training.watchdog.patiently():
+    with training.watchdog.slow_phase():
         training.checkpoints.save_final(training.tokenizer, card, run.final)
     if accelerator.is_main_process:
         save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)

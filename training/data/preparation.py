@@ -35,7 +35,8 @@ from torch.utils.data import DataLoader
 from onecurve.training.cache import find_cache
 from onecurve.training.config import Recipe, find_nearest
 from onecurve.training.data.plan import EvaluationPlan, MicroBatch, TrainingPlan
-from onecurve.training.errors import STOP_SIGNALS, BadInput, check_launcher
+from onecurve.training.errors import BadInput
+from onecurve.training.process import STOP_SIGNALS, check_launcher
 from onecurve.training.tasks import TextClassification
 
 # Raised whenever the layout or the meaning of a prepared folder changes.

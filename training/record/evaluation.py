@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from onecurve.training.errors import write_atomically
+from onecurve.training.atomic_files import write_atomically
 from onecurve.training.recovery.stops import StopFlag, StopRequested
 from onecurve.training.tasks import TextClassification
 

@@ -27,11 +27,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.table import Table
 from rich.text import Text
 
+from onecurve.training.atomic_files import write_atomically
 from onecurve.training.config import Recipe
 from onecurve.training.data.plan import MicroBatch, TrainingPlan
-from onecurve.training.errors import Diverged, write_atomically
-from onecurve.training.parallel.strategy import describe_strategy, measure_peak_memory
+from onecurve.training.errors import Diverged
+from onecurve.training.parallel.topology import describe_strategy
 from onecurve.training.record.evaluation import Evaluation
+from onecurve.training.record.peak_memory import measure_peak_memory
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.tasks import TextClassification
