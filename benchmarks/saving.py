@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 from onecurve.training.parallel.states import count_state_bytes
 from onecurve.training.record.console import quiet_third_parties
-from onecurve.training.recovery.checkpoints import CheckpointWriter
+from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.run_directory import RunDirectory
 

@@ -329,7 +329,7 @@ def run_onecurve(workload: Workload, settings: Mapping[str, str], flags: list[st
     """training/run.py, with its loader behind a gate."""
     from onecurve.training import run
     from onecurve.training.building import Training, build
-    from onecurve.training.errors import report_outcome
+    from onecurve.training.outcome import report_outcome
 
     def build_gated(*arguments: Any, **options: Any) -> Training:
         training = build(*arguments, **options)

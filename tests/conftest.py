@@ -205,8 +205,8 @@ def launch() -> Launch:
 @pytest.fixture
 def train(capsys: pytest.CaptureFixture[str]) -> Callable[[Mapping[str, Any]], Run]:
     """Train in this process, which saves the seconds of a start."""
-    from onecurve.training.errors import report_outcome
-    from onecurve.training.parallel.strategy import forget_state
+    from onecurve.training.outcome import report_outcome
+    from onecurve.training.parallel.accelerator import forget_state
     from onecurve.training.run import _KEPT, main
 
     def run(settings: Mapping[str, Any]) -> Run:

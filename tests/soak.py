@@ -75,11 +75,10 @@ def train_forked(settings: Mapping[str, Any], output: str) -> None:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    from onecurve.training import errors as faults
-    from onecurve.training import run
-    from onecurve.training.errors import report_outcome
+    from onecurve.training import process, run
+    from onecurve.training.outcome import report_outcome
 
-    faults._LAUNCHER = os.getppid()  # Read at import, when that was the server's parent.
+    process._LAUNCHER_ID = os.getppid()  # Read at import, when that was the server's parent.
     os._exit(report_outcome(run.main, to_flags(settings)))
 
 

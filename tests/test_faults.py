@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from onecurve.training.recovery.checkpoints import find_fault
+from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Run, to_flags
 from tests.jobs import Job, read_status, without_time
@@ -51,7 +51,7 @@ def test_a_kill_ends_the_others_and_loses_nothing(
     if victim == "launcher":
         assert read_status(job.path)["exit_code"] == 75, "ranks whose launcher is gone save and stop"
     if victim == "rank 1":
-        assert "process 0 lost its connection to another process, which died" in job.output
+        assert "rank 0 lost its connection" in job.output
         assert 'Traceback (most recent call last):\n  File "training' not in job.output
     again = Job(settings, "multi_cpu", 2).finish()
     assert again.exit_code == 0, again.stderr
@@ -160,7 +160,7 @@ def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: 
 HANGING = """
 import os, sys, threading
 from onecurve.training import run
-from onecurve.training.errors import report_outcome
+from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.text_classification import TextClassification
 
 loss_sum = TextClassification.loss_sum
@@ -189,7 +189,7 @@ def test_a_silent_process_is_named_and_every_stack_is_kept(
     jobs.append(job)
     assert job.wait_for_end() < 60
     assert "no progress for" in job.output
-    assert re.search(rf"process {rank} is silent at training/run.py:\d+ \(make_steps\)", job.output)
+    assert re.search(rf"rank {rank} is stuck at training/run.py:\d+ \(make_steps\)", job.output)
     stacks = [(job.path / "hangs" / f"process_{number:05d}.txt").read_text() for number in (0, 1)]
     assert "in hang" in stacks[rank]
     assert "in hang" not in stacks[1 - rank]
@@ -199,18 +199,17 @@ def test_a_silent_process_is_named_and_every_stack_is_kept(
 
 ABSENT = """
 import os, sys, threading
-from onecurve.training import run
-from onecurve.training.parallel import strategy
-from onecurve.training.errors import report_outcome
+from onecurve.training import building, run
+from onecurve.training.outcome import report_outcome
 
-build_accelerator = strategy.build_accelerator
+build_accelerator = building.build_accelerator
 
 def stay_away(*arguments):
     if os.environ["RANK"] == "1":
         threading.Event().wait()
     return build_accelerator(*arguments)
 
-strategy.build_accelerator = stay_away
+building.build_accelerator = stay_away
 code = report_outcome(run.main, sys.argv[1:])
 os._exit(code)
 """
@@ -223,7 +222,7 @@ def test_a_process_that_never_joins_the_group_is_named(recipe: Settings, tmp_pat
     job = Job({**recipe, **LONG, "hang_timeout_seconds": 0.5}, "multi_cpu", 2, script=str(script))
     jobs.append(job)
     assert job.wait_for_end() < 60
-    assert re.search(r"process 1 is silent at training/building.py:\d+ \(_build\)", job.output)
+    assert re.search(r"rank 1 is stuck at training/building.py:\d+ \(_build\)", job.output)
     assert "in stay_away" in (job.path / "hangs" / "process_00001.txt").read_text()
 
 
@@ -233,7 +232,7 @@ def test_a_frozen_process_is_named_though_it_can_not_answer(recipe: Settings, jo
     jobs.append(job)
     job.wait_for_step(10)
     job.ranks()[1].send_signal(signal.SIGSTOP)
-    job.wait_until(lambda: "process 1 did not answer at all" in job.output, seconds=90)  # In a save it is given more.
+    job.wait_until(lambda: "rank 1 does not respond" in job.output, seconds=90)  # In a save it is given more.
     assert job.wait_for_end() < 60
     assert (job.path / "hangs" / "process_00000.txt").exists()
 
@@ -285,7 +284,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on_onc
     monkeypatch.setattr(TextClassification, "loss_sum", fill)
     full = train({**settings, "output_dir": str(run)})
     assert full.exit_code == 1
-    assert re.search(r"step_00000020' could not be written: it takes .* GiB are free on its disk", full.stderr)
+    assert re.search(r"step_00000020' could not be written: it needs .* GiB are free on its disk", full.stderr)
     assert "Traceback" not in full.stderr
     assert 20 < read_status(run)["step"] < 25, "the next steps tell of it, not the save after them"
     assert list_checkpoints(run) == ["step_00000010"]
@@ -301,7 +300,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on_onc
     ("frozen_folder", "message"),
     [
         ("checkpoints", "step_00000020' could not be written: "),
-        (".", "a file of output_dir: Operation not permitted. What was saved before is whole: mend the disk"),
+        (".", "a file of output_dir: Operation not permitted"),
     ],
     ids=["only checkpoints", "all of it"],
 )
@@ -490,7 +489,7 @@ EXHAUSTED = """
 import os, sys
 import torch
 from onecurve.training import run
-from onecurve.training.errors import report_outcome
+from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.text_classification import TextClassification
 
 loss_sum = TextClassification.loss_sum

@@ -17,7 +17,6 @@ from onecurve.training.config import Recipe, ResolvedRecipe
 from onecurve.training.data.loading import Loader, build_evaluation_loader, build_loader
 from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
-from onecurve.training.errors import Outcome, launcher_is_gone
 from onecurve.training.models import cpu_dropout, last_layer, optimization
 from onecurve.training.models.loading import (
     build_model,
@@ -26,24 +25,33 @@ from onecurve.training.models.loading import (
     load_config,
     load_tokenizer,
 )
-from onecurve.training.parallel import strategy
+from onecurve.training.outcome import Outcome
+from onecurve.training.parallel.accelerator import build_accelerator
+from onecurve.training.parallel.agreement import ask_main_process
+from onecurve.training.parallel.launch import Launch
 from onecurve.training.parallel.states import (
     count_state_bytes,
-    give_exact_weights,
     keep_exact_weights,
     load_weights,
+    set_exact_weights,
 )
+from onecurve.training.parallel.topology import describe_topology
+from onecurve.training.process import launcher_has_died
 from onecurve.training.record.console import describe_arithmetic
+from onecurve.training.record.environment import describe_environment
 from onecurve.training.record.evaluation import EvaluationData
 from onecurve.training.record.reporter import Reporter
 from onecurve.training.record.trackers import start_tracker
 from onecurve.training.recovery import out_of_memory
-from onecurve.training.recovery.checkpoints import CheckpointWriter, check_room
+from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
 from onecurve.training.recovery.milestones import Milestones, Progress
 from onecurve.training.recovery.resumption import Start, agree_on_start, restore, tidy
+from onecurve.training.recovery.room import check_room
+from onecurve.training.recovery.run_creation import create_run
+from onecurve.training.recovery.run_lock import RunLock
 from onecurve.training.recovery.stops import StopFlag
 from onecurve.training.recovery.watchdog import Watchdog
-from onecurve.training.run_directory import RunDirectory, describe_environment
+from onecurve.training.run_directory import RunDirectory
 from onecurve.training.schedule import count_steps
 from onecurve.training.tasks import Task, build_task
 
@@ -94,30 +102,37 @@ class _Loaded:
     state_bytes: int
 
 
-def build(resolved: ResolvedRecipe, run: RunDirectory, outcome: Outcome, start: Start | None = None) -> Session:
+def build(
+    resolved: ResolvedRecipe,
+    run: RunDirectory,
+    outcome: Outcome,
+    start: Start | None = None,
+    lock: RunLock | None = None,
+) -> Session:
     """Load, check, prepare and restore; on return the run directory exists and the arithmetic is printed.
 
     Args:
         start: where to begin; None builds only what an evaluation needs, and writes nothing.
+        lock: of the run directory, where there is a start.
 
     Raises:
         BadInput: data, model or machine can't do what the recipe asks.
         WrongTopology: the processes that came up are not those that were asked for.
     """
-    launched = strategy.Launched.from_environment()
+    launch = Launch.from_environment()
     watchdog = Watchdog(
         run.hangs,
-        launched.process,
-        launched.num_processes,
+        launch.rank,
+        launch.num_processes,
         resolved.recipe.hang_timeout_seconds,
-        lambda message: outcome.tell("failed", 1, message),
-        launcher_is_gone,
+        lambda message: outcome.write_status("failed", 1, message),
+        launcher_has_died,
     )
     loaded = _load(resolved, run)
     try:
         # From here on processes wait for each other.
         watchdog.start()
-        return _join(loaded, resolved, run, outcome, start, watchdog)
+        return _join(loaded, resolved, run, outcome, start, lock, watchdog)
     except BaseException:
         watchdog.stop()
         raise
@@ -147,12 +162,13 @@ def _join(
     run: RunDirectory,
     outcome: Outcome,
     start: Start | None,
+    lock: RunLock | None,
     watchdog: Watchdog,
 ) -> Session:
     """Join the process group, prepare everything for it, and restore what the start asks for."""
     recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
     first_note = start.message if start else None
-    accelerator = strategy.build_accelerator(recipe, model, watchdog.collective_timeout)
+    accelerator = build_accelerator(recipe, model, watchdog.collective_timeout)
     if start is not None:
         start = agree_on_start(accelerator, start, data)
         if start.checkpoint is not None:
@@ -169,7 +185,7 @@ def _join(
         optimization.build_optimizer(model, recipe),
         build_loader(data.train, task, loaded.tokenizer, plan, recipe, accelerator),
     )
-    give_exact_weights(model, exact_weights)
+    set_exact_weights(model, exact_weights)
     del exact_weights  # As large as the model.
 
     def prepare_evaluation(split: Split) -> EvaluationData:
@@ -200,8 +216,8 @@ def _join(
         stop_flag=StopFlag(run if start is not None else None, watchdog, outcome),
         watchdog=watchdog,
     )
-    if start is not None:
-        _begin(session, loaded, resolved, start)
+    if start is not None and lock is not None:
+        _begin(session, loaded, resolved, start, lock)
         for line in (
             first_note,
             *loaded.notes,
@@ -218,7 +234,7 @@ def _build_plan(
     """Which examples make up each step, the same on every topology, and which process takes which."""
     order = Order(len(train), recipe.train_batch_size, recipe.seed, train.lengths, recipe.length_window)
     # Devices may differ, and the plan must not.
-    sizes = strategy.ask_main_process(lambda: out_of_memory.read_limits(run, _describe_memory(recipe, accelerator)))
+    sizes = ask_main_process(lambda: out_of_memory.load_limits(run, _describe_memory(recipe, accelerator)))
     return TrainingPlan(
         order,
         count_steps(recipe, order.steps_per_epoch),
@@ -229,21 +245,21 @@ def _build_plan(
     )
 
 
-def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: Start) -> None:
+def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: Start, lock: RunLock) -> None:
     """Restore the start, then write what a run directory holds before the first step."""
     accelerator, run = session.accelerator, session.run
     restore(accelerator, session.model, session.optimizer, session.scheduler, start)
     accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
-    environment = describe_environment(strategy.describe_topology(accelerator), session.task.main_metrics)
+    environment = describe_environment(describe_topology(accelerator), session.task.main_metrics)
     num_checkpoints = session.milestones.most_checkpoints()
 
     def prepare_directory() -> None:
         check_room(run, loaded.state_bytes, loaded.parameters[1] * 4, num_checkpoints)
-        run.create(resolved, environment)
+        create_run(run, lock, resolved, environment)
         tidy(run, start)
 
-    strategy.ask_main_process(prepare_directory)
-    session.outcome.follow(run.status, session.progress.step)
+    ask_main_process(prepare_directory)
+    session.outcome.add_status_file(run.status, session.progress.step)
     start_tracker(accelerator, run, resolved, session.progress.step)
 
 
@@ -257,7 +273,7 @@ def shrink_micro_batches(session: Session) -> None:
     accelerator, recipe, plan, step = session.accelerator, session.recipe, session.plan, session.progress.step
     max_examples, max_tokens = out_of_memory.shrink(plan, step)
     sizes = {"max_examples": max_examples, "max_tokens": max_tokens}
-    out_of_memory.note_limits(session.run, _describe_memory(recipe, accelerator), sizes)
+    out_of_memory.save_limits(session.run, _describe_memory(recipe, accelerator), sizes)
     size = (
         f"{max_examples} example{'s' * (max_examples != 1)}"
         if max_tokens == plan.max_tokens
@@ -284,5 +300,5 @@ def _describe_memory(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]
         "per_device_batch_size": recipe.per_device_batch_size,
         "per_device_batch_tokens": recipe.per_device_batch_tokens,
         "gradient_checkpointing": recipe.gradient_checkpointing,
-        **strategy.describe_topology(accelerator),
+        **describe_topology(accelerator),
     }

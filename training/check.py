@@ -16,8 +16,8 @@ if __name__ == "__main__":
 
 from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
-from onecurve.training.errors import Outcome, report_outcome
 from onecurve.training.models.loading import build_model, count_parameters, load_config, load_tokenizer
+from onecurve.training.outcome import Outcome, report_outcome
 from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.tasks import build_task
 

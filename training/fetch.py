@@ -22,8 +22,9 @@ from huggingface_hub import snapshot_download
 from onecurve.training.cache import find_cache
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
-from onecurve.training.errors import BadInput, Outcome, report_outcome
+from onecurve.training.errors import BadInput
 from onecurve.training.models.loading import find_revision, load_config, load_tokenizer
+from onecurve.training.outcome import Outcome, report_outcome
 from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.tasks import build_task
 
@@ -50,15 +51,15 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
             folder = _fetch_repository(key, name, recipe, [*weights, *code])
             if key == "model_name_or_path" and not list(folder.glob("*.safetensors")):
                 raise BadInput(f"{key}: {name!r} has no weights as safetensors; choose a model or revision that has")
-            outcome.say(f"{key}: {name} is in {folder} ({_describe_size(folder)})")
+            outcome.print_once(f"{key}: {name} is in {folder} ({_describe_size(folder)})")
     task, config = build_task(recipe), load_config(recipe)
     task.read_config(config)
     data = prepare_data(recipe, task, load_tokenizer(recipe, config))
     for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if split is not None:
-            outcome.say(f"{name}: {len(split)} rows of {split.origin} are tokenized")
+            outcome.print_once(f"{name}: {len(split)} rows of {split.origin} are tokenized")
     cache = find_cache()
-    outcome.say(f"ready for machines without a network that see {cache} and the hub's cache")
+    outcome.print_once(f"ready for machines without a network that see {cache} and the hub's cache")
 
 
 def _fetch_repository(key: str, name: str, recipe: Recipe, patterns: Sequence[str]) -> Path:

@@ -26,7 +26,7 @@ if __name__ == "__main__":
     # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
     sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
 
-from onecurve.training.errors import BadInput, Outcome, Preempted, launcher_is_gone, report_outcome  # isort: split
+from onecurve.training.outcome import Outcome, report_outcome  # isort: split
 
 import numpy as np
 import pyarrow as pa
@@ -48,8 +48,10 @@ from onecurve.training.data.tables import (
     read_chunks,
     write_chunk,
 )
+from onecurve.training.errors import BadInput, Preempted
 from onecurve.training.models.loading import load_model_class, load_tokenizer
-from onecurve.training.parallel import strategy
+from onecurve.training.parallel.launch import Launch, check_processes, check_store, find_unsupported_precision
+from onecurve.training.process import launcher_has_died
 from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.tasks import Task, build_task
@@ -106,15 +108,15 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     quiet_third_parties()
     request = parse_request(arguments)
     recipe = load_recipe(str(request.run.config)).recipe
-    strategy.check_processes()
-    if strategy.find_missing_precision(recipe) is not None:
-        outcome.say(
+    check_processes()
+    if find_unsupported_precision(recipe) is not None:
+        outcome.print_once(
             f"labels in float32: this machine has no arithmetic of the run's mixed_precision {recipe.mixed_precision}"
         )
         recipe = recipe.model_copy(update={"mixed_precision": "no"})
     _end_at_signals(request.output)
-    strategy.check_store()
-    uses_cpu = strategy.Launched.from_environment().uses_cpu or not torch.accelerator.is_available()
+    check_store()
+    uses_cpu = Launch.from_environment().uses_cpu or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=uses_cpu, mixed_precision=recipe.mixed_precision)
     scratch = _share_scratch(accelerator, request.output)
     survey, layout = Survey(request.input, request.output), None
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     finally:
         if accelerator.is_main_process:
             shutil.rmtree(scratch, ignore_errors=True)
-    outcome.say(f"{survey.num_rows} rows labelled: {request.output}")
+    outcome.print_once(f"{survey.num_rows} rows labelled: {request.output}")
     accelerator.end_training()
 
 
@@ -176,7 +178,7 @@ def check_stop() -> None:
         Stopped: it does, or is gone.
     """
     path = os.environ.get("ONECURVE_STOP_FILE")
-    if launcher_is_gone() or (path is not None and os.path.exists(path)):
+    if launcher_has_died() or (path is not None and os.path.exists(path)):
         raise Stopped
 
 

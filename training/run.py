@@ -16,19 +16,22 @@ if __name__ == "__main__":
     # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
     sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
 
-from onecurve.training.errors import Diverged, Outcome, Preempted, report_outcome  # isort: split
+from onecurve.training.outcome import Outcome, report_outcome  # isort: split
 
 import torch
 
 from onecurve.training.building import Session, build, shrink_micro_batches
 from onecurve.training.config import load_recipe, parse_arguments
+from onecurve.training.errors import Diverged, Preempted
 from onecurve.training.models import optimization
-from onecurve.training.parallel import strategy
+from onecurve.training.parallel.launch import check_launch
+from onecurve.training.parallel.micro_batch import begin_micro_batch
 from onecurve.training.record.console import print_evaluation, print_next, quiet_third_parties
 from onecurve.training.record.evaluation import Evaluation, evaluate, save_evaluation
 from onecurve.training.record.model_card import build_model_card
-from onecurve.training.recovery.out_of_memory import MicroBatchTooLarge, finding_shortage
+from onecurve.training.recovery.out_of_memory import MicroBatchTooLarge, detect_out_of_memory
 from onecurve.training.recovery.resumption import find_start
+from onecurve.training.recovery.run_lock import RunLock
 from onecurve.training.recovery.stops import StopRequested
 from onecurve.training.run_directory import RunDirectory
 
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     started = time.perf_counter()
     quiet_third_parties()
     resolved = load_recipe(*parse_arguments(arguments))
-    strategy.check_launch(resolved.recipe)
+    check_launch(resolved.recipe)
     run = RunDirectory.of(resolved.recipe)
     if resolved.eval_only:
         session = build(resolved, run, outcome)
@@ -49,13 +52,13 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
         with session.watchdog:
             evaluate_only(session)
         return
-    with run.lock:
+    with RunLock(run) as lock:
         start = find_start(run, resolved)
         if start.is_finished:
-            outcome.say(start.message)
+            outcome.print_once(start.message)
             outcome.step = start.progress.step
             return
-        session = build(resolved, run, outcome, start)
+        session = build(resolved, run, outcome, start, lock)
         _KEPT.append(session)
         with session.watchdog, session.reporter, session.checkpoints:
             try:
@@ -98,9 +101,9 @@ def make_steps(session: Session) -> Evaluation | None:
     losses: list[torch.Tensor] = []
     for batch in session.train_loader:
         micro_batch = batch.pop("micro_batch")  # Where it stands in its step, and what the whole step counts.
-        gradient_scale = strategy.begin_micro_batch(accelerator, micro_batch, recipe.seed)
+        gradient_scale = begin_micro_batch(accelerator, micro_batch, recipe.seed)
         with accelerator.accumulate(model):
-            with finding_shortage():
+            with detect_out_of_memory():
                 loss = task.loss_sum(model, batch) * micro_batch.weight / micro_batch.global_count
                 accelerator.backward(loss * gradient_scale)
             losses.append(loss.detach())
@@ -145,7 +148,7 @@ def conclude_step(session: Session) -> Evaluation | None:
             session.scheduler.step(evaluation.metrics["eval_loss"])
     if is_best or session.milestones.saves_after(progress.step):
         session.reporter.flush()
-        with session.watchdog.patiently():
+        with session.watchdog.slow_phase():
             session.checkpoints.save(progress, is_best)
         session.reporter.restart_clock()
     return evaluation
@@ -160,7 +163,7 @@ def evaluate_validation(session: Session) -> Evaluation:
 def stop(session: Session) -> None:
     """Write a checkpoint and end with exit code 75: the next start goes on from here."""
     session.reporter.flush()
-    with session.watchdog.patiently():
+    with session.watchdog.slow_phase():
         session.checkpoints.save(session.progress)
         session.checkpoints.wait()
     session.stop_flag.clear()
@@ -171,7 +174,7 @@ def save(session: Session, evaluation: Evaluation) -> None:
     """Write the final model, and what it predicts for the validation and the test data."""
     run, task, accelerator = session.run, session.task, session.accelerator
     card = build_model_card(session.recipe, task, evaluation.metrics)
-    with session.watchdog.patiently():
+    with session.watchdog.slow_phase():
         session.checkpoints.save_final(session.tokenizer, card, run.final)
     if accelerator.is_main_process:
         save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)

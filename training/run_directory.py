@@ -1,103 +1,23 @@
-"""The run directory: all that one training leaves behind, and the only place that knows its file names."""
+"""The run directory: the name of every file that one training leaves behind. No other module knows these names."""
 
 from __future__ import annotations
 
-import fcntl
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from onecurve.training.config import Recipe, RecipeError, ResolvedRecipe, load_recipe
-from onecurve.training.errors import BadInput, is_main_process, write_atomically
+from onecurve.training.config import Recipe
 
-_PACKAGES = (
-    "onecurve",
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "evaluate",
-    "tokenizers",
-    "safetensors",
-    "deepspeed",
-)
-
-
-# The loader's workers of a killed training hold its lock until they notice, within five seconds.
-_SECONDS_TO_LET_GO = 10.0
-
-
-class DirectoryLock:
-    """Keeps a folder for one process: another is refused until this one lets go or ends, however it ends.
-
-    What is locked (flock) is a file in it, which stays: other machines hear of it where a network's file system has locks,
-    and of a lock on the folder itself they would not.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-
-    def take(self, is_new: bool = False) -> None:
-        """Lock the folder for the whole training, if a run is there and not locked already; process 0 does it for all.
-
-        Raises:
-            BadInput: another process holds it.
-        """
-        if (
-            self._descriptor is not None
-            or not is_main_process()
-            or not (is_new or (self._path / "config.yaml").exists())
-        ):
-            return
-        try:
-            descriptor = os.open(self._path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError:  # What can't be written to is refused elsewhere, in better words.
-            return
-        deadline = time.monotonic() + _SECONDS_TO_LET_GO
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    os.close(descriptor)
-                    raise BadInput(
-                        f"output_dir {str(self._path)!r}: another training is running there; wait for its end, stop it "
-                        f"with `touch {self._path / 'STOP'}`, or choose another output_dir"
-                    ) from None
-                time.sleep(0.1)
-            except OSError as error:
-                print(f"{self._path}: no locks there ({error.strerror}): start no other training in it", flush=True)
-                break
-        self._descriptor = descriptor
-
-    @property
-    def is_held(self) -> bool:
-        """Whether this process has it."""
-        return self._descriptor is not None
-
-    def __enter__(self) -> DirectoryLock:
-        self.take()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-# In a checkpoint's folder: size and checksum of each of its files; written last.
-MANIFEST_NAME = "manifest.json"
+# Files of one checkpoint.
+WEIGHTS_FILE = "model.safetensors"
+"""Weights and saved buffers by parameter name."""
+MOMENTS_FILE = "optimizer.safetensors"
+"""AdamW's moments as "<parameter name>.exp_avg" and "<parameter name>.exp_avg_sq"."""
+PROGRESS_FILE = "progress.json"
+"""Step, schedule, best metric so far."""
+MANIFEST_FILE = "manifest.json"
+"""Size and sha256 of every other file; written last."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +31,9 @@ class RunDirectory:
         """The run directory that the recipe names."""
         return cls(Path(recipe.output_dir))
 
-    @cached_property
-    def lock(self) -> DirectoryLock:
-        """Held by process 0 of the training that runs here."""
-        return DirectoryLock(self.path)
-
     @property
     def config(self) -> Path:
-        """Every resolved value and its source."""
+        """Every resolved value and its source. It is written before the first step, so a folder without it holds no run."""
         return self.path / "config.yaml"
 
     @property
@@ -133,17 +48,21 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line, every step and every evaluation."""
+        """One JSON object a line, for every step and every evaluation."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of step_00000050/ and its like."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    def find_checkpoints(self) -> list[Path]:
-        """Folders of all checkpoints under their own names, oldest first."""
-        return sorted(self.checkpoints.glob("step_*"))
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint that is written after `step` steps."""
+        return self.checkpoints / f"step_{step:08d}"
+
+    def list_checkpoints(self) -> list[Path]:
+        """Folders with a checkpoint's name, the oldest first. Whether they are intact is for `find_fault` to say."""
+        return list_checkpoints(self.checkpoints)
 
     @property
     def best(self) -> Path:
@@ -157,17 +76,17 @@ class RunDirectory:
 
     @property
     def hangs(self) -> Path:
-        """Stacks of all processes of a training that hung."""
+        """Stack dumps of all ranks of a training that hung."""
         return self.path / "hangs"
 
     @property
     def memory(self) -> Path:
-        """Micro-batches that were found to fit, where those that were asked for did not."""
+        """The micro-batch size that fits, if the recipe's did not."""
         return self.path / "memory.json"
 
     @property
     def tracker(self) -> Path:
-        """The tracker's run that later starts go on with."""
+        """The id of the tracker's run, which later starts continue."""
         return self.path / "tracker.json"
 
     @property
@@ -192,27 +111,23 @@ class RunDirectory:
 
     @property
     def stop(self) -> Path:
-        """A file whose appearance asks the training here to stop."""
+        """A file whose existence requests a stop of the training here."""
         return self.path / "STOP"
 
     @property
+    def lock(self) -> Path:
+        """A file that rank 0 of the training here keeps locked."""
+        return self.path / ".lock"
+
+    @property
     def slurm_job_id(self) -> Path:
-        """The number of the Slurm job that `onecurve submit` has sent for this run."""
+        """The number of the Slurm job that `onecurve submit` sent for this run."""
         return self.path / "slurm_job_id"
 
     @property
     def report(self) -> Path:
         """The page that `onecurve report` writes."""
         return self.path / "report.html"
-
-    def check_writable(self) -> None:
-        """Refuse an `output_dir` that can't hold a run, before anything is written.
-
-        Raises:
-            BadInput: it is a file, or neither it nor its nearest existing parent can be written to.
-        """
-        if problem := describe_unwritable(self.path):
-            raise BadInput(f"output_dir {str(self.path)!r}: {problem}; choose another output_dir")
 
     def read_status(self) -> dict[str, Any] | None:
         """The status of the last training here, if any."""
@@ -222,111 +137,7 @@ class RunDirectory:
             return None
         return content if isinstance(content, dict) else None
 
-    def describe_last_evaluation(self) -> str:
-        """The last evaluation of this run in a line."""
-        for text in reversed(self.metrics.read_text(encoding="utf-8").splitlines()):
-            line = json.loads(text)
-            if line["event"] == "eval":
-                shown = [f"{name} {value:.4f}" for name, value in line.items() if name.startswith("eval_")]
-                return f"step {line['step']}, " + ", ".join(shown[:2])
-        return "not evaluated"
 
-    def create(self, resolved: ResolvedRecipe, environment: dict[str, Any]) -> None:
-        """Make the folder, lock it, and write what is known before the first step.
-
-        Raises:
-            BadInput: another training was faster.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        was_new = not self.lock.is_held
-        self.lock.take(is_new=True)
-        if was_new and self.lock.is_held and self.config.exists():
-            raise BadInput(
-                f"output_dir {str(self.path)!r}: another training began there and ended while this one was loading; start "
-                "this again to go on with it, or choose another output_dir"
-            )
-        environment = environment | {"num_starts": self._count_starts() + 1}
-        write_atomically(self.config, resolved.to_yaml())
-        write_atomically(self.environment, json.dumps(environment, indent=2) + "\n")
-
-    def _count_starts(self) -> int:
-        try:
-            return int(json.loads(self.environment.read_text(encoding="utf-8"))["num_starts"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-
-    def differing_keys(self, resolved: ResolvedRecipe, ignored: frozenset[str]) -> list[str]:
-        """Keys, `ignored` ones aside, in which the run that is here differs from `resolved`: "key: here -> wanted".
-
-        Raises:
-            BadInput: the config.yaml here can't be read as a recipe.
-        """
-        try:
-            here = load_recipe(str(self.config)).recipe
-        except RecipeError as error:
-            raise BadInput(
-                f"output_dir {str(self.path)!r} holds a run whose config.yaml is not valid: {error}"
-            ) from None
-        return [
-            f"{key}: {getattr(here, key)!r} -> {getattr(resolved.recipe, key)!r}"
-            for key in type(here).model_fields
-            if key not in ignored and getattr(here, key) != getattr(resolved.recipe, key)
-        ]
-
-
-def find_existing_parent(path: Path) -> Path:
-    """The path itself or the nearest of its parents that exists."""
-    path = path.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
-
-
-def describe_unwritable(path: Path) -> str | None:
-    """Why a folder can't be made or written to: what is in its place; None if it can."""
-    nearest = find_existing_parent(path)
-    if not nearest.is_dir():
-        return f"{str(nearest)!r} is a file"
-    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{str(nearest)!r} is not writable"
-
-
-def describe_environment(topology: dict[str, Any], main_metrics: Sequence[str]) -> dict[str, Any]:
-    """Package versions, the machine and the git revision, as `environment.json` holds them. No variable's value."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "packages": versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_cores": os.cpu_count(),
-        "topology": topology,
-        "main_metrics": list(main_metrics),
-        "git_revision": _git_revision(),
-        "slurm_job_id": _slurm_job_id(),
-    }
-
-
-def _slurm_job_id() -> str | None:
-    """The job's number as Slurm's commands take it; a task of an array is ARRAY_TASK, as the last one's own number also
-    means all of them."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-
-
-def _git_revision() -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
+def list_checkpoints(folder: Path) -> list[Path]:
+    """As `RunDirectory.list_checkpoints`, for a folder of checkpoints."""
+    return sorted(folder.glob("step_*"))

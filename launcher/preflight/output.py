@@ -14,8 +14,10 @@ from onecurve.launcher.preflight.findings import Finding, error, warning
 from onecurve.launcher.units import GIB
 from onecurve.training.cache import find_cache
 from onecurve.training.errors import BadInput
-from onecurve.training.run_directory import MANIFEST_NAME, RunDirectory, describe_unwritable, find_existing_parent
+from onecurve.training.recipe_comparison import find_differing_keys
+from onecurve.training.run_directory import MANIFEST_FILE, RunDirectory
 from onecurve.training.schedule import count_most_checkpoints
+from onecurve.training.writable import describe_unwritable, find_existing_parent
 
 if TYPE_CHECKING:
     from onecurve.training.config import Recipe
@@ -25,9 +27,9 @@ def check_output(recipe: Recipe) -> list[Finding]:
     """Whether the run directory can be written, and whether the run that it may hold is this recipe's."""
     run = RunDirectory.of(recipe)
     findings = _check_writable("output_dir", run.path)
-    has_own = bool(run.find_checkpoints())  # Then a named one does not count any more.
+    has_own = bool(run.list_checkpoints())  # Then a named one does not count any more.
     is_named = recipe.resume not in ("auto", "never") and not has_own
-    if is_named and not (Path(recipe.resume) / MANIFEST_NAME).is_file():
+    if is_named and not (Path(recipe.resume) / MANIFEST_FILE).is_file():
         findings.append(
             error(f"resume: {recipe.resume!r} is no checkpoint; it is auto, never or a checkpoint's folder")
         )
@@ -37,13 +39,14 @@ def check_output(recipe: Recipe) -> list[Finding]:
 
 
 def _compare_with_run(recipe: Recipe, run: RunDirectory) -> list[Finding]:
-    from onecurve.training.config import FREE_KEYS, ResolvedRecipe
+    from onecurve.launcher.facts.recipes import load_recipe
+    from onecurve.training.config import FREE_KEYS
 
     name = f"output_dir {str(run.path)!r}"
     if recipe.resume == "never":
         return [error(f"{name} holds a run already, and resume is never; choose another output_dir")]
     try:
-        differing = run.differing_keys(ResolvedRecipe(recipe, {}), FREE_KEYS)
+        differing = find_differing_keys(run, recipe, FREE_KEYS, load_recipe)
     except BadInput as problem:
         return [error(str(problem))]
     if differing:
@@ -66,7 +69,7 @@ def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
     run = RunDirectory.of(recipe)
     folder = find_existing_parent(run.path)
     free = shutil.disk_usage(folder).free
-    here = sum(path.stat().st_size for folder in run.find_checkpoints() for path in folder.iterdir() if path.is_file())
+    here = sum(path.stat().st_size for folder in run.list_checkpoints() for path in folder.iterdir() if path.is_file())
     kept, is_known = _count_checkpoints(recipe)
     needed = count_checkpoint_bytes(shape) * kept + count_final_bytes(shape) - here
     if free < needed:

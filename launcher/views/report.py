@@ -26,7 +26,7 @@ from onecurve.launcher.facts.history import (
 from onecurve.launcher.units import format_count, format_gib, format_result, format_seconds, format_setting
 from onecurve.launcher.views.charts import draw_chart
 from onecurve.launcher.views.svg import Point
-from onecurve.training.errors import write_atomically
+from onecurve.training.atomic_files import write_atomically
 from onecurve.training.metric_names import pick_main_metrics
 from onecurve.training.run_directory import RunDirectory
 

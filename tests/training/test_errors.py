@@ -11,18 +11,11 @@ from typing import Any
 
 import pytest
 
-from onecurve.training import errors as faults
+from onecurve.training import outcome as outcomes
+from onecurve.training.atomic_files import write_atomically
 from onecurve.training.config import RecipeError
-from onecurve.training.errors import (
-    BadInput,
-    Diverged,
-    Fault,
-    Outcome,
-    Preempted,
-    WrongTopology,
-    report_outcome,
-    write_atomically,
-)
+from onecurve.training.errors import BadInput, Diverged, Fault, Preempted, WrongTopology
+from onecurve.training.outcome import Outcome, report_outcome
 
 
 @pytest.fixture
@@ -82,7 +75,7 @@ def test_a_run_that_ends_well_is_finished(status: Path, tmp_path: Path) -> None:
 
     def main(arguments: Sequence[str], outcome: Outcome) -> None:
         assert not status.exists(), "nothing is told before there is a run"
-        outcome.follow(tmp_path / "run" / "status.json", 3)
+        outcome.add_status_file(tmp_path / "run" / "status.json", 3)
         seen.append(read(status))
         outcome.step = 8
 
@@ -160,10 +153,10 @@ def test_a_status_that_cannot_be_written_hides_no_fault(
 def test_only_rank_0_speaks(status: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     waited = []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(faults, "_wait_for_main", lambda seconds: waited.append(True))
+    monkeypatch.setattr(outcomes, "_wait_for_main", lambda seconds: waited.append(True))
 
     def main(arguments: Sequence[str], outcome: Outcome) -> None:
-        outcome.say("hello")
+        outcome.print_once("hello")
         raise BadInput("the same on every rank")
 
     assert report_outcome(main, []) == 2

@@ -31,8 +31,8 @@ Predict = Callable[..., tuple[int, str]]
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, news: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two steps."""
-    from onecurve.training.errors import report_outcome
-    from onecurve.training.parallel.strategy import forget_state
+    from onecurve.training.outcome import report_outcome
+    from onecurve.training.parallel.accelerator import forget_state
     from onecurve.training.run import main
 
     folder = tmp_path_factory.mktemp("trained") / "run"
@@ -57,8 +57,8 @@ def trained(tiny_model: Path, news: Path, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def predict(capsys: pytest.CaptureFixture[str]) -> Iterator[Predict]:
     """Label in this process: predict(run, source, target, *flags) -> exit code and all that was said."""
-    from onecurve.training.errors import report_outcome
-    from onecurve.training.parallel.strategy import forget_state
+    from onecurve.training.outcome import report_outcome
+    from onecurve.training.parallel.accelerator import forget_state
     from onecurve.training.predict import main
 
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -238,7 +238,7 @@ def test_labelling_needs_nothing_that_only_training_needs(
     plain, other = tmp_path / "plain.jsonl", tmp_path / "other.jsonl"
     run = change_config(trained, tmp_path / "run", mixed_precision="fp16", report_to="mlflow", train_file="gone.csv")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onecurve.training.parallel.strategy.get_available_trackers", list)
+        patch.setattr("onecurve.training.parallel.launch.get_available_trackers", list)
         code, said = predict(run, news / "validation.jsonl", other)
     assert code == 0, said
     assert "labels in float32: this machine has no arithmetic of the run's mixed_precision fp16" in said

@@ -12,10 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from onecurve.training import run_directory
 from onecurve.training.config import ResolvedRecipe, load_recipe
 from onecurve.training.errors import BadInput
-from onecurve.training.run_directory import RunDirectory, describe_environment
+from onecurve.training.recipe_comparison import find_differing_keys
+from onecurve.training.record.environment import describe_environment
+from onecurve.training.recovery import run_lock
+from onecurve.training.recovery.resumption import describe_last_evaluation
+from onecurve.training.recovery.run_creation import check_writable, create_run
+from onecurve.training.recovery.run_lock import RunLock
+from onecurve.training.run_directory import RunDirectory
 from onecurve.training.tasks.text_classification import TextClassificationRecipe
 from tests.conftest import ROOT
 
@@ -36,7 +41,8 @@ def test_every_path_lies_in_the_output_dir(tmp_path: Path) -> None:
 def test_create_writes_the_recipe_and_the_environment(tmp_path: Path) -> None:
     resolved = resolve(tmp_path / "a" / "run", seed="7")
     run = RunDirectory.of(resolved.recipe)
-    run.create(resolved, describe_environment({"num_processes": 2}, ["loss"]))
+    with RunLock(run) as lock:
+        create_run(run, lock, resolved, describe_environment({"num_processes": 2}, ["loss"]))
     assert {path.name for path in run.path.iterdir()} == {".lock", "config.yaml", "environment.json"}
     assert load_recipe(str(run.config)).recipe == resolved.recipe
     environment = json.loads(run.environment.read_text())
@@ -71,7 +77,7 @@ def test_without_git_there_is_no_revision(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_a_folder_that_can_hold_a_run_is_accepted(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "new", tmp_path / "new" / "below"):
-        RunDirectory(path).check_writable()
+        check_writable(RunDirectory(path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,7 +85,7 @@ def test_a_folder_that_can_hold_a_run_is_accepted(tmp_path: Path) -> None:
 def test_a_file_is_no_run_directory(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(BadInput, match=r"file' is a file; choose another output_dir"):
-        RunDirectory(tmp_path / "file" / below).check_writable()
+        check_writable(RunDirectory(tmp_path / "file" / below))
 
 
 def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +98,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(os, "access", refuse)
     with pytest.raises(BadInput, match="is not writable; choose another output_dir"):
-        RunDirectory(tmp_path / "new" / "run").check_writable()
+        check_writable(RunDirectory(tmp_path / "new" / "run"))
     assert asked == [tmp_path], "the nearest folder that exists is asked"
 
 
@@ -116,30 +122,33 @@ def test_the_last_evaluation_is_told_in_a_line(tmp_path: Path) -> None:
     ]
     run = RunDirectory(tmp_path)
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert run.describe_last_evaluation() == "step 10, eval_loss 0.2500, eval_accuracy 0.9000"
+    assert describe_last_evaluation(run) == "step 10, eval_loss 0.2500, eval_accuracy 0.9000"
     run.metrics.write_text(json.dumps(lines[2]) + "\n")
-    assert run.describe_last_evaluation() == "not evaluated"
+    assert describe_last_evaluation(run) == "not evaluated"
 
 
 def test_differing_keys_are_named_with_both_values(tmp_path: Path) -> None:
     here = resolve(tmp_path)
     run = RunDirectory.of(here.recipe)
-    run.create(here, {})
+    with RunLock(run) as lock:
+        create_run(run, lock, here, {})
     other = resolve(tmp_path, seed="7", learning_rate="0.1", report_to="wandb")
-    assert run.differing_keys(here, frozenset()) == []
-    assert run.differing_keys(other, frozenset({"report_to"})) == ["learning_rate: 5e-05 -> 0.1", "seed: 42 -> 7"]
-    assert "report_to: 'none' -> 'wandb'" in run.differing_keys(other, frozenset())
+    assert find_differing_keys(run, here.recipe, frozenset()) == []
+    assert find_differing_keys(run, other.recipe, frozenset({"report_to"})) == [
+        "learning_rate: 5e-05 -> 0.1",
+        "seed: 42 -> 7",
+    ]
+    assert "report_to: 'none' -> 'wandb'" in find_differing_keys(run, other.recipe, frozenset())
 
 
 def test_a_config_that_was_spoilt_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: -1\n")
     with pytest.raises(BadInput, match=r"(?s)config.yaml is not valid: .*seed"):
-        RunDirectory(tmp_path).differing_keys(resolve(tmp_path), frozenset())
+        find_differing_keys(RunDirectory(tmp_path), resolve(tmp_path).recipe, frozenset())
 
 
 def test_the_recipe_in_a_run_directory_names_every_key(tmp_path: Path) -> None:
-    resolved = resolve(tmp_path)
-    RunDirectory.of(resolved.recipe).create(resolved, {})
+    make_run(tmp_path)
     written = (tmp_path / "config.yaml").read_text()
     assert all(f"\n{key}: " in written for key in TextClassificationRecipe.model_fields)
 
@@ -151,35 +160,23 @@ def make_run(folder: Path) -> RunDirectory:
     """A run directory that a training has been in."""
     resolved = resolve(folder)
     run = RunDirectory.of(resolved.recipe)
-    with run.lock:
-        run.create(resolved, {})
+    with RunLock(run) as lock:
+        create_run(run, lock, resolved, {})
     return run
 
 
 def test_a_folder_is_kept_for_one_training_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_directory, "_SECONDS_TO_LET_GO", 0.2)
+    monkeypatch.setattr(run_lock, "_TIMEOUT_SECONDS", 0.2)
     before = {path: path.stat().st_mtime_ns for path in make_run(tmp_path).path.iterdir()}
-    with RunDirectory(tmp_path).lock, pytest.raises(BadInput, match="another training is running there"):
-        RunDirectory(tmp_path).lock.take()
-    with RunDirectory(tmp_path).lock:
+    with RunLock(RunDirectory(tmp_path)), pytest.raises(BadInput, match="another training is running there"):
+        RunLock(RunDirectory(tmp_path)).acquire()
+    with RunLock(RunDirectory(tmp_path)):
         assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before, "it writes nothing"
 
 
 def test_where_no_training_has_been_a_look_leaves_no_file(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path).lock:
+    with RunLock(RunDirectory(tmp_path)):
         assert list(tmp_path.iterdir()) == []
-
-
-def test_the_lock_is_on_a_file_open_for_writing_as_network_file_systems_need(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_run(tmp_path)
-    modes: list[int] = []
-    monkeypatch.setattr(
-        fcntl, "flock", lambda descriptor, flags: modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
-    )
-    with RunDirectory(tmp_path).lock:
-        assert modes == [os.O_RDWR]
 
 
 def test_a_file_system_without_locks_is_told(
@@ -191,37 +188,35 @@ def test_a_file_system_without_locks_is_told(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with RunDirectory(tmp_path).lock:
-        assert capsys.readouterr().out == (
-            f"{tmp_path}: no locks there (No locks available): start no other training in it\n"
-        )
+    with RunLock(RunDirectory(tmp_path)):
+        assert "No locks available" in capsys.readouterr().out
 
 
 def test_only_process_0_takes_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with make_run(tmp_path).lock:
+    with RunLock(make_run(tmp_path)):
         monkeypatch.setenv("RANK", "1")
-        RunDirectory(tmp_path).lock.take()
+        RunLock(RunDirectory(tmp_path)).acquire()
 
 
 def test_of_two_that_begin_at_once_the_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_directory, "_SECONDS_TO_LET_GO", 0.2)
+    monkeypatch.setattr(run_lock, "_TIMEOUT_SECONDS", 0.2)
     resolved = resolve(tmp_path / "run")
     first, second = RunDirectory.of(resolved.recipe), RunDirectory.of(resolved.recipe)
-    with first.lock, second.lock:  # Neither finds a folder yet.
-        first.create(resolved, {})
+    with RunLock(first) as first_lock, RunLock(second) as second_lock:  # Neither finds a folder yet.
+        create_run(first, first_lock, resolved, {})
         with pytest.raises(BadInput, match="another training is running there"):
-            second.create(resolved, {})
+            create_run(second, second_lock, resolved, {})
 
 
 def test_what_began_and_ended_while_another_was_loading_is_not_begun_anew(tmp_path: Path) -> None:
     resolved = resolve(tmp_path / "run")
     first, second = RunDirectory.of(resolved.recipe), RunDirectory.of(resolved.recipe)
-    with second.lock:  # Finds no folder yet.
-        with first.lock:
-            first.create(resolved, {})
+    with RunLock(second) as second_lock:  # Finds no folder yet.
+        with RunLock(first) as first_lock:
+            create_run(first, first_lock, resolved, {})
         before = first.environment.read_bytes()
-        with pytest.raises(BadInput, match="another training began there and ended while this one was loading"):
-            second.create(resolved, {})
+        with pytest.raises(BadInput, match="another training started and ended there"):
+            create_run(second, second_lock, resolved, {})
     assert first.environment.read_bytes() == before
 
 
@@ -229,6 +224,6 @@ def test_each_start_is_counted(tmp_path: Path) -> None:
     resolved = resolve(tmp_path)
     for number in (1, 2, 3):
         run = RunDirectory.of(resolved.recipe)
-        with run.lock:
-            run.create(resolved, {})
+        with RunLock(run) as lock:
+            create_run(run, lock, resolved, {})
         assert json.loads((tmp_path / "environment.json").read_text())["num_starts"] == number

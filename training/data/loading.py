@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from onecurve.training.data.columns import Array
 from onecurve.training.data.plan import EvaluationPlan, MicroBatch, TrainingPlan
 from onecurve.training.data.preparation import Split
-from onecurve.training.errors import STOP_SIGNALS
+from onecurve.training.launch_protocol import STOP_SIGNALS
 from onecurve.training.recipe import Recipe
 from onecurve.training.tasks.base import Task
 

@@ -26,7 +26,8 @@ from filelock import FileLock
 from onecurve.training.cache import find_cache
 from onecurve.training.data.columns import Array, Examples, ExamplesWriter, open_examples
 from onecurve.training.data.splits import NAMES, RawSplit, Sources, check_columns
-from onecurve.training.errors import BadInput, check_launcher
+from onecurve.training.errors import BadInput
+from onecurve.training.process import check_launcher
 from onecurve.training.recipe import DataKeys, Recipe
 from onecurve.training.tasks.base import Task
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from onecurve.training.data.plan import TrainingPlan
-from onecurve.training.parallel.strategy import describe_strategy
+from onecurve.training.parallel.topology import describe_strategy
 from onecurve.training.recipe import Recipe
 from onecurve.training.record.evaluation import Evaluation
 from onecurve.training.run_directory import RunDirectory

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from onecurve.training.atomic_files import write_atomically
 from onecurve.training.data.columns import Array
 from onecurve.training.data.loading import Loader
 from onecurve.training.data.plan import MicroBatch
 from onecurve.training.data.preparation import Split
-from onecurve.training.errors import write_atomically
 from onecurve.training.recovery.stops import StopFlag, StopRequested
 from onecurve.training.tasks.base import Forward, Task
 

@@ -22,10 +22,11 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from onecurve.training.atomic_files import write_atomically
 from onecurve.training.data.plan import MicroBatch, TrainingPlan
-from onecurve.training.errors import Diverged, write_atomically
-from onecurve.training.parallel.strategy import measure_peak_memory
+from onecurve.training.errors import Diverged
 from onecurve.training.record.console import describe_metrics
+from onecurve.training.record.peak_memory import measure_peak_memory
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.run_directory import RunDirectory
 

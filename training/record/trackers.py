@@ -7,8 +7,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from onecurve.training.atomic_files import write_atomically
 from onecurve.training.config import ResolvedRecipe
-from onecurve.training.errors import BadInput, write_atomically
+from onecurve.training.errors import BadInput
 from onecurve.training.run_directory import RunDirectory
 
 _PROJECT = "onecurve"

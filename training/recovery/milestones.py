@@ -1,4 +1,4 @@
-"""When to evaluate, to write a checkpoint, and to stop early; and which evaluation was the best."""
+"""When to evaluate, to write a checkpoint and to stop early, and which evaluation is the best."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from onecurve.training.schedule import count_most_checkpoints
 
 @dataclass
 class Progress:
-    """Where a training stands: all that a restart needs besides weights and moments.
+    """Where a training stands: all that a resume needs besides weights and moments.
 
     Attributes:
-        step: steps that were made.
+        step: steps done.
         scheduler: the schedule's own state, plain numbers.
-        optimizer_step: updates that AdamW counted; differs from `step` only where fp16 skipped some.
+        optimizer_step: updates that AdamW counted; fewer than `step` only if fp16 skipped some.
         best_metric: best value of metric_for_best_model so far.
         best_step: the step of that evaluation.
         num_evaluations_without_better: for early stopping.
-        evaluation_is_due: the run was stopped before or in the evaluation after this step.
-        data: digests of the training and the validation data; empty where nobody looked yet.
+        evaluation_is_due: the run stopped before or during the evaluation after this step.
+        data: digests of the training and the validation data; empty in a new run.
     """
 
     step: int = 0
@@ -50,7 +50,7 @@ class Milestones:
     num_steps: int
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether an evaluation follows this step; the last one always has one."""
+        """Whether an evaluation follows this step; one always follows the last step."""
         return step == self.num_steps or self._is_due(self.recipe.eval_steps, step)
 
     def saves_after(self, step: int) -> bool:
@@ -58,7 +58,7 @@ class Milestones:
         return self._is_due(self.recipe.checkpointing_steps, step)
 
     def most_checkpoints(self) -> int:
-        """How many may lie there at once."""
+        """The most checkpoints that exist at once."""
         return count_most_checkpoints(self.recipe, self.steps_per_epoch, self.num_steps)
 
     def _is_due(self, every: int | str | None, step: int) -> bool:
@@ -67,7 +67,7 @@ class Milestones:
         return step % (self.steps_per_epoch if every == "epoch" else int(every)) == 0
 
     def record(self, progress: Progress, metrics: Mapping[str, float]) -> bool:
-        """Note an evaluation; returns whether it is the best so far."""
+        """Record an evaluation in `progress`; returns whether it is the best so far."""
         name = self.recipe.metric_for_best_model
         if name is None:
             return False
@@ -80,13 +80,13 @@ class Milestones:
         return False
 
     def stops_early(self, progress: Progress) -> bool:
-        """Whether patience is at its end."""
+        """Whether early_stopping_patience is exhausted."""
         patience = self.recipe.early_stopping_patience
         return patience is not None and progress.num_evaluations_without_better >= patience
 
 
 def is_better(name: str, value: float, best: float | None) -> bool:
-    """Whether a metric improved; losses and errors get better by falling, and no number is better than none."""
+    """Whether a metric improved: for losses and errors lower is better. Any number is better than none, except NaN."""
     if math.isnan(value):
         return False
     if best is None:

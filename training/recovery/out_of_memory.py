@@ -1,7 +1,7 @@
-"""Out of memory: micro-batches are made smaller, and the step starts again. What is learned stays the same.
+"""Out of memory: smaller micro-batches, and the step again. The loss curve stays the same.
 
-One process does that at once. Of several, the others wait in a collective that the one without memory can't join: it
-ends the training, and the next start begins with the smaller size, which is noted in the run directory.
+A single process does that immediately. With several, the other ranks wait in a collective that the rank without memory
+cannot join: it ends the training, and the next start uses the smaller size, which is stored in the run directory.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from typing import Any
 
 import torch
 
+from onecurve.training.atomic_files import write_atomically
 from onecurve.training.data.plan import TrainingPlan
-from onecurve.training.errors import Fault, write_atomically
+from onecurve.training.errors import Fault
 from onecurve.training.run_directory import RunDirectory
 
 
 class OutOfMemory(Fault):
-    """A device has too little memory for a micro-batch, and this start can't go on."""
+    """A device has too little memory for a micro-batch, and this start cannot continue."""
 
-    is_of_one_process = True
+    is_of_one_rank = True
 
 
 class MicroBatchTooLarge(Exception):
-    """A forward or backward found no memory. No weight has changed: the step may start again."""
+    """A forward or backward ran out of memory. No weight has changed, so the step can be repeated."""
 
 
 @contextlib.contextmanager
-def finding_shortage() -> Iterator[None]:
-    """Tell a lack of memory from every other error. For the forward and backward only: an update can't be made again.
+def detect_out_of_memory() -> Iterator[None]:
+    """Convert an out-of-memory error. For the forward and backward only: an update cannot be repeated.
 
     Raises:
-        MicroBatchTooLarge: there was too little memory for what stands inside.
+        MicroBatchTooLarge: the code inside ran out of memory.
     """
     try:
         yield
@@ -45,7 +46,7 @@ def finding_shortage() -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the host as one, had no memory left; each backend says so in its own way."""
+    """Whether a device, or the host, ran out of memory; each backend has its own text."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
     )
@@ -55,7 +56,7 @@ def shrink(plan: TrainingPlan, step: int) -> tuple[int, int | None]:
     """Half the largest micro-batch of a step, as `max_examples` and `max_tokens`.
 
     Raises:
-        OutOfMemory: it is one example already.
+        OutOfMemory: it is a single example.
     """
     pieces = [piece.indices for piece in plan.micro_batches(step) if not piece.is_empty]
     lengths = plan.order.lengths
@@ -64,27 +65,27 @@ def shrink(plan: TrainingPlan, step: int) -> tuple[int, int | None]:
         example = max((piece[0] for piece in pieces), key=lambda index: 0 if lengths is None else lengths[index])
         size = "" if lengths is None else f" of {lengths[example]} tokens"
         raise OutOfMemory(
-            f"out of memory at step {step + 1}, though micro-batches have one example: example {example}{size} (from 0, of "
+            f"out of memory at step {step + 1} with a micro-batch of one example: example {example}{size} (counted from 0, of "
             "the training data) does not fit. Lower max_length, or set gradient_checkpointing: true"
         )
     if plan.max_tokens is not None and lengths is not None:
         num_tokens = max(len(piece) * int(lengths[piece].max()) for piece in pieces)
-        # The longest example must have room, alone.
+        # The longest example must fit on its own.
         halved = max(int(lengths.max()), min(plan.max_tokens, num_tokens) // 2)
         if halved < plan.max_tokens:
             return plan.max_examples, halved
     return math.ceil(largest / 2), plan.max_tokens
 
 
-def note_limits(run: RunDirectory, asked: dict[str, Any], found: dict[str, Any]) -> None:
-    """Keep what was asked for and what fits, for the next start on the same device."""
+def save_limits(run: RunDirectory, asked: dict[str, Any], found: dict[str, Any]) -> None:
+    """Store which size was asked for and which one fits, for the next start on the same device."""
     write_atomically(run.memory, json.dumps({"asked": asked, "found": found}) + "\n")
 
 
-def read_limits(run: RunDirectory, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """What was found to fit where the same was asked for; None where nothing was."""
+def load_limits(run: RunDirectory, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The size that fits, if an earlier start asked for the same and ran out of memory; else None."""
     try:
-        noted = json.loads(run.memory.read_text(encoding="utf-8"))
-        return dict(noted["found"]) if noted["asked"] == asked else None
+        stored = json.loads(run.memory.read_text(encoding="utf-8"))
+        return dict(stored["found"]) if stored["asked"] == asked else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,7 +1,8 @@
-"""Where a training begins: at the pretrained model, at a checkpoint, or not at all because it is done."""
+"""Where a training starts: from the pretrained model, from a checkpoint, or not at all because it is finished."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,46 +13,43 @@ from accelerate import Accelerator
 from onecurve.training.config import FREE_KEYS, ResolvedRecipe
 from onecurve.training.data.preparation import DIGEST_PREFIX, PreparedData
 from onecurve.training.errors import BadInput
-from onecurve.training.parallel import strategy
+from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.states import load_moments
-from onecurve.training.recovery.checkpoints import (
-    find_checkpoint,
-    find_fault,
-    keep_aside,
-    load_progress,
-    mend,
-    point_best,
-)
+from onecurve.training.recipe_comparison import find_differing_keys
+from onecurve.training.recovery.checkpoints import find_checkpoint, load_progress, set_aside
+from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.recovery.milestones import Progress
+from onecurve.training.recovery.publishing import clean_up, link_best
+from onecurve.training.recovery.run_creation import check_writable
 from onecurve.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins.
+    """Where a training starts.
 
     Attributes:
-        checkpoint: folder to start from; None starts from the pretrained model.
-        progress: where that checkpoint stood.
-        is_finished: the training is done; nothing is left to do.
+        checkpoint: folder to resume from; None starts from the pretrained model.
+        progress: where that checkpoint's training stood.
+        is_finished: the training is finished; there is nothing to do.
         message: a line for the user.
-        damaged: checkpoints that were passed over.
+        corrupt: newer checkpoints that are corrupt.
     """
 
     checkpoint: Path | None
     progress: Progress
     is_finished: bool = False
     message: str | None = None
-    damaged: tuple[Path, ...] = ()
+    corrupt: tuple[Path, ...] = ()
 
 
 def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
-    """Look at the run directory and the recipe's `resume`, and say where to begin. Writes nothing.
+    """Decide where to start, from the run directory and the recipe's `resume`. Writes nothing.
 
     Raises:
-        BadInput: the folder can't be written to, holds a run of another recipe, or the named checkpoint is not whole.
+        BadInput: the folder is not writable or holds a run of another recipe, or the named checkpoint is not intact.
     """
-    run.check_writable()
+    check_writable(run)
     resume = resolved.recipe.resume
     named = None if resume in ("auto", "never") else Path(resume)
     if not run.config.exists():
@@ -64,53 +62,64 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
     is_finished = status.get("state") == "finished"
     _refuse_another_recipe(run, resolved, is_finished)
     if is_finished:
-        message = f"{run.path} is finished: {run.describe_last_evaluation()}. Nothing to do."
+        message = f"{run.path} is finished: {describe_last_evaluation(run)}. Nothing to do."
         return Start(None, Progress(step=status.get("step", 0)), True, message)
     found, faults = find_checkpoint(run.checkpoints)
     if named is not None:
         _refuse_older(named, found, run)
-    notes = [f"Not whole, kept aside: {checkpoint}: {fault}." for checkpoint, fault in faults.items()]
+    notes = [f"Corrupt, set aside: {checkpoint}: {fault}." for checkpoint, fault in faults.items()]
     if found is not None:
         start = _start_from(found)
-    else:  # It had no time to write one: it begins where it began.
+    else:  # The earlier start wrote no checkpoint: start where it did.
         start = Start(None, Progress()) if named is None else _open_named(named, resolved)
     notes += [start.message] if start.message else []
-    return replace(start, message="\n".join(notes) or None, damaged=tuple(faults))
+    return replace(start, message="\n".join(notes) or None, corrupt=tuple(faults))
 
 
 def agree_on_start(accelerator: Accelerator, start: Start, data: PreparedData) -> Start:
-    """Begin where process 0 found that the run begins: the others may have looked while an old process still saved.
+    """Start every rank where rank 0 does: other ranks may have looked while an old process was still saving.
 
     Raises:
-        BadInput: on all processes, where the data have changed since, or one can't see that checkpoint, as on file systems
-            that are not shared.
+        BadInput: on all ranks: the data have changed since the checkpoint, or a rank does not see the checkpoint because
+            its machine does not share the file system.
     """
-    start = strategy.ask_main_process(lambda: _with_same_data(start, data))
+    start = ask_main_process(lambda: _check_data(start, data))
     is_here = start.checkpoint is None or start.checkpoint.is_dir()
     here = accelerator.gather(torch.tensor([is_here], device=accelerator.device)).tolist()
     if not all(here):
         raise BadInput(
-            f"process {here.index(False)} does not see {start.checkpoint}; output_dir must be the same for all processes"
+            f"rank {here.index(False)} does not see {start.checkpoint}; output_dir must be on a file system that all machines "
+            "share"
         )
     return start
 
 
 def tidy(run: RunDirectory, start: Start) -> None:
-    """Keep damaged checkpoints aside, and end what a killed process left half done.
+    """Set corrupt checkpoints aside, and clean up after killed processes.
 
-    For rank 0 alone, once every process has restored its start: before, another one might still read them.
+    Rank 0 calls it once every rank has loaded the checkpoint; before, another rank may still be reading it.
     """
-    for checkpoint in start.damaged:
-        keep_aside(checkpoint)
-    mend(run.checkpoints)
-    # A kill may have come between a checkpoint's name and the link to it. The best one may also be another run's.
+    for checkpoint in start.corrupt:
+        set_aside(checkpoint)
+    clean_up(run.checkpoints)
+    # A kill may have come between the checkpoint's rename and the link to it. The best one may also be in another run.
     best_step = start.progress.best_step
-    if best_step is not None and (best := run.checkpoints / f"step_{best_step:08d}").is_dir():
-        point_best(run, best)
+    if best_step is not None and (best := run.checkpoint(best_step)).is_dir():
+        link_best(run, best)
+
+
+def restore(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, scheduler: Any, start: Start) -> None:
+    """Load moments and schedule from the checkpoint; the weights were loaded before `prepare`."""
+    if start.checkpoint is None:
+        return
+    load_moments(accelerator, model, optimizer, start.checkpoint, start.progress.optimizer_step)
+    scheduler.load_state_dict(start.progress.scheduler)
+    for group, learning_rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = learning_rate
 
 
 def _open_named(checkpoint: Path, resolved: ResolvedRecipe) -> Start:
-    """The checkpoint that `resume` names, if it is whole and of the same recipe."""
+    """Start from the checkpoint that `resume` names, if it is intact and of the same recipe."""
     fault = find_fault(checkpoint) if checkpoint.is_dir() else "no such folder; resume is auto, never or a checkpoint"
     if fault is not None:
         raise BadInput(f"resume: {checkpoint}: {fault}")
@@ -122,17 +131,17 @@ def _open_named(checkpoint: Path, resolved: ResolvedRecipe) -> Start:
 
 def _start_from(checkpoint: Path) -> Start:
     progress = load_progress(checkpoint)
-    return Start(checkpoint, progress, message=f"Going on from {checkpoint} (step {progress.step}).")
+    return Start(checkpoint, progress, message=f"Resuming from {checkpoint} (step {progress.step}).")
 
 
 def _refuse_older(named: Path, newest: Path | None, run: RunDirectory) -> None:
-    """Refuse to go back within a run: the newer checkpoints would be in the way of those that are written next."""
+    """Refuse to go back within a run: new checkpoints would get the names of the newer ones that exist."""
     is_of_this_run = named.resolve().parent == run.checkpoints.resolve()
     if is_of_this_run and (newest is None or named.resolve() != newest.resolve()):
         raise BadInput(
-            f"resume: {named} is not the newest whole checkpoint of {str(run.path)!r}, "
-            f"{'none' if newest is None else newest.name} is; choose another output_dir to train on from it, or move the "
-            "newer ones away to go back"
+            f"resume: {named} is not the newest intact checkpoint of {str(run.path)!r} "
+            f"({'there is none' if newest is None else f'that is {newest.name}'}); to train on from it, choose another "
+            "output_dir; to go back, move the newer ones away"
         )
 
 
@@ -150,7 +159,7 @@ def _with_same_data(start: Start, data: PreparedData) -> Start:
 
 
 def _refuse_another_recipe(run: RunDirectory, resolved: ResolvedRecipe, is_finished: bool) -> None:
-    differing = run.differing_keys(resolved, FREE_KEYS)
+    differing = find_differing_keys(run, resolved.recipe, FREE_KEYS)
     if not differing:
         return
     advice = "choose another output_dir"
@@ -160,11 +169,24 @@ def _refuse_another_recipe(run: RunDirectory, resolved: ResolvedRecipe, is_finis
     raise BadInput("\n  ".join([first, *differing]))
 
 
-def restore(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, scheduler: Any, start: Start) -> None:
-    """Put moments and schedule where the checkpoint stood; the weights were loaded before `prepare`."""
-    if start.checkpoint is None:
-        return
-    load_moments(accelerator, model, optimizer, start.checkpoint, start.progress.optimizer_step)
-    scheduler.load_state_dict(start.progress.scheduler)
-    for group, learning_rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-        group["lr"] = learning_rate
+def _check_data(start: Start, data: PreparedData) -> Start:
+    """Refuse data that have changed since the checkpoint, which would give another curve; record those of a new run."""
+    for name, split in (("train", data.train), ("validation", data.validation)):
+        known = start.progress.data.get(name, split.digest)
+        start.progress.data[name] = split.digest
+        if known.startswith(DIGEST_PREFIX) and known != split.digest:
+            raise BadInput(
+                f"{split.origin}: the {name} data have changed (rows, labels or tokens) since {start.checkpoint} was written; "
+                "restore the old data to resume, or choose another output_dir to start a new run"
+            )
+    return start
+
+
+def describe_last_evaluation(run: RunDirectory) -> str:
+    """The last evaluation of this run, in a line."""
+    for text in reversed(run.metrics.read_text(encoding="utf-8").splitlines()):
+        line = json.loads(text)
+        if line["event"] == "eval":
+            shown = [f"{name} {value:.4f}" for name, value in line.items() if name.startswith("eval_")]
+            return f"step {line['step']}, " + ", ".join(shown[:2])
+    return "not evaluated"

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from onecurve.training.data.plan import MicroBatch
-from onecurve.training.parallel.strategy import begin_micro_batch
+from onecurve.training.parallel.micro_batch import begin_micro_batch
 
 
 def draw(step: int = 0, process: int = 0, seed: int = 1, position: int = 0) -> list[float]:

@@ -17,8 +17,8 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from onecurve.training.errors import report_outcome
-from onecurve.training.parallel.strategy import forget_state
+from onecurve.training.outcome import report_outcome
+from onecurve.training.parallel.accelerator import forget_state
 from onecurve.training.run import main
 from tests.conftest import TINY, Launch, to_flags
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from onecurve.training.recovery.watchdog import PATIENCE, Watchdog, _is_waiting, describe_hang
+from onecurve.training.recovery.hang_report import HangReports, describe_hang, is_waiting
+from onecurve.training.recovery.watchdog import SLOW_PHASE_FACTOR, Watchdog
 from tests.conftest import ROOT, Run
 
 
@@ -30,20 +31,20 @@ def silent(place: str = "training/data/preparation.py:7 (load)") -> dict[str, An
 @pytest.mark.parametrize(
     ("reports", "num_processes", "who"),
     [
-        ({0: waiting(), 1: silent()}, 2, "process 1 is silent at training/data/preparation.py:7 (load)"),
-        ({0: silent("a.py:1 (f)"), 1: waiting(), 2: silent()}, 3, "process 0 is silent at a.py:1 (f); process 2 is"),
-        ({0: waiting(), 2: waiting()}, 4, "processes 1, 3 did not answer at all"),
-        ({0: waiting(), 1: waiting()}, 2, "which process holds up the others can't be told"),
-        ({0: silent(), 1: silent()}, 2, "which process holds up the others can't be told"),
-        ({0: silent()}, 1, "process 0 is silent at training/data/preparation.py:7 (load)"),
-        ({0: waiting()}, 1, "process 0 is silent at training/run.py:9 (make_steps)"),
+        ({0: waiting(), 1: silent()}, 2, "rank 1 is stuck at training/data/preparation.py:7 (load)"),
+        ({0: silent("a.py:1 (f)"), 1: waiting(), 2: silent()}, 3, "rank 0 is stuck at a.py:1 (f); rank 2 is"),
+        ({0: waiting(), 2: waiting()}, 4, "rank 1 does not respond; rank 3 does not respond"),
+        ({0: waiting(), 1: waiting()}, 2, "all ranks look alike"),
+        ({0: silent(), 1: silent()}, 2, "all ranks look alike"),
+        ({0: silent()}, 1, "rank 0 is stuck at training/data/preparation.py:7 (load)"),
+        ({0: waiting()}, 1, "rank 0 is stuck at training/run.py:9 (make_steps)"),
     ],
 )
 def test_the_silent_process_is_named(reports: dict[int, dict[str, Any]], num_processes: int, who: str) -> None:
     message = describe_hang(reports, num_processes, 3.2, Path("run/hangs"))
     assert message.startswith("no progress for 3 seconds (hang_timeout_seconds): ")
     assert who in message
-    assert "stacks of all processes are in run/hangs" in message
+    assert "stack dumps of all ranks are in run/hangs" in message
 
 
 HANGING = """
@@ -84,7 +85,7 @@ def test_a_process_that_hangs_is_ended_with_its_stacks(tmp_path: Path) -> None:
     "work",
     [
         "[(time.sleep(0.1), watchdog.beat()) for _ in range(8)]",
-        "with watchdog.patiently(): time.sleep(0.8)",
+        "with watchdog.slow_phase(): time.sleep(0.8)",
     ],
 )
 def test_who_works_or_was_given_time_is_left_alone(tmp_path: Path, work: str) -> None:
@@ -138,8 +139,8 @@ def test_a_start_ends_without_its_launcher_and_a_training_agrees_on_a_stop(train
         assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
     else:
         assert result.returncode == 1
-        assert "onecurve: process 3: the launcher died before the first step" in result.stderr
-        assert "told: process 3: the launcher died" in result.stdout
+        assert "onecurve: rank 3: the launcher died before the first step" in result.stderr
+        assert "told: rank 3: the launcher died" in result.stdout
 
 
 def test_a_start_ends_though_nobody_reads_what_it_says() -> None:
@@ -158,9 +159,9 @@ def test_a_start_ends_though_nobody_reads_what_it_says() -> None:
 def test_a_disk_that_takes_no_stacks_keeps_no_hang_alive(tmp_path: Path) -> None:
     result = hang(tmp_path / "hangs", "Path(sys.argv[1]).touch(); time.sleep(60)")  # No folder can be made there.
     assert result.returncode == 1
-    assert "process 0 made no progress for 0 seconds" in result.stderr
+    assert "rank 0 made no progress for 0 seconds" in result.stderr
     assert "in work" in result.stderr, "the stacks go where somebody can see them"
-    assert "told: process 0 made no progress" in result.stdout
+    assert "told: rank 0 made no progress" in result.stdout
 
 
 def test_stacks_of_an_earlier_larger_training_answer_for_nobody(tmp_path: Path) -> None:
@@ -169,10 +170,10 @@ def test_stacks_of_an_earlier_larger_training_answer_for_nobody(tmp_path: Path) 
     stale.write_text(json.dumps(waiting()) + "\n")
     timer = threading.Timer(0.3, late.write_text, [json.dumps(silent()) + "\n"])
     timer.start()
-    assert Watchdog(tmp_path, 0, 2, 1800, print)._call_roll() == {0: waiting(), 1: silent()}
+    assert HangReports(tmp_path, 0, 2).gather() == {0: waiting(), 1: silent()}
 
 
-def test_who_reads_what_a_device_has_not_computed_yet_is_waiting(
+def test_who_reads_what_a_device_has_not_computed_yetis_waiting(
     recipe: dict[str, Any], train: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames: dict[str, FrameType] = {}
@@ -194,17 +195,17 @@ def test_who_reads_what_a_device_has_not_computed_yet_is_waiting(
     torch.accelerator.synchronize(0)
     assert {"cpu in <genexpr>", "tolist in _write_step", "synchronize in synchronize"} <= set(frames)
     for place in ("cpu in <genexpr>", "tolist in _write_step", "synchronize in synchronize"):
-        assert _is_waiting([frames[place]]), place
-    assert not _is_waiting([sys._getframe()])
+        assert is_waiting([frames[place]]), place
+    assert not is_waiting([sys._getframe()])
 
 
-def test_after_a_signal_patience_is_short_but_longer_than_a_step(tmp_path: Path) -> None:
+def test_after_a_signal_the_limit_is_short_but_longer_than_a_step(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path, 0, 1, 1800, print)
-    assert watchdog._limit_seconds() == 1800 * PATIENCE, "the first step may compile"
+    assert watchdog._limit_seconds() == 1800 * SLOW_PHASE_FACTOR, "the first step may compile"
     watchdog.beat()
     assert watchdog._limit_seconds() == 1800
     watchdog._longest_seconds = 40.0
-    watchdog.hurry()
+    watchdog.shorten_limit()
     assert watchdog._limit_seconds() == 80
-    with watchdog.patiently():
-        assert watchdog._limit_seconds() == 80 * PATIENCE
+    with watchdog.slow_phase():
+        assert watchdog._limit_seconds() == 80 * SLOW_PHASE_FACTOR

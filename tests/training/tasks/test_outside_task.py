@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from onecurve.training.errors import report_outcome
+from onecurve.training.outcome import report_outcome
 from tests.conftest import Launch, Run
 
 VOWELS = '''

@@ -1,0 +1,105 @@
+"""The Accelerator for the topology that `accelerate launch` set up.
+
+Without a GPU, accelerate would silently skip FSDP2 and DeepSpeed. rehearsal.py makes it run them over gloo, so that a
+laptop can try what a cluster runs.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    TorchDynamoPlugin,
+)
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from onecurve.training.config import Recipe
+from onecurve.training.errors import WrongTopology
+from onecurve.training.parallel import rehearsal
+from onecurve.training.parallel.launch import Launch, check_store
+
+
+def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta) -> Accelerator:
+    """Join the process group and return the Accelerator, ready to shard `model`.
+
+    Args:
+        timeout: of a collective. It must be longer than the watchdog's limits, because the watchdog reports more.
+
+    Raises:
+        WrongTopology: the process group has another size than the launcher set.
+        LostLauncher: the launcher has died.
+    """
+    launch = Launch.from_environment()
+    check_store()
+    has_accelerator = launch.find_device_type() != "cpu"
+    if not has_accelerator:
+        # oneDNN compiles a kernel for each shape and caches the last 1024. Batches of many lengths need more; without
+        # them it would compile again in each epoch.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+    shards = launch.is_distributed and (launch.uses_deepspeed or launch.uses_fsdp)
+    if shards and not has_accelerator:
+        rehearsal.join_group(launch.uses_deepspeed, timeout)
+    accelerator = Accelerator(
+        cpu=not has_accelerator and not shards,
+        mixed_precision=recipe.mixed_precision,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timeout),
+            # The buffers of transformers are constants; DDP would broadcast them in each forward.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
+        # The plan sets how many micro-batches a step has and when it ends, not the end of the loader.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+        dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
+        step_scheduler_with_optimizer=False,
+        # Layer by layer: all layers share one compilation. The whole model would be compiled again for each length.
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
+        if recipe.torch_compile
+        else None,
+        log_with=None if recipe.report_to == "none" else recipe.report_to,
+        project_dir=recipe.output_dir,
+    )
+    if accelerator.num_processes != launch.num_processes:
+        raise WrongTopology(
+            f"the launcher started {launch.num_processes} processes, but the process group has "
+            f"{accelerator.num_processes}; each would train the same model alone"
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.deepspeed_plugin.deepspeed_config
+        # The recipe sets these. The plan has already divided the batch, so the engine must not divide it again.
+        config["gradient_clipping"] = recipe.max_grad_norm
+        config["train_micro_batch_size_per_gpu"] = 1
+        config["gradient_accumulation_steps"] = 1
+        # The whole model is loaded already and the engine shards it. While this is set, transformers would load shards.
+        unset_hf_deepspeed_config()
+    _choose_sharded_layers(accelerator, model)
+    return accelerator
+
+
+def _choose_sharded_layers(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Set which modules FSDP gathers at a time, if the YAML names none: the model's repeated layers.
+
+    accelerate would take every class that transformers lists in `_no_split_modules`. For BERT and related models, that
+    includes the embeddings, which accelerate then shards a second time on their own, and fails.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None or plugin.transformer_cls_names_to_wrap:
+        return
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    names = {type(module).__name__ for module in model.modules()}
+    holders = {type(module).__name__ for module in model.modules() if embedding in module.modules()}
+    plugin.transformer_cls_names_to_wrap = sorted(
+        (set(getattr(model, "_no_split_modules", None) or []) & names) - holders
+    )
+
+
+def forget_state() -> None:
+    """Reset accelerate's global state, so that a process can train again."""
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,118 @@
+"""What `accelerate launch` set up, read from the environment, and the checks that refuse a launch which went wrong.
+
+If an accelerate YAML starts fewer processes than requested, each of them trains the same model alone, without an error.
+Such a launch is refused here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+import torch
+from accelerate.tracking import get_available_trackers
+
+from onecurve.training import launch_protocol
+from onecurve.training.config import Recipe
+from onecurve.training.errors import BadInput, LostLauncher, WrongTopology
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher set in the environment of this process."""
+
+    rank: int
+    num_processes: int
+    is_distributed: bool
+    uses_deepspeed: bool
+    uses_fsdp: bool
+    uses_cpu: bool
+
+    @classmethod
+    def from_environment(cls) -> Launch:
+        """Read torchrun's and accelerate's variables."""
+        environment = os.environ
+        return cls(
+            rank=int(environment.get("RANK", "0")),
+            num_processes=int(environment.get("WORLD_SIZE", "1")),
+            is_distributed="LOCAL_RANK" in environment,
+            uses_deepspeed=environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",
+            uses_fsdp=environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
+            uses_cpu=environment.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1"),
+        )
+
+    def find_device_type(self) -> str:
+        """The type of device to train on: cuda, mps, xpu, ... or cpu."""
+        device = None if self.uses_cpu else torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if device is None else device.type
+
+
+def check_launch(recipe: Recipe) -> None:
+    """Refuse a launch that lost processes, and a machine that cannot do what the recipe asks, before any other work.
+
+    Raises:
+        WrongTopology: fewer processes started than requested.
+        BadInput: the tracker is not installed, or the device does not support the recipe's mixed_precision.
+    """
+    if recipe.report_to != "none" and recipe.report_to not in {str(name) for name in get_available_trackers()}:
+        raise BadInput(f"report_to: {recipe.report_to} is not installed; `pip install onecurve[trackers]` installs it")
+    unsupported = find_unsupported_precision(recipe)
+    if unsupported is not None:
+        raise BadInput(unsupported)
+    check_processes()
+
+
+def find_unsupported_precision(recipe: Recipe) -> str | None:
+    """Why this device does not support the recipe's mixed_precision; None if it does."""
+    device = Launch.from_environment().find_device_type()
+    if recipe.mixed_precision == "fp16" and device in ("cpu", "mps"):
+        return f"mixed_precision: fp16 needs a GPU, this is {device}; use bf16 or no"
+    if (
+        recipe.mixed_precision == "bf16"
+        and device == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        return "mixed_precision: this GPU has no bf16 arithmetic (Ampere or newer has); use fp16 or no"
+    return None
+
+
+def check_processes() -> None:
+    """Refuse a launch that lost processes.
+
+    Raises:
+        WrongTopology: fewer processes started than requested.
+    """
+    launch = Launch.from_environment()
+    requested = os.environ.get(launch_protocol.NUM_PROCESSES)
+    if requested is not None and requested != str(launch.num_processes):
+        raise WrongTopology(
+            f"{requested} processes were requested, {launch.num_processes} started; "
+            "each would train the same model alone. Use a YAML of accelerate_configs/, such as multi_cpu.yaml."
+        )
+    # accelerate's launcher for one process sets the address of a process group, then starts only one process.
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise WrongTopology(
+            "several processes were requested, one started: `accelerate launch --cpu --num_processes N` and "
+            "`distributed_type: MULTI_CPU` start a single process. Use accelerate_configs/multi_cpu.yaml."
+        )
+
+
+def check_store() -> None:
+    """Stop if the store through which the ranks find each other is gone.
+
+    Torch retries an unreachable store until the collective timeout. torch's agent hosts the store, in the launcher or on
+    the first machine, and opens it before it starts any rank; so a refused connection means that the agent has died.
+
+    Raises:
+        LostLauncher: the store refuses connections.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    try:
+        socket.create_connection(address, timeout=10).close()
+    except ConnectionRefusedError:
+        raise LostLauncher from None
+    except OSError:
+        pass  # It may only be slow, with thousands of ranks connecting. Torch retries.

@@ -1,0 +1,30 @@
+"""What a process knows before any process group exists: its rank, the launcher that started it, the signals that stop it."""
+
+from __future__ import annotations
+
+import os
+
+from onecurve.training.errors import LostLauncher
+
+# Read as early as possible: each script imports this module first. If the launcher dies later, the parent changes.
+_LAUNCHER_ID = os.getppid()
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, which prints and writes for all ranks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def launcher_has_died() -> bool:
+    """Whether the process that started this one has died, so that nothing supervises this one any more."""
+    return os.getppid() != _LAUNCHER_ID
+
+
+def check_launcher() -> None:
+    """Stop if the launcher has died. Call it in long work before the first step, where ranks do not agree on stops yet.
+
+    Raises:
+        LostLauncher: the launcher has died.
+    """
+    if launcher_has_died():
+        raise LostLauncher

@@ -1,0 +1,65 @@
+"""environment.json: which packages, machine, topology and revision a run was made with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "onecurve",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "tokenizers",
+    "safetensors",
+    "deepspeed",
+)
+
+
+def describe_environment(topology: dict[str, Any], main_metrics: Sequence[str]) -> dict[str, Any]:
+    """The content of environment.json. It has no environment variables, which may hold secrets, except Slurm's job number."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "packages": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "topology": topology,
+        "main_metrics": list(main_metrics),
+        "git_revision": _find_git_revision(),
+        "slurm_job_id": _find_slurm_job(),
+    }
+
+
+def _find_slurm_job() -> str | None:
+    """The job's number as Slurm's commands take it. A task of an array is ARRAY_TASK: the number that Slurm gives the last
+    task also names the whole array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def _find_git_revision() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,137 @@
+"""What the ranks of a hung training write about themselves, and the message that is made of it."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar
+
+_COLLECTIVES = (os.path.join("torch", "distributed", ""), os.path.join("torch", "nn", "parallel", "distributed.py"))
+
+# A collective on a GPU returns at once. A rank then waits where it reads the result: in these functions, with the end of
+# the file's path. `.cpu()` and similar are native and have no frame of their own.
+_WAITS_FOR_DEVICE = (
+    ("_engine_run_backward", os.path.join("torch", "autograd", "graph.py")),
+    ("_write_step", os.path.join("training", "record", "reporter.py")),
+    ("<genexpr>", os.path.join("training", "record", "evaluation.py")),
+    ("_pad_across_processes", os.path.join("accelerate", "utils", "operations.py")),
+    ("synchronize", os.path.join("torch", "accelerator", "__init__.py")),
+)
+
+_TRAINING = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class HangReports:
+    """The reports of all ranks: one file each, with whether the rank waits for others, its place in the code, its stacks."""
+
+    folder: Path
+    rank: int
+    num_processes: int
+
+    TIMEOUT_SECONDS: ClassVar[float] = 10.0
+    """How long the first rank waits for the reports of the others."""
+
+    @property
+    def _own_file(self) -> Path:
+        return self.folder / f"process_{self.rank:05d}.txt"
+
+    def remove_own(self) -> None:
+        """Remove what an earlier training left."""
+        self._own_file.unlink(missing_ok=True)
+
+    def write_own(self) -> None:
+        """Write this rank's report, with a stack dump of all its threads."""
+        frames = list(_frames_of_main_thread())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        staging = self._own_file.with_suffix(".tmp")
+        with staging.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({"is_waiting": is_waiting(frames), "place": _describe_place(frames)}) + "\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        staging.rename(self._own_file)
+
+    def describe_if_first(self, seconds: float) -> str | None:
+        """The message about the hang, on the first rank that has written a report; None on the others."""
+        reports = self.gather()
+        if self.rank != min(reports):
+            return None
+        return describe_hang(reports, self.num_processes, seconds, self.folder)
+
+    def gather(self) -> dict[int, dict[str, Any]]:
+        """The reports by rank. A rank that wrote none within the timeout is missing."""
+        deadline = time.monotonic() + self.TIMEOUT_SECONDS
+        reports: dict[int, dict[str, Any]] = {}
+        while len(reports) < self.num_processes and time.monotonic() < deadline:
+            for path in self.folder.glob("process_*.txt"):
+                rank = int(path.stem.partition("_")[2])
+                if rank < self.num_processes:  # An earlier training here may have had more.
+                    reports[rank] = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
+            time.sleep(0.05)
+        return reports
+
+
+def find_stuck(reports: dict[int, dict[str, Any]], num_processes: int) -> list[int]:
+    """The ranks that made no progress while others waited for them; none if all wait, or none does.
+
+    Args:
+        reports: by rank: `is_waiting` for the others, and its `place` in the code.
+    """
+    missing = [rank for rank in range(num_processes) if rank not in reports]
+    if missing:
+        return missing
+    if num_processes == 1:
+        return [0]
+    busy = sorted(rank for rank, report in reports.items() if not report["is_waiting"])
+    return busy if len(busy) < num_processes else []
+
+
+def describe_hang(reports: dict[int, dict[str, Any]], num_processes: int, seconds: float, folder: Path) -> str:
+    """The message: which rank is stuck, where, and where the stack dumps are. For `reports` see `find_stuck`."""
+    stuck = find_stuck(reports, num_processes)
+    places = [
+        f"rank {rank} is stuck at {reports[rank]['place']}" if rank in reports else f"rank {rank} does not respond"
+        for rank in stuck
+    ]
+    which = "; ".join(places) or "all ranks look alike, so the stuck one is not known"
+    return (
+        f"no progress for {seconds:.0f} seconds (hang_timeout_seconds): {which}. The stack dumps of all ranks are in "
+        f"{folder}. Start it again to resume from the last checkpoint; if a step really takes that long, raise "
+        "hang_timeout_seconds"
+    )
+
+
+def _frames_of_main_thread() -> Iterator[FrameType]:
+    """From the innermost outwards."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def is_waiting(frames: list[FrameType]) -> bool:
+    """Whether this rank waits for the others: in a collective, in a backward that reduces, or for the device.
+
+    Args:
+        frames: from the innermost outwards.
+    """
+    innermost = frames[0].f_code
+    return any(part in innermost.co_filename for part in _COLLECTIVES) or any(
+        innermost.co_name == name and innermost.co_filename.endswith(path) for name, path in _WAITS_FOR_DEVICE
+    )
+
+
+def _describe_place(frames: list[FrameType]) -> str:
+    for frame in frames:
+        path = Path(frame.f_code.co_filename).resolve()
+        if path.is_relative_to(_TRAINING):
+            return f"{path.relative_to(_TRAINING.parent)}:{frame.f_lineno} ({frame.f_code.co_name})"
+    return "an unknown place"
