@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from onecurve.training.data.byte_positions import find_bytes
 from onecurve.training.data.csv_rows import CsvFile, find_delimiter
-from onecurve.training.data.text_lines import BYTE_ORDER_MARK, BYTES_PER_BLOCK, MAX_CHARACTERS, find_bytes
+from onecurve.training.data.text_lines import BYTE_ORDER_MARK, BYTES_PER_BLOCK, MAX_CHARACTERS
 
 if TYPE_CHECKING:
     import pyarrow as pa

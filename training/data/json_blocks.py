@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from onecurve.training.data.byte_positions import find_bytes
 from onecurve.training.data.json_rows import Row, is_array, iterate_array, parse_line
 from onecurve.training.data.kinds import (
     MAX_DEPTH,
@@ -23,7 +24,7 @@ from onecurve.training.data.kinds import (
     unify_schemas,
     unify_types,
 )
-from onecurve.training.data.text_lines import BYTES_PER_BLOCK, MAX_LINE_BYTES, Lines, find_bytes
+from onecurve.training.data.text_lines import BYTES_PER_BLOCK, MAX_LINE_BYTES, Lines
 from onecurve.training.errors import BadInput
 
 if TYPE_CHECKING:

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from onecurve.training.errors import BadInput
 
 # What `csv` lets a cell have at most, and `json` an object: beyond it, a quote was left open.
@@ -18,10 +15,6 @@ BYTES_PER_BLOCK = 8 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 MAX_LINE_BYTES = 4 * MAX_CHARACTERS
-
-# A part of a block that stays in the processor's cache while it is compared with one character after the other.
-_BYTES_PER_LOOK = 1 << 18
-_LOOKS = (np.empty(_BYTES_PER_LOOK, np.bool_), np.empty(_BYTES_PER_LOOK, np.bool_))
 
 
 class Lines:
@@ -82,16 +75,3 @@ class Lines:
             raise BadInput(f"{self.path}: was changed while it was read; start again once it is whole")
         if self.number != num_expected:
             raise RuntimeError(f"{self.path}: {num_expected:,} lines were read of {self.number:,}; please report it")
-
-
-def find_bytes(octets: NDArray[np.uint8], characters: str) -> NDArray[np.int64]:
-    """Ascending positions of these ASCII characters."""
-    found = [np.empty(0, np.int64)]
-    for start in range(0, len(octets), _BYTES_PER_LOOK):
-        part = octets[start : start + _BYTES_PER_LOOK]
-        mask, other = (buffer[: len(part)] for buffer in _LOOKS)
-        np.equal(part, ord(characters[0]), out=mask)
-        for character in characters[1:]:
-            np.logical_or(mask, np.equal(part, ord(character), out=other), out=mask)
-        found.append(np.flatnonzero(mask) + start)
-    return np.concatenate(found)
