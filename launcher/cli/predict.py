@@ -70,8 +70,8 @@ def _check_files(options: PredictOptions) -> None:
         NotARun: no training has written to the run directory.
         UsageError: it holds no final model, or a file is missing or of an unknown format.
     """
-    from onecurve.launcher.facts.data_files import FORMATS
     from onecurve.launcher.facts.history import check_run
+    from onecurve.training.data.sources import FORMATS
 
     if not check_run(options.run).final.is_dir():
         raise UsageError(f"{str(options.run)!r} has no final/: its training is not finished")

@@ -61,6 +61,6 @@ def find_columns(recipe: Recipe, with_targets: bool = True) -> Columns:
     return find_task(recipe.task).columns(recipe, with_targets)
 
 
-def find_row_problem(recipe: Recipe, row: Mapping[str, Any]) -> str | None:
+def find_row_problem(recipe: Recipe, row: Mapping[str, Any], with_targets: bool = True) -> str | None:
     """What the recipe's task sees wrong with a row; of a task outside the project nothing is known."""
-    return None if isinstance(recipe, _OutsideRecipe) else build_task(recipe).find_row_problem(row)
+    return None if isinstance(recipe, _OutsideRecipe) else build_task(recipe).find_row_problem(row, with_targets)

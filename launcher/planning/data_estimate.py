@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecurve.launcher.facts.data_files import UnreadableData, count_rows, expand, read_head
 from onecurve.launcher.facts.recipes import find_columns
+from onecurve.training.data.sources import find_files
+from onecurve.training.data.tables import count_rows, read_head
+from onecurve.training.errors import BadInput
 from onecurve.training.schedule import count_steps, count_steps_per_epoch
 
 if TYPE_CHECKING:
@@ -43,11 +45,11 @@ def count_examples(recipe: Recipe) -> int | None:
     """Examples that are trained on; None where the data is not in files.
 
     Raises:
-        UnreadableData, OSError: a file can't be read.
+        BadInput: a file can't be read.
     """
     if recipe.train_file is None:
         return None
-    num_examples = sum(count_rows(path) for pattern in recipe.train_file for path in expand(pattern))
+    num_examples = sum(count_rows(path) for path in find_files("train_file", recipe.train_file))
     if recipe.validation_file is None:
         num_examples -= round(num_examples * recipe.validation_fraction)
     return min(num_examples, recipe.max_train_samples or num_examples)
@@ -71,14 +73,14 @@ def estimate_data(recipe: Recipe) -> DataEstimate:
     if recipe.train_file is None:
         return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not on this machine")
     try:
-        paths = [path for pattern in recipe.train_file for path in expand(pattern)]
+        paths = find_files("train_file", recipe.train_file)
         num_examples = count_examples(recipe)
         texts = []
         for path in paths[:4]:
             for row in read_head(path, _ROWS_SAMPLED // min(4, len(paths))).rows:
                 found = [row.get(column) for column in text_columns(recipe)]
                 texts.append(" ".join(text for text in found if isinstance(text, str)))
-    except (UnreadableData, OSError):
+    except BadInput:
         return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not readable here")
     if not texts or not num_examples:
         return DataEstimate(num_examples or None, recipe.max_length, recipe.max_length, 0.0, "no rows")

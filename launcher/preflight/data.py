@@ -1,87 +1,83 @@
-"""Data files: there, readable, with the recipe's columns, and texts and labels in the first rows."""
+"""Data files: there, readable, with the recipe's columns, and nothing wrong in the first rows.
+
+Files are found and read by training's own code, so what is said here is what training would say.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecurve.launcher.facts.data_files import FORMATS, UnreadableData, expand, read_head
+from onecurve.launcher.facts.recipes import find_columns, find_row_problem
 from onecurve.launcher.preflight.findings import Finding, error
+from onecurve.training.errors import BadInput
 
 if TYPE_CHECKING:
-    from onecurve.training.config import Recipe
+    from onecurve.training.recipe import Recipe
 
 _NUM_ROWS_READ = 200
 
 
 def check_data(recipe: Recipe) -> list[Finding]:
     """What is wrong with the recipe's files, judged by the head of each."""
-    findings: list[Finding] = []
+    from onecurve.training.data.sources import find_files
+
+    messages: list[str] = []
     for key in ("train_file", "validation_file", "test_file"):
-        for pattern in getattr(recipe, key) or ():
-            paths = expand(pattern)
-            if not paths:
-                findings.append(error(f"{key}: no file matches {pattern!r}"))
-            for path in paths:
-                findings += [error(message) for message in _check_data_file(key, path, recipe)]
-    return findings
+        patterns = getattr(recipe, key) or ()
+        paths: list[Path] = []
+        problems: list[str] = []
+        for pattern in patterns:
+            try:
+                paths += find_files(key, [pattern])
+            except BadInput as bad:
+                problems.append(str(bad))
+        if patterns and not problems:
+            try:
+                find_files(key, patterns)
+            except BadInput as bad:
+                problems.append(str(bad))
+        messages += problems
+        for path in paths:
+            messages += _check_data_file(path, recipe)
+    return [error(message) for message in messages]
 
 
-def _check_data_file(key: str, path: Path, recipe: Recipe) -> list[str]:
-    from onecurve.training.config import find_nearest
+def _check_data_file(path: Path, recipe: Recipe) -> list[str]:
+    from onecurve.training.data.sources import describe_missing_column, suggest_separator
+    from onecurve.training.data.tables import read_head
 
-    if not path.exists():
-        folder = path.parent if path.parent.is_dir() else Path()
-        nearest = find_nearest(path.name, [other.name for other in folder.iterdir() if other.is_file()])
-        return [f"{key}: {str(path)!r} does not exist" + (f"; did you mean {nearest!r}?" if nearest else "")]
-    if path.is_dir():
-        return [f"{key}: {str(path)!r} is a folder; for a save_to_disk folder use dataset_name"]
-    if path.suffix.lower() not in FORMATS:
-        return [f"{key}: {str(path)!r} is none of {', '.join(FORMATS)}; rename or convert it"]
-    if path.stat().st_size == 0:
-        return [f"{key}: {str(path)!r} is empty"]
     try:
         head = read_head(path, _NUM_ROWS_READ)
-    except UnreadableData as unreadable:
-        return [f"{key}: {unreadable}"]
+    except BadInput as bad:
+        return [str(bad)]
     if not head.rows:
-        return [f"{key}: {str(path)!r} has no rows"]
-    labels = [recipe.label_column] if isinstance(recipe.label_column, str) else list(recipe.label_column)
-    texts = [recipe.text_column] + ([recipe.text_pair_column] if recipe.text_pair_column else [])
-    problems = []
-    for setting, names in (("text_column", texts), ("label_column", labels)):
-        for name in names:
-            if name not in head.columns:
-                nearest = find_nearest(name, head.columns)
-                problems.append(
-                    f"{path}: {setting} {name!r} is not a column; it has {', '.join(head.columns)}"
-                    + (f"; did you mean {nearest}?" if nearest else "")
-                )
-    found: dict[str, list[int]] = {}
-    for number, row in enumerate(head.rows, start=1):
-        for name in texts:
-            text = row.get(name)
-            if name in head.columns and (not isinstance(text, str) or not text.strip()):
-                what = "is empty" if text is None or isinstance(text, str) else f"holds {type(text).__name__}, not text"
-                found.setdefault(f"text column {name!r} {what}; fill or remove the row", []).append(number)
-        for name in labels:
-            problem = _check_label(row.get(name), recipe.problem_type) if name in head.columns else None
-            if problem is not None:
-                found.setdefault(f"label column {name!r} {problem}", []).append(number)
-    for problem, numbers in found.items():
-        more = f" (and {len(numbers) - 1} more such of the first {len(head.rows)})" if len(numbers) > 1 else ""
-        problems.append(f"{path}, row {numbers[0]}: {problem}{more}")
+        return [f"{path}: has no rows"]
+    missing = {
+        name: describe_missing_column(str(path), key, name, head.columns)
+        for key, names in find_columns(recipe).items()
+        for name in names
+        if name not in head.columns
+    }
+    if suggest_separator(head.columns):
+        return list(missing.values())[:1]
+    problems = list(missing.values())
+    if not missing.keys() & set(chain.from_iterable(find_columns(recipe, with_targets=False).values())):
+        has_targets = not missing
+        problems += _describe_rows(path, [find_row_problem(recipe, row, has_targets) for row in head.rows])
     return problems
 
 
-def _check_label(label: object, problem_type: str) -> str | None:
-    if label is None or label == "":
-        return "is empty; fill or remove the row"
-    if problem_type == "regression":
-        try:
-            float(str(label))
-        except ValueError:
-            return f"holds {label!r}, which is no number"
-    if problem_type == "single_label_classification" and isinstance(label, (float, list, dict)):
-        return f"holds {type(label).__name__} {label!r}; classes are integers or strings (see problem_type)"
-    return None
+def _describe_rows(path: Path, problems: Sequence[str | None]) -> list[str]:
+    """Each kind of problem once, with the first row that has it."""
+    found: Mapping[str, list[int]] = {problem: [] for problem in problems if problem is not None}
+    for number, problem in enumerate(problems, start=1):
+        if problem is not None:
+            found[problem].append(number)
+    messages = []
+    for problem, numbers in found.items():
+        more = f" (and {len(numbers) - 1} more such of the first {len(problems)})" if len(numbers) > 1 else ""
+        messages.append(f"{path}, row {numbers[0]}: {problem}{more}")
+    return messages

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecurve.launcher.facts.data_files import UnreadableData
 from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.planning.data_estimate import count_examples, count_recipe_steps
 from onecurve.launcher.planning.memory import count_checkpoint_bytes, count_final_bytes
@@ -91,7 +90,7 @@ def _count_checkpoints(recipe: Recipe) -> tuple[int, bool]:
         return count_most_checkpoints(recipe, 1, 1), True
     try:
         steps_per_epoch, num_steps = count_recipe_steps(recipe, count_examples(recipe))
-    except (UnreadableData, OSError):
+    except BadInput:
         steps_per_epoch, num_steps = None, None
     if num_steps is not None and steps_per_epoch is not None:
         return count_most_checkpoints(recipe, steps_per_epoch, num_steps), True

@@ -7,14 +7,17 @@ through Python's `csv` otherwise: blank lines, a quote inside an unquoted cell, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
+from onecurve.training.data.byte_positions import find_bytes
 from onecurve.training.data.csv_rows import CsvFile, find_delimiter
-from onecurve.training.data.text_lines import BYTE_ORDER_MARK, BYTES_PER_BLOCK, MAX_CHARACTERS, count_lines
+from onecurve.training.data.text_lines import BYTE_ORDER_MARK, BYTES_PER_BLOCK, MAX_CHARACTERS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,61 +33,75 @@ def iterate_tables(path: Path) -> Iterator[pa.Table]:
     """
     import pyarrow as pa
 
+    delimiter = find_delimiter(path)
     with path.open("rb") as file:
         table = CsvFile(path, file)
         schema = pa.schema([(name, pa.string()) for name in table.names])
-        yield schema.empty_table()
-        num_lines, num_rows, num_inside = table.lines.number - table.num_blank, 0, 0
-        while block := _read_block(file, table.lines.offset, find_delimiter(path)):
-            plain = _parse_plain(block, schema, find_delimiter(path))
-            if plain is None:
-                file.seek(table.lines.offset)
-                parts = _parse_with_csv(table, table.lines.offset + len(block), schema)
-            else:
-                table.lines.skip(block)
-                parts = iter([plain])
-            for part in parts:
-                num_rows += part.num_rows
-                num_inside += _count_line_feeds(part)
+        yield pa.Table.from_batches([], schema)
+        # An independent count: each line of the file is the header's, blank, the start of a row, or inside a cell.
+        num_lines = table.lines.number - table.num_blank
+        while block := _read_block(file, table.lines.offset):
+            plain = _parse_plain(block, schema, delimiter)
+            if plain is not None:
+                table.lines.skip(len(block.content), block.num_lines)
+                num_lines += block.num_lines
+                yield plain
+                continue
+            for part in _parse_with_csv(table, len(block.content), schema):
+                num_lines += len(part) + _count_line_feeds(part)
                 yield part
-    # An independent count: each line of the file is the header's, blank, the start of a row, or inside a cell.
-    if count_lines(path) != num_lines + table.num_blank + num_rows + num_inside:
-        raise RuntimeError(f"{path}: {num_rows:,} rows were read, and that is not all of the file; please report it")
+        table.lines.check_end(num_lines + table.num_blank)
 
 
-def _read_block(file: BinaryIO, offset: int, delimiter: str) -> bytes:
-    """Whole records from `offset` on, if quotes are where they should be; all the rest if they are not."""
+@dataclass(frozen=True)
+class _Block:
+    """Bytes of a file from the start of a record.
+
+    Attributes:
+        num_lines: line feeds.
+        num_records: line feeds that have an even number of quotes before them.
+        quotes: positions of double quotes.
+    """
+
+    content: bytes
+    num_lines: int
+    num_records: int
+    quotes: NDArray[np.int64]
+
+
+def _read_block(file: BinaryIO, offset: int) -> _Block | None:
+    """Whole records from `offset` on, if quotes are where they should be; None at the end of the file."""
     size = BYTES_PER_BLOCK
     while True:
         file.seek(offset)
-        block = file.read(size)
-        if len(block) < size:
-            return block
-        octets = np.frombuffer(block, np.uint8)
-        ends = np.flatnonzero(octets == ord("\n"))
-        if b'"' in block:
-            ends = ends[np.searchsorted(np.flatnonzero(octets == ord('"')), ends) % 2 == 0]
+        content = file.read(size)
+        if not content:
+            return None
+        octets = np.frombuffer(content, np.uint8)
+        line_ends, quotes = find_bytes(octets, "\n"), find_bytes(octets, '"')
+        ends = line_ends[np.searchsorted(quotes, line_ends) % 2 == 0] if len(quotes) else line_ends
+        if len(content) < size or size > 4 * MAX_CHARACTERS:
+            return _Block(content, len(line_ends), len(ends), quotes)
         if len(ends):
-            return block[: ends[-1] + 1]
-        if size >= 4 * MAX_CHARACTERS:
-            return block
+            end = int(ends[-1]) + 1
+            return _Block(content[:end], int(np.searchsorted(line_ends, end)), len(ends), quotes[quotes < end])
         size *= 2
 
 
-def _parse_plain(block: bytes, schema: pa.Schema, delimiter: str) -> pa.Table | None:
-    """The records of a block that can be read in one way only; None for any other block."""
+def _parse_plain(block: _Block, schema: pa.Schema, delimiter: str) -> pa.Table | None:
+    """The records of a block that can be read in one way only; None for any other block.
+
+    Arrow refuses a record of another width than the schema, and in a table of several columns a blank line.
+    """
     import pyarrow as pa
     import pyarrow.csv
 
-    if not block.endswith(b"\n"):
-        block += b"\n"
-    num_rows = _count_plain_records(block, len(schema), delimiter)
-    if num_rows is None:
+    if not _is_plain(block, delimiter):
         return None
     try:
         table = pyarrow.csv.read_csv(
-            pa.py_buffer(block),
-            pyarrow.csv.ReadOptions(column_names=schema.names, block_size=len(block) + 1, use_threads=False),
+            pa.py_buffer(block.content),
+            pyarrow.csv.ReadOptions(column_names=schema.names, block_size=len(block.content) + 1, use_threads=False),
             pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=False),
             pyarrow.csv.ConvertOptions(
                 column_types=schema, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=True
@@ -92,44 +109,35 @@ def _parse_plain(block: bytes, schema: pa.Schema, delimiter: str) -> pa.Table | 
         )
     except pa.ArrowException:
         return None
-    return table if table.num_rows == num_rows else None
+    return table if len(table) == block.num_records else None
 
 
-def _count_plain_records(block: bytes, num_columns: int, delimiter: str) -> int | None:
-    """How many records a block of whole lines holds, if each quote stands at an end of its cell; None if not."""
-    if b"\0" in block or block.startswith(BYTE_ORDER_MARK) or block.count(b"\r") != block.count(b"\r\n"):
-        return None
-    if num_columns == 1 and (b"\n\n" in block or b"\n\r\n" in block or block.startswith((b"\n", b"\r\n"))):
-        return None
-    octets = np.frombuffer(block, np.uint8)
-    marks = np.flatnonzero((octets == ord(delimiter)) | (octets == ord("\n")))
-    if b'"' in block:
-        quotes = np.flatnonzero(octets == ord('"'))
-        if len(quotes) % 2:
-            return None
-        opened, closed = quotes[::2], quotes[1::2]
-        # A quote next to another is half of an escaped one. The block ends with a line feed: what is before its first
-        # byte (index -1) is one too, as it should be.
-        if not _are_among(octets[opened - 1], f'{delimiter}\n"') or not _are_among(
-            octets[closed + 1], f'{delimiter}\n\r"'
-        ):
-            return None
-        marks = marks[np.searchsorted(quotes, marks) % 2 == 0]
-    is_end = octets[marks] == ord("\n")
-    if len(is_end) % num_columns:
-        return None
-    rows = is_end.reshape(-1, num_columns)
-    return len(rows) if rows[:, -1].all() and not rows[:, :-1].any() else None
+def _is_plain(block: _Block, delimiter: str) -> bool:
+    """Whether the block is whole lines that only line feeds end, and each quote stands at an end of its cell."""
+    content, octets = block.content, np.frombuffer(block.content, np.uint8)
+    if not content.endswith(b"\n") or b"\0" in content or content.startswith(BYTE_ORDER_MARK):
+        return False
+    if b"\r" in content and not _are_among(octets[find_bytes(octets, "\r") + 1], "\n"):
+        return False
+    opened, closed = block.quotes[::2], block.quotes[1::2]
+    # A quote next to another is half of an escaped one. A block ends with a line feed: what is before its first byte
+    # (index -1) is one too, as it should be.
+    return (
+        len(opened) == len(closed)
+        and _are_among(octets[opened - 1], f'{delimiter}\n"')
+        and _are_among(octets[closed + 1], f'{delimiter}\n\r"')
+    )
 
 
-def _are_among(octets: Any, characters: str) -> bool:
+def _are_among(octets: NDArray[np.uint8], characters: str) -> bool:
     return bool(np.logical_or.reduce([octets == ord(character) for character in characters]).all())
 
 
-def _parse_with_csv(table: CsvFile, end: int, schema: pa.Schema) -> Iterator[pa.Table]:
+def _parse_with_csv(table: CsvFile, num_bytes: int, schema: pa.Schema) -> Iterator[pa.Table]:
     import pyarrow as pa
 
-    records = table.read_records(end)
+    table.lines.file.seek(table.lines.offset)
+    records = table.read_records(table.lines.offset + num_bytes)
     while rows := list(islice(records, _ROWS_PER_TABLE)):
         columns = zip(*rows, strict=True)
         arrays = [pa.array([cell or None for cell in cells], pa.string()) for cells in columns]
@@ -137,6 +145,6 @@ def _parse_with_csv(table: CsvFile, end: int, schema: pa.Schema) -> Iterator[pa.
 
 
 def _count_line_feeds(table: pa.Table) -> int:
-    import pyarrow.compute as pc
-
-    return sum(pc.sum(pc.count_substring(column, "\n")).as_py() or 0 for column in table.columns)
+    """In the cells of a table that is no slice of another."""
+    texts = [chunk.buffers()[2] for column in table.itercolumns() for chunk in column.chunks]
+    return sum(int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("\n"))) for text in texts if text is not None)

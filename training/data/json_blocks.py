@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from onecurve.training.data.json_rows import Row, count_objects, is_array, iterate_array, parse_line
+from onecurve.training.data.byte_positions import find_bytes
+from onecurve.training.data.json_rows import Row, is_array, iterate_array, parse_line
 from onecurve.training.data.kinds import (
     MAX_DEPTH,
     MixedKinds,
@@ -23,7 +24,7 @@ from onecurve.training.data.kinds import (
     unify_schemas,
     unify_types,
 )
-from onecurve.training.data.text_lines import BYTE_ORDER_MARK, BYTES_PER_BLOCK, MAX_CHARACTERS, Lines
+from onecurve.training.data.text_lines import BYTES_PER_BLOCK, MAX_LINE_BYTES, Lines
 from onecurve.training.errors import BadInput
 
 if TYPE_CHECKING:
@@ -56,23 +57,21 @@ def iterate_tables(path: Path, known: pa.Schema) -> Iterator[pa.Table]:
         return
     with path.open("rb") as file:
         lines = Lines(path, file)
-        if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
-            file.seek(0)
-        else:
-            lines.offset = len(BYTE_ORDER_MARK)
-        while block := file.read(BYTES_PER_BLOCK) + file.readline(4 * MAX_CHARACTERS):
+        lines.skip_mark()
+        num_blank = 0
+        while block := file.read(BYTES_PER_BLOCK) + file.readline(MAX_LINE_BYTES):
             table = _parse_plain(block, known)
             if table is not None:
-                lines.skip(block)
+                lines.skip(len(block), len(table))
                 tables = iter([table])
             else:
                 file.seek(lines.offset)
                 tables = _parse_with_json(lines, lines.offset + len(block), known, num_rows)
+                num_blank += sum(not line.strip(b" \t\n\r") for line in block.splitlines())
             for table in tables:
-                known, num_rows = table.schema, num_rows + table.num_rows
+                known, num_rows = table.schema, num_rows + len(table)
                 yield table
-    if num_rows != count_objects(path):  # Counted anew, without looking into a line.
-        raise RuntimeError(f"{path}: {num_rows:,} rows were read, and that is not all of the file; please report it")
+        lines.check_end(num_rows + num_blank)
 
 
 def _parse_plain(block: bytes, known: pa.Schema) -> pa.Table | None:
@@ -87,10 +86,13 @@ def _parse_plain(block: bytes, known: pa.Schema) -> pa.Table | None:
         return None
     schema = pa.schema([field for field in known if not has_type(field.type, types.is_null)])
     try:
-        table = _parse_with_arrow(block, schema)
+        try:
+            table = _parse_with_arrow(block, schema, is_complete=len(schema) == len(known) > 0)
+        except pa.ArrowException:
+            table = _parse_with_arrow(block, schema, is_complete=False)
         if any(has_type(field.type, types.is_temporal) for field in table.schema):
             schema = pa.schema([pa.field(field.name, _keep_text(field.type)) for field in table.schema])
-            table = _parse_with_arrow(block, schema)
+            table = _parse_with_arrow(block, schema, is_complete=False)
         if table.num_rows != num_lines or not all(map(_is_exact, table.itercolumns())):
             return None
         if any(measure_depth(field.type) > MAX_DEPTH + 1 for field in table.schema):
@@ -102,31 +104,39 @@ def _parse_plain(block: bytes, known: pa.Schema) -> pa.Table | None:
 
 def _count_plain_lines(block: bytes) -> int | None:
     """How many lines a block has, if each begins and ends as an object does and is nested sanely; None if not."""
-    num_lines = block.count(b"\n")
-    num_ends = block.count(b"}\n") + block.count(b"}\r\n")
-    if not block.startswith(b"{") or block.count(b"\n{") != num_lines - 1 or num_ends != num_lines:
+    octets = np.frombuffer(block, np.uint8)
+    ends = find_bytes(octets, "\n")
+    last = octets[ends - 1 - (octets[ends - 1] == ord("\r"))]
+    if not block.startswith(b"{") or (octets[ends[:-1] + 1] != ord("{")).any() or (last != ord("}")).any():
         return None
-    if block.count(b"[") + block.count(b"{") > num_lines + _MAX_BRACKETS:
-        octets = np.frombuffer(block, np.uint8)
-        brackets = np.flatnonzero((octets == ord("[")) | (octets == ord("{")))
-        if np.bincount(np.searchsorted(np.flatnonzero(octets == ord("\n")), brackets)).max() > _MAX_BRACKETS:
+    # An opening bracket and an opening brace differ in one bit.
+    if np.count_nonzero((octets | 0x20) == ord("{")) > len(ends) + _MAX_BRACKETS:
+        brackets_of_lines = np.bincount(np.searchsorted(ends, find_bytes(octets, "[{")))
+        if brackets_of_lines.max() > _MAX_BRACKETS:
             return None
     try:
-        block.decode()
+        if not block.isascii():
+            block.decode()
     except UnicodeDecodeError:
         return None
-    return num_lines
+    return len(ends)
 
 
-def _parse_with_arrow(block: bytes, schema: pa.Schema) -> pa.Table:
+def _parse_with_arrow(block: bytes, schema: pa.Schema, is_complete: bool) -> pa.Table:
+    """The rows of a block; columns that the schema lacks are found, unless it is complete."""
     import pyarrow as pa
     import pyarrow.json
 
+    # Arrow compares the kinds of values with the schema or within a block, never between blocks: it can parse several at
+    # a time only where nothing has to be found.
     return pyarrow.json.read_json(
         pa.py_buffer(block),
-        # One block: Arrow compares kinds within a block only.
-        pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-        pyarrow.json.ParseOptions(explicit_schema=schema),
+        pyarrow.json.ReadOptions(
+            use_threads=is_complete, block_size=max(len(block) // 4, 1 << 20) if is_complete else len(block) + 1
+        ),
+        pyarrow.json.ParseOptions(
+            explicit_schema=schema, unexpected_field_behavior="error" if is_complete else "infer"
+        ),
     )
 
 

@@ -188,6 +188,4 @@ def count_objects(path: Path) -> int:
     if is_array(path):
         return sum(1 for _ in iterate_array(path))
     with path.open("rb") as file:
-        if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
-            file.seek(0)
-        return sum(1 for line in file if line.strip(b" \t\n\r"))
+        return sum(1 for line in file if line.removeprefix(BYTE_ORDER_MARK).strip(b" \t\n\r"))

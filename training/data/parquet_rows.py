@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onecurve.training.data.csv_rows import check_names
 from onecurve.training.data.kinds import decode_type
@@ -13,7 +13,8 @@ from onecurve.training.errors import BadInput
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ROWS_PER_TABLE = 1_024
+_BYTES_PER_TABLE = 8 << 20
+_MAX_ROWS_PER_TABLE = 65_536
 
 # What `datasets` writes beside the columns: the names of classes among them.
 _FEATURES = b"huggingface"
@@ -35,9 +36,9 @@ def iterate_tables(path: Path) -> Iterator[pa.Table]:
             [pa.field(field.name, decode_type(field.type)) for field in file.schema_arrow],
             metadata={_FEATURES: features} if features is not None else None,
         )
-        yield schema.empty_table()
+        yield pa.Table.from_batches([], schema)
         num_rows = 0
-        for batch in file.iter_batches(batch_size=_ROWS_PER_TABLE):
+        for batch in file.iter_batches(batch_size=_choose_batch_size(file.metadata)):
             table = pa.Table.from_batches([batch]).cast(schema)
             try:
                 table.validate(full=True)
@@ -48,6 +49,12 @@ def iterate_tables(path: Path) -> Iterator[pa.Table]:
             yield table
         if num_rows != file.metadata.num_rows:
             raise RuntimeError(f"{path}: {num_rows:,} rows were read of {file.metadata.num_rows:,}; please report it")
+
+
+def _choose_batch_size(metadata: Any) -> int:
+    num_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    bytes_per_row = num_bytes / max(1, metadata.num_rows)
+    return int(min(max(_BYTES_PER_TABLE / max(1.0, bytes_per_row), 1), _MAX_ROWS_PER_TABLE))
 
 
 def count_rows(path: Path) -> int:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from onecurve.training.config import find_nearest
 from onecurve.training.errors import BadInput
+from onecurve.training.recipe import find_nearest
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,12 +168,7 @@ def read_table(paths: Sequence[Path], scratch: Path) -> pa.Table:
     scratch.mkdir(parents=True, exist_ok=True)
     parts = _Parts(scratch)
     for path in paths:
-        tables = _iterate_tables(path, parts.schema)
-        while True:
-            with _naming(path):
-                table = next(tables, None)
-            if table is None:
-                break
+        for table in _read_ahead(path, _iterate_tables(path, parts.schema)):
             if path != paths[0] and find_format(path) != "json":
                 _check_columns(path, table.schema, paths[0], parts.schema)
             parts.add(path, table)
@@ -181,6 +177,19 @@ def read_table(paths: Sequence[Path], scratch: Path) -> pa.Table:
     if len(whole) != parts.num_rows:
         raise RuntimeError(f"{final}: {len(whole):,} rows were stored of {parts.num_rows:,}; please report it")
     return whole
+
+
+def _read_ahead(path: Path, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; the next one is read while this one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, tables, None)
+        while True:
+            with _naming(path):
+                table = waiting.result()
+            if table is None:
+                return
+            waiting = pool.submit(next, tables, None)
+            yield table
 
 
 def _iterate_tables(path: Path, known: pa.Schema) -> Iterator[pa.Table]:

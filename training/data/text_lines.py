@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +14,7 @@ MAX_CHARACTERS = 2**28
 BYTES_PER_BLOCK = 8 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-_MAX_LINE_BYTES = 4 * MAX_CHARACTERS
+MAX_LINE_BYTES = 4 * MAX_CHARACTERS
 
 
 class Lines:
@@ -35,14 +36,14 @@ class Lines:
         return self
 
     def __next__(self) -> str:
-        raw = self.file.readline(_MAX_LINE_BYTES)
+        raw = self.file.readline(MAX_LINE_BYTES)
         if not raw:
             raise StopIteration
         self.number += 1
         is_first, self.offset = self.offset == 0, self.offset + len(raw)
         if b"\0" in raw:
             raise BadInput(f"{self.path}, line {self.number}: holds a NUL byte; is it a text file, saved as UTF-8?")
-        if len(raw) == _MAX_LINE_BYTES:
+        if len(raw) == MAX_LINE_BYTES:
             raise BadInput(f"{self.path}, line {self.number}: has no end within {len(raw):,} bytes")
         try:
             return raw.decode("utf-8-sig" if is_first else "utf-8")
@@ -52,17 +53,25 @@ class Lines:
                 f"{self.path}, line {self.number}: byte {byte} is not UTF-8; save the file as UTF-8"
             ) from None
 
-    def skip(self, block: bytes) -> None:
-        """Go on behind a block, which was read otherwise and starts here."""
-        self.number += block.count(b"\n") + (not block.endswith(b"\n"))
-        self.offset += len(block)
+    def skip_mark(self) -> None:
+        """Go on behind the byte order mark, if the file starts with one; nothing was read before."""
+        self.offset = len(BYTE_ORDER_MARK) if self.file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else 0
         self.file.seek(self.offset)
 
+    def skip(self, num_bytes: int, num_lines: int) -> None:
+        """Go on behind lines that start here and were read otherwise."""
+        self.number += num_lines
+        self.offset += num_bytes
+        self.file.seek(self.offset)
 
-def count_lines(path: Path) -> int:
-    """Lines of the file, by its line feeds; the last one need not have one."""
-    count, last = 0, b"\n"
-    with path.open("rb") as file:
-        while block := file.read(BYTES_PER_BLOCK):
-            count, last = count + block.count(b"\n"), block[-1:]
-    return count + (last != b"\n")
+    def check_end(self, num_expected: int) -> None:
+        """Check that the lines that were accounted for are all lines that the file has.
+
+        Raises:
+            BadInput: the file grew or shrank meanwhile.
+            RuntimeError: a line was lost, which is a fault of the reader.
+        """
+        if self.offset != os.fstat(self.file.fileno()).st_size:
+            raise BadInput(f"{self.path}: was changed while it was read; start again once it is whole")
+        if self.number != num_expected:
+            raise RuntimeError(f"{self.path}: {num_expected:,} lines were read of {self.number:,}; please report it")

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from onecurve.launcher.facts.data_files import UnreadableData, read_head
 from onecurve.launcher.preflight import check_machine
 from onecurve.launcher.preflight.model import find_truncation
+from onecurve.training.data.tables import read_head
+from onecurve.training.errors import BadInput
 from tests.launcher.conftest import ROOT, Onecurve, machine, messages
 
 
@@ -32,20 +33,25 @@ def test_all_problems_come_at_once_errors_first(recipe: dict[str, Any], tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"\n', "line 2: not valid JSON"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n[1]\n', "line 2: expected a JSON object, got list"),
-        ("a.jsonl", '{"text": " ", "label": 1}\n', "row 1: text column 'text' is empty"),
-        ("a.jsonl", '{"text": 5, "label": 1}\n', "holds int, not text"),
-        ("a.jsonl", '{"text": "x", "label": null}\n', "row 1: label column 'label' is empty"),
-        ("a.jsonl", '{"text": "x", "label": 1.5}\n', "holds float 1.5; classes are integers or strings"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"\n', "line 2"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n[1]\n', "line 2"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "x", "label": "1"}\n', "row 2: column 'label'"),
+        ("a.jsonl", '{"text": " ", "label": 1}\n', "row 1: text column 'text'"),
+        ("a.jsonl", '{"text": 5, "label": 1}\n', "row 1: text column 'text'"),
+        ("a.jsonl", '{"text": "x", "label": null}\n', "row 1: label column 'label'"),
+        ("a.jsonl", '{"text": "x", "label": 1.5}\n', "row 1: label column 'label'"),
+        ("a.json", '[{"text": "x", "label": 1}, 5]', "row 2 (line 1)"),
         ("a.csv", "text,label\nx,1,2\n", "line 2: 3 fields where the header has 2"),
-        ("a.csv", 'text,label\n"x,1\n', "is a double quote left open?"),
+        ("a.csv", "text,label\nx\n", "line 2: 1 fields where the header has 2"),
+        ("a.csv", 'text,label\ny,1\n"x,1\nz,1\n', "line 3"),
+        ("a.csv", "text;label\nx;1\n", "semicolons"),
+        ("a.csv", "text,label,label\nx,1,2\n", "'label'"),
         ("a.csv", "text,label\n", "has no rows"),
         ("a.tsv", "text\tlabel\n", "has no rows"),
         ("a.jsonl", "", "is empty"),
         ("a.txt", "x", "is none of .csv"),
-        ("a.parquet", "x", "not a Parquet file"),
-        ("a.jsonl", b"\xff\xfe", "not UTF-8"),
+        ("a.parquet", "x", "cannot be read as parquet"),
+        ("a.jsonl", b"\xff\xfe", "line 1: byte 0xff"),
     ],
 )
 def test_bad_data(name: str, content: str | bytes, expected: str, recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -87,7 +93,7 @@ def test_check_reads_only_the_head(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x", "label": 1}\n' * 300 + "broken\n", encoding="utf-8")
     assert len(read_head(path, 200).rows) == 200
-    with pytest.raises(UnreadableData, match="line 301"):
+    with pytest.raises(BadInput, match="line 301"):
         read_head(path, 301)
 
 
