@@ -1,4 +1,4 @@
-"""What the launcher refuses, each with its exit code; told as one message on stderr, without a traceback.
+"""Errors of the launcher and their exit codes. Each is printed as one message on stderr, without a traceback.
 
 ::
 
@@ -10,12 +10,12 @@
         ├── Unsuitable            2   this machine can't do what was asked
         ├── PreflightFailed       2   `check` found errors; holds all of them
         ├── UnreadableModel       2   no config.json to do arithmetic with
-        │   └── UncountableModel  2   one that does not tell how large the model is
+        │   └── UncountableModel  2   one that does not say how large the model is
         ├── NotARun               2   a folder that no training has written
         └── LaunchFailed          1   a program could not be started, or did not answer
 
 The training's own exit codes (0 finished, 2 bad input, 3 diverged, 75 preempted, 1 anything else) pass through `run` and
-`resume` unchanged. Anything that is not in this tree is a bug: exit code 1, and `--debug` shows its traceback.
+`resume` unchanged. Any other exception is a bug: exit code 1, and `--debug` shows its traceback.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 
 class LauncherError(Exception):
-    """Something that the user can put right; `exit_code` is what `onecurve` returns."""
+    """Something that the user can fix; `exit_code` is what `onecurve` returns."""
 
     exit_code = 2
 
@@ -42,7 +42,7 @@ class Unsuitable(LauncherError):
 
 
 class PreflightFailed(LauncherError):
-    """Errors that `check` found before anything was started."""
+    """Errors that were found before anything was started."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
@@ -55,7 +55,7 @@ class UnreadableModel(LauncherError):
 
 
 class UncountableModel(UnreadableModel):
-    """A config.json that does not tell how large the model is. It may be trained all the same."""
+    """A config.json that does not say how large the model is. The model can still be trained."""
 
 
 class NotARun(LauncherError):

@@ -1,7 +1,7 @@
 """`onecurve`: where a recipe runs. A file for each command, and `app` for the whole.
 
     onecurve run RECIPE [--key value ...]     choose a topology, check, start the training and supervise it
-    onecurve check [RECIPE]                   every problem before a device is held; without a recipe, of the machine
+    onecurve check [RECIPE]                   all problems before a training starts; without a recipe, of the machine
     onecurve plan RECIPE --devices 8xH100-80GB
     onecurve watch RUN, report RUN, compare RUN RUN, resume RUN, predict RUN --input FILE --output FILE
     onecurve submit RECIPE, cancel JOB, fetch RECIPE

@@ -1,6 +1,6 @@
-"""The command line as a whole: its commands in the order of the help, and what becomes of their errors.
+"""The command line as a whole: its commands in the order of the help, and how their errors are reported.
 
-Only the modules of this package print and exit; those of the others return data.
+Only this package prints and exits; the others return data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ app = typer.Typer(
     name="onecurve",
     help="One recipe, one loss curve, any machine: start, check, plan and watch trainings.",
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # Its help is plain text, and answers twice as fast.
+    rich_markup_mode=None,  # Plain text, which makes the help twice as fast.
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(context_settings=TAKES_RECIPE_KEYS)(run)
@@ -50,7 +50,7 @@ app.command()(predict)
 def main() -> None:
     """Run the command line and exit with its code."""
     exit_code = run_command_line(sys.argv[1:])
-    # Python removes its handlers while it ends: a second request to stop would then replace the code of the first.
+    # Python removes signal handlers while it exits; a second signal would then replace this exit code.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(exit_code)
@@ -90,7 +90,10 @@ def _describe(error: Exception) -> tuple[int, str]:
     if isinstance(error, RecipeError):
         return 2, str(error)
     if hasattr(error, "format_message"):  # typer's own errors: an unknown option, a missing argument.
-        return 2, f"{error.format_message()} (onecurve --help lists what there is)"
+        return 2, f"{error.format_message()} (onecurve --help lists commands and options)"
     if isinstance(error, typer.Abort):
         return 130, "aborted"
-    return 1, f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"
+    return (
+        1,
+        f"unexpected {type(error).__name__}: {error} (this is a bug; --debug shows its traceback, please report it)",
+    )

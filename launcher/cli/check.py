@@ -1,4 +1,4 @@
-"""`onecurve check [RECIPE]`: every problem at once, before a device is held; without a recipe, of the machine."""
+"""`onecurve check [RECIPE]`: all problems at once, before a training starts; without a recipe, problems of the machine."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class CheckOptions:
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="a recipe; without one, the machine")] = None
     topology: TopologyOption = None
     num_processes: ProcessesOption = None
-    deep: Annotated[
-        bool, typer.Option("--deep", help="load data, labels, tokenizer and model for real, in a process of its own")
-    ] = False
+    deep: Annotated[bool, typer.Option("--deep", help="also load data, tokenizer and model, as a training does")] = (
+        False
+    )
     as_json: JsonOption = False
     debug: DebugOption = False
 
 
 @takes(CheckOptions)
 def check(options: CheckOptions) -> int:
-    """Find every problem before a device is held.
+    """Find all problems before a training starts.
 
     Looks at recipe, files, model, hub, memory, disk, YAML, processes, ports and packages; without a recipe it checks
     the machine and the installation. Exit code 0 without errors, else 2.
@@ -110,4 +110,4 @@ def _print_findings(facts: Sequence[str], findings: Sequence[Finding]) -> None:
         style = "red" if finding.severity == "error" else "yellow"
         print_hanging(console, f"{finding.severity:<{LABEL_WIDTH}}", finding.message, style)
     if not findings:
-        console.print("nothing stands in the way", style="green")
+        console.print("No problems found.", style="green")

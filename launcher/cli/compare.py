@@ -17,7 +17,7 @@ def compare(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Put runs side by side: settings that differ, metrics, cost."""
+    """Compare runs: settings that differ, metrics, cost."""
     from onecurve.launcher.facts.history import load_history
     from onecurve.launcher.views.compare import build_comparison, print_comparison
 

@@ -1,4 +1,4 @@
-"""`onecurve fetch RECIPE`: bring model, tokenizer and data into the caches, for machines without a network."""
+"""`onecurve fetch RECIPE`: download model, tokenizer and data into the caches, for machines without a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onecurve.launcher.cli.options import DebugOption, RecipeArgument, parse_key
 
 
 def fetch(context: typer.Context, recipe: RecipeArgument, debug: DebugOption = False) -> int:
-    """Bring a recipe's model, tokenizer and data into the caches, for jobs on machines without a network."""
+    """Download a recipe's model, tokenizer and data into the caches, for machines without a network."""
     from onecurve.launcher.launching.command import find_root
     from onecurve.launcher.launching.fetch import fetch_inputs
 

@@ -12,7 +12,7 @@ import typer
 
 from onecurve.launcher.errors import UsageError
 
-# Words that a command does not know are keys of the recipe.
+# Options that a command does not know are keys of the recipe.
 TAKES_RECIPE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe, such as training/recipes/demo.yaml")]
@@ -28,13 +28,13 @@ ProcessesOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", "--dry_run", help="show the choice and the command, start nothing")
+    bool, typer.Option("--dry-run", "--dry_run", help="show the choice and the command without starting it")
 ]
 RestartsOption = Annotated[
     int,
-    typer.Option("--max-restarts", "--max_restarts", min=0, help="starts again from the last checkpoint after a crash"),
+    typer.Option("--max-restarts", "--max_restarts", min=0, help="restarts from the last checkpoint after a crash"),
 ]
-DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks, and all that the launched tools print")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks, and all output of the launched tools")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ Options = TypeVar("Options")
 
 
 def takes(options: type[Options]) -> Callable[[Callable[[Options], int]], Callable[..., int]]:
-    """Make a command of a function of one value: each field of the dataclass becomes an argument or option for typer."""
+    """Turn a function of one dataclass into a command: typer sees each field as an argument or option."""
     hints = get_type_hints(options, include_extras=True)
     parameters = [
         inspect.Parameter(
@@ -77,11 +77,11 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], int]], Callab
 
 
 def parse_keys(context: typer.Context) -> dict[str, str]:
-    """The recipe's keys among the words that a command does not know.
+    """The recipe's keys among the options that a command does not know.
 
     Raises:
-        UsageError: a word is most likely one of the command's own options, mistyped.
-        RecipeError: a word is no flag, a flag has no value or is given twice.
+        UsageError: a word looks like one of the command's own options, mistyped.
+        RecipeError: a word is not a flag, or a flag has no value or is given twice.
     """
     from onecurve.training.config import all_keys, find_nearest, parse_arguments
 

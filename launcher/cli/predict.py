@@ -35,9 +35,9 @@ class PredictOptions:
 
 @takes(PredictOptions)
 def predict(options: PredictOptions) -> int:
-    """Label a file with a run's final model.
+    """Predict with a run's final model, for each row of a file.
 
-    Same rows, same order, a prediction and its probabilities added; a file of any size, on one process or many.
+    The output has the same rows in the same order, with predictions added; the file may have any size.
     """
     from onecurve.launcher.facts.machine import detect_machine
     from onecurve.launcher.launching.command import build_command, find_root, to_arguments
@@ -74,7 +74,7 @@ def _check_files(options: PredictOptions) -> None:
     from onecurve.training.data.sources import FORMATS
 
     if not check_run(options.run).final.is_dir():
-        raise UsageError(f"{str(options.run)!r} has no final/: its training is not finished")
+        raise UsageError(f"{str(options.run)!r} has no final/: its training has not finished")
     if not options.input_file.is_file():
         raise UsageError(f"--input {str(options.input_file)!r} does not exist")
     for name, path in (("--input", options.input_file), ("--output", options.output_file)):
@@ -85,7 +85,7 @@ def _check_files(options: PredictOptions) -> None:
 
 
 def _pick_topology(machine: Machine, num_processes: int | None) -> str:
-    """Each process holds the whole model, so nothing is sharded."""
+    """Without sharding: each process holds the whole model."""
     if machine.kind == "cpu":
         return "multi_cpu" if (num_processes or 1) > 1 else "cpu"
     return "multi_gpu" if len(machine.devices) > 1 else "single_gpu"

@@ -1,4 +1,4 @@
-"""`onecurve report RUN`: a page of a run, to keep or to mail."""
+"""`onecurve report RUN`: write an HTML page of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onecurve.launcher.cli.options import DebugOption, JsonOption, RunArgument
 
 
 def report(run: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> int:
-    """Write a page of a run: RUN/report.html.
+    """Write an HTML page of a run: RUN/report.html.
 
     Curves, evaluations, settings and where each came from, environment and restarts, in one file without scripts.
     """

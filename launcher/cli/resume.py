@@ -1,4 +1,4 @@
-"""`onecurve resume RUN`: go on with a run from its last checkpoint."""
+"""`onecurve resume RUN`: continue a run from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ResumeOptions(LaunchOptions):
 
 @takes(ResumeOptions)
 def resume(options: ResumeOptions) -> int:
-    """Go on with a run from its last checkpoint.
+    """Continue a run from its last checkpoint.
 
-    On whatever this machine has: another number of processes or another strategy makes the same steps.
+    Also with another number of processes or another strategy: the steps stay the same.
     """
     from onecurve.launcher.facts.history import check_run
     from onecurve.launcher.facts.recipes import load_recipe

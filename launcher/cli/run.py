@@ -34,8 +34,8 @@ class RunOptions(LaunchOptions):
 def run(options: RunOptions) -> int:
     """Train a recipe on the topology that suits this machine.
 
-    Chooses, checks, starts the training and supervises it; --key value overrides a recipe's key. The training's exit
-    code comes back: 0 finished, 2 bad input, 3 diverged, 75 stopped with a checkpoint, 1 anything else. Ctrl-C, SIGTERM
+    Chooses, checks, starts the training and supervises it; --key value overrides a recipe's key. Returns the training's
+    exit code: 0 finished, 2 bad input, 3 diverged, 75 stopped with a checkpoint, 1 anything else. Ctrl-C, SIGTERM
     and SIGUSR1 ask for a checkpoint and a stop.
     """
     return launch_training(str(options.recipe), parse_keys(options.context), options)
@@ -74,7 +74,7 @@ def launch_training(recipe_path: str, overrides: Mapping[str, str], options: Lau
         raise PreflightFailed(errors)
     if options.dry_run:
         return 0
-    # A restart goes on with what the first start has left, which `never` would refuse.
+    # A restart continues the run of the first start, which `never` would refuse.
     again = build({**overrides, "resume": "auto"}) if recipe.resume == "never" else command
     ending = _supervise(command, again, recipe, options)
     if ending.message:

@@ -1,4 +1,4 @@
-"""`onecurve submit RECIPE`: check everything on the login node, then send the training to Slurm."""
+"""`onecurve submit RECIPE`: check everything on the login node, then submit the training to Slurm."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class SubmitOptions:
 
 @takes(SubmitOptions)
 def submit(options: SubmitOptions) -> int:
-    """Check everything, then send the training to Slurm; with --array a run for each setting, and their comparison."""
-    # As in a job: what it needs must be on this machine. The hub's client reads this when it is imported.
+    """Check everything, then submit the training to Slurm; with --array one run per setting, and their comparison."""
+    # As in a job, everything must be on this machine already. The hub's client reads this variable when it is imported.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from onecurve.launcher.cluster.request import Request
     from onecurve.launcher.cluster.submit import submit_request
@@ -88,7 +88,5 @@ def submit(options: SubmitOptions) -> int:
     elif options.dry_run:
         print("\n".join(submitted.commands))
     else:
-        print(
-            f"{submitted.job_id}  once it runs: onecurve watch {submitted.runs[0]}, onecurve cancel {submitted.job_id}"
-        )
+        print(f"{submitted.job_id}  then: onecurve watch {submitted.runs[0]}, onecurve cancel {submitted.job_id}")
     return 0

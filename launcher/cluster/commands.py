@@ -1,4 +1,4 @@
-"""Slurm's own commands, run from here."""
+"""Runs Slurm's commands."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def run_slurm(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands.
 
     Raises:
-        Unsuitable: there is no Slurm here.
-        LaunchFailed: it does not answer.
+        Unsuitable: the command is not on this machine.
+        LaunchFailed: the command does not answer.
     """
-    # A person's defaults for squeue would change what is read here.
+    # A user's defaults for squeue would change the output that is parsed.
     variables = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
     try:
         return subprocess.run(
@@ -31,6 +31,8 @@ def run_slurm(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
             check=False,
         )
     except FileNotFoundError:
-        raise Unsuitable(f"{words[0]} is not here: run this on a login node of a Slurm cluster") from None
+        raise Unsuitable(f"{words[0]} is not installed: run this on a login node of a Slurm cluster") from None
     except subprocess.TimeoutExpired:
-        raise LaunchFailed(f"Slurm's {words[0]} has not answered for {_SECONDS_TO_ANSWER} s; try again later") from None
+        raise LaunchFailed(
+            f"Slurm's {words[0]} did not answer within {_SECONDS_TO_ANSWER} s; try again later"
+        ) from None

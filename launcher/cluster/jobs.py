@@ -1,4 +1,4 @@
-"""Which Slurm job belongs to a run directory: `submit` notes its number there, and a training notes its own."""
+"""The Slurm job of a run directory: `submit` writes its number there, and a training writes the number of its own job."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from onecurve.launcher.errors import UsageError
 from onecurve.training.run_directory import RunDirectory
 
-# In front of the run directory, in a job's comment.
+# In a job's comment, before the run directory.
 COMMENT = "onecurve "
 
 
 def note_job(run: Path, job_id: str) -> None:
-    """Leave the job's number where `find_job` looks for it.
+    """Write the job's number into the run directory, where `find_job_id` reads it.
 
     Raises:
         UsageError: the run directory can't be written to.
@@ -38,7 +38,7 @@ def find_job_id(target: str | Path) -> str | None:
 
 
 def parse_job_id(job_id: str) -> int | None:
-    """A number that grows with time; None for what is no job's number."""
+    """The number in a job's name, which grows with time; None if it is not a job's name."""
     first, separator, task = job_id.partition("_")
     is_number = first.isascii() and first.isdigit() and (not separator or (task.isascii() and task.isdigit()))
     return int(first) if is_number else None

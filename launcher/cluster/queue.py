@@ -13,7 +13,7 @@ from onecurve.launcher.cluster.sweep import name_run
 from onecurve.launcher.errors import LaunchFailed, Unsuitable, UsageError
 
 _COMMENT_WIDTH = 4096
-# squeue's name of a field, and its width.
+# squeue's fields and their widths.
 _FIELDS = {"State": 30, "Reason": 80, "RestartCnt": 12, "TimeLeft": 24, "NodeList": 400}
 _ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
@@ -22,14 +22,14 @@ _ENDED = frozenset(
 
 @dataclass(frozen=True)
 class QueueState:
-    """What Slurm says of a job.
+    """The state of a job in Slurm's queue.
 
     Attributes:
-        state: in its words: PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, TIMEOUT, ...
-        reason: why it waits or has ended; "None" if there is none.
+        state: PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, TIMEOUT, ...
+        reason: why it waits or has ended; "None" if Slurm gives none.
         num_restarts: how often it was queued again.
-        nodes: a host list; empty while it waits.
-        time_left: until its limit, as Slurm writes it.
+        nodes: a host list; empty while the job waits.
+        time_left: until its time limit, as Slurm writes it.
     """
 
     job_id: str
@@ -41,11 +41,11 @@ class QueueState:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether it has ended for good."""
         return self.state in _ENDED
 
     def describe(self) -> str:
-        """A line for people."""
+        """One line for people to read."""
         words = [f"Slurm job {self.job_id}: {self.state}"]
         if self.reason not in ("", "None"):
             words.append(f"({self.reason})")
@@ -60,10 +60,10 @@ class QueueState:
 
 
 def find_job(target: str | Path) -> QueueState | None:
-    """What Slurm says of a job, by its number or its run directory; of an array, of its first task that is not over.
+    """The state of a job, given its number or its run directory; for an array, of its first task that is not over.
 
     Returns:
-        None where there is no Slurm, it does not answer, or it has forgotten the job.
+        None if there is no Slurm, it does not answer, or it does not know the job any more.
     """
     job_id = find_job_id(target)
     if job_id is None or shutil.which("squeue") is None:
@@ -80,15 +80,15 @@ def find_job(target: str | Path) -> QueueState | None:
 
 
 def pick_task(tasks: Sequence[QueueState]) -> QueueState:
-    """The one that speaks for an array: it is over when every task is."""
+    """The task whose state stands for the array's: the first that is not over, if there is one."""
     return next((task for task in tasks if not task.is_over), tasks[0])
 
 
 def find_run(job_id: str) -> Path | None:
-    """The run directory of a job that `submit` has sent; of an array's task its own, of an array their folder.
+    """The run directory of a job that `submit` sent; for a task of an array its own, for an array the folder of all.
 
     Returns:
-        None where `submit` has not sent it, or Slurm knows nothing of it.
+        None if `submit` did not send it, or Slurm does not know it.
     """
     number, _, task = job_id.partition("_")
     if parse_job_id(job_id) is None or shutil.which("squeue") is None:
@@ -107,7 +107,7 @@ def find_run(job_id: str) -> Path | None:
 
 
 def parse_queue_line(job_id: str, line: str) -> QueueState:
-    """One line of squeue, in columns of fixed width."""
+    """Parse a line of squeue, which has columns of fixed width."""
     values, start = [], 0
     for width in _FIELDS.values():
         values.append(line[start : start + width].strip())
@@ -117,18 +117,18 @@ def parse_queue_line(job_id: str, line: str) -> QueueState:
 
 
 def cancel_job(target: str | Path) -> str:
-    """End a job; its training writes a checkpoint if Slurm gives it the time (KillWait). Returns the job's number.
+    """Cancel a job; its training writes a checkpoint if KillWait is long enough. Returns the job's number.
 
     Raises:
         UsageError: there is no such job.
     """
     job_id = find_job_id(target)
     if job_id is None:
-        raise UsageError(f"{str(target)!r} is neither a job's number nor a run directory of one")
+        raise UsageError(f"{str(target)!r} is neither a job's number nor the run directory of a job")
     state = find_job(job_id)
     if state is not None and state.is_over:
-        raise UsageError(f"job {job_id} is over: {state.state}")
+        raise UsageError(f"job {job_id} has already ended: {state.state}")
     result = run_slurm(["scancel", job_id])
     if result.returncode != 0:
-        raise UsageError(f"job {job_id} could not be ended: {' '.join(result.stderr.split())}")
+        raise UsageError(f"job {job_id} could not be canceled: {' '.join(result.stderr.split())}")
     return job_id

@@ -1,4 +1,4 @@
-"""What a person asks of Slurm, as typed values."""
+"""A request to Slurm, as typed values."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a person asks of Slurm.
+    """A training, or a sweep of trainings, to be submitted to Slurm.
 
     Attributes:
-        overrides: the recipe's keys behind the command line's recipe.
-        cpus_per_node: cores of each node; None takes the script's, or more where there are GPUs.
-        time: in one of sbatch's forms, such as 12:00:00; None takes the script's.
-        dependency: in sbatch's words, such as afterok:123.
+        overrides: keys of the recipe that the command line changes.
+        cpus_per_node: cores of each node; None: 4 per GPU, or the script's number without GPUs.
+        time: in one of sbatch's forms, such as 12:00:00; None: the script's.
+        dependency: as sbatch takes it, such as afterok:123.
         options: any other options of sbatch, each as --name=value.
         sweep: a sweep file, whose runs become the tasks of a job array.
         at_once: most tasks of the array that run at a time.
-        topology: of `onecurve run`, as is `num_processes`; None lets each node choose.
+        topology, num_processes: options of `onecurve run`; None: it chooses.
     """
 
     recipe: str

@@ -1,8 +1,7 @@
-"""What Slurm is told and asked: `sbatch` commands from typed values, and the state of a job.
+"""`sbatch` commands from typed values: rendered as text, checked by Slurm, submitted.
 
-A command is a list of words that no shell reads, so a name or a path means itself whatever it holds. What Slurm would read
-as more than itself is refused: control characters everywhere, and `%` and `\\` in the folder that is submitted from, which
-sbatch expands in the names of log files.
+A command is a list of words that no shell interprets, so every name or path is passed literally. Refused are control
+characters, and `%` and `\\` in the name of the folder that is submitted from, which sbatch expands in the names of log files.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ def render_training(root: Path, request: Request, run: Path) -> Submission:
     """The command that submits one training.
 
     Args:
-        run: its run directory, which `find_run` reads from the job.
+        run: its run directory, which goes into the job's comment, where `find_run` reads it.
 
     Raises:
-        UsageError: a value holds what can't be carried literally.
+        UsageError: a value can't be passed literally.
     """
     return _render(
         root / "slurm" / "finetune.sh", request, [f"--comment={COMMENT}{run}", *_name_resources(request)], []
@@ -47,7 +46,7 @@ def render_training(root: Path, request: Request, run: Path) -> Submission:
 
 
 def render_sweep(root: Path, request: Request, folder: Path, num_runs: int) -> Submission:
-    """The command that submits an array, a task for each run.
+    """The command that submits a job array, one task per run.
 
     Args:
         folder: of the run directories.
@@ -61,12 +60,12 @@ def render_sweep(root: Path, request: Request, folder: Path, num_runs: int) -> S
 
 
 def render_comparison(root: Path, request: Request, array_id: str) -> Submission:
-    """The command that compares the runs of an array when all of them have ended, however they did.
+    """The command that submits the comparison of an array's runs, to start when all of them have ended in any way.
 
     Raises:
         UsageError: as `render_training`.
     """
-    # Of what was asked for the array it needs the place in the queue alone: a table needs no memory and no constraint.
+    # It keeps only the options that choose the place in the queue: a table needs no memory and no constraint.
     place = tuple(option for option in request.options if option.startswith(_OPTIONS_OF_A_PLACE))
     options = [f"--dependency=afterany:{array_id}", "--nodes=1", "--cpus-per-task=1", "--time=10"]
     if request.partition is not None:
@@ -84,7 +83,7 @@ def _name_resources(request: Request) -> list[str]:
     values = {"cpus-per-task": cpus, "time": request.time, "partition": request.partition}
     options += [f"--{name}={value}" for name, value in values.items() if value is not None]
     if request.dependency is not None:
-        # Without the second, a job that waits for one that has failed waits for ever.
+        # Without the second option, a job that depends on a failed one stays in the queue forever.
         options += [f"--dependency={request.dependency}", "--kill-on-invalid-dep=yes"]
     return options
 
@@ -92,7 +91,7 @@ def _name_resources(request: Request) -> list[str]:
 def _render(script: Path, request: Request, options: Sequence[str], arguments: Sequence[str]) -> Submission:
     for option in request.options:
         if not option.startswith("-"):
-            raise UsageError(f"--sbatch {option!r}: give an option of sbatch, such as --sbatch=--account=NAME")
+            raise UsageError(f"--sbatch {option!r}: expected an option of sbatch, such as --sbatch=--account=NAME")
     named = [f"--job-name={request.job_name}"] if request.job_name is not None else []
     values = {"topology": request.topology, "num_processes": request.num_processes, **request.overrides}
     keys = [f"--{key}={value}" for key, value in values.items() if value is not None]
@@ -102,36 +101,36 @@ def _render(script: Path, request: Request, options: Sequence[str], arguments: S
     )  # fmt: skip
     for word in words:
         if not word.isprintable():
-            raise UsageError(f"{word!r} holds a control character, which Slurm's listings and logs do not carry")
+            raise UsageError(f"{word!r} has a control character, which Slurm's listings and logs can't show; remove it")
     return Submission(words)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder to submit from whose name sbatch would read as a pattern.
+    """Refuse to submit from a folder whose name sbatch would read as a pattern.
 
     Raises:
-        UsageError: it holds `%` or `\\`.
+        UsageError: its name has `%`, `\\` or a control character.
     """
     if set("%\\") & set(str(folder)) or not str(folder).isprintable():
         raise UsageError(
-            f"{str(folder)!r}: sbatch reads % and \\ in the folder that is submitted from as a pattern, and the job would "
-            "die without a word; submit from another folder"
+            f"{str(folder)!r}: sbatch reads % and \\ in the name of the folder that is submitted from as a pattern, and the job "
+            "would fail without a message; submit from another folder"
         )
 
 
 def check_submission(submission: Submission) -> str:
-    """Ask Slurm whether and when it would run this; submits nothing.
+    """Ask Slurm whether and when it would run this, without submitting it.
 
     Returns:
         Its answer in a line.
 
     Raises:
-        Unsuitable: it would not, or there is no Slurm here.
+        Unsuitable: Slurm refuses it, or there is no Slurm on this machine.
     """
     result = run_slurm([submission.words[0], "--test-only", *submission.words[1:]])
     answer = " ".join(result.stderr.split())
     if result.returncode != 0:
-        raise Unsuitable(f"Slurm refuses it: {answer}. sinfo shows the partitions, their limits and their nodes")
+        raise Unsuitable(f"Slurm refuses the job: {answer}. sinfo lists the partitions with their limits and nodes")
     return answer.removeprefix("sbatch: ")
 
 
@@ -143,5 +142,5 @@ def submit(submission: Submission) -> str:
     """
     result = run_slurm(submission.words)
     if result.returncode != 0:
-        raise Unsuitable(f"Slurm refuses it: {' '.join(result.stderr.split())}")
-    return result.stdout.strip().partition(";")[0]  # Behind a semicolon: the cluster's name, where there are several.
+        raise Unsuitable(f"Slurm refuses the job: {' '.join(result.stderr.split())}")
+    return result.stdout.strip().partition(";")[0]  # After a semicolon: the cluster's name, if there are several.

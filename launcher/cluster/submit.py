@@ -1,4 +1,4 @@
-"""`onecurve submit`: everything that can be wrong is found on the login node, before a job waits for hours to find it."""
+"""`onecurve submit`: checks on the login node, so that a job does not wait in the queue for hours and then fail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Submitted:
         job_id: None after a dry run.
         comparison_id: the job that compares the runs of an array.
         commands: the sbatch commands, as a shell would take them.
-        runs: run directories, one for each task.
+        runs: run directories, one per task.
     """
 
     job_id: str | None
@@ -41,15 +41,18 @@ class Submitted:
     runs: tuple[str, ...]
 
 
-def submit_request(root: Path, request: Request, dry_run: bool, say: Callable[[str], None]) -> Submitted:
-    """Check the recipe, its files and what Slurm thinks of the resources; then submit, unless it is a dry run.
+def submit_request(root: Path, request: Request, dry_run: bool, report: Callable[[str], None]) -> Submitted:
+    """Check the recipe, its files, and whether Slurm accepts the resources; then submit, unless it is a dry run.
+
+    Args:
+        report: prints a line for the user.
 
     Raises:
         RecipeError: the recipe, or that of a run of the sweep, is wrong.
-        PreflightFailed: model, data or run directory are.
-        UsageError: a value can't be carried to Slurm.
+        PreflightFailed: model, data or run directory have errors.
+        UsageError: a value can't be passed to Slurm.
         UnknownTopology: there is no such topology.
-        Unsuitable: Slurm refuses it, or is not here.
+        Unsuitable: Slurm refuses it, or there is no Slurm on this machine.
     """
     check_folder(Path.cwd())
     if request.recipe.startswith("-"):
@@ -57,7 +60,7 @@ def submit_request(root: Path, request: Request, dry_run: bool, say: Callable[[s
     if request.topology is not None:
         resolve_config(root, request.topology)
     if request.sweep is None and request.at_once is not None:
-        raise UsageError("--at-once: only an --array has tasks")
+        raise UsageError("--at-once needs --array")
     folder = Path(load_recipe(request.recipe, request.overrides).recipe.output_dir)
     if request.sweep is None:
         settings = [{**request.overrides, "output_dir": str(folder)}]
@@ -65,12 +68,12 @@ def submit_request(root: Path, request: Request, dry_run: bool, say: Callable[[s
         settings = build_runs(request.recipe, request.sweep, request.overrides)
     runs = tuple(overrides["output_dir"] for overrides in settings)
     submission = _render(root, request, folder, len(runs))
-    _check_inputs(request.recipe, settings, say)
-    say(check_submission(submission))
+    _check_inputs(request.recipe, settings, report)
+    report(check_submission(submission))
     if dry_run:
         submissions = [submission, *([render_comparison(root, request, "JOB")] if _is_compared(request, runs) else [])]
         return Submitted(None, None, tuple(each.to_shell() for each in submissions), runs)
-    return _submit(root, request, folder, runs, say)
+    return _submit(root, request, folder, runs, report)
 
 
 def _render(root: Path, request: Request, folder: Path, num_runs: int) -> Submission:
@@ -83,12 +86,14 @@ def _is_compared(request: Request, runs: Sequence[str]) -> bool:
     return request.sweep is not None and len(runs) > 1
 
 
-def _submit(root: Path, request: Request, folder: Path, runs: tuple[str, ...], say: Callable[[str], None]) -> Submitted:
+def _submit(
+    root: Path, request: Request, folder: Path, runs: tuple[str, ...], report: Callable[[str], None]
+) -> Submitted:
     if request.sweep is not None:
         request = replace(request, sweep=copy_sweep(request.sweep, folder))
     submissions = [_render(root, request, folder, len(runs))]
     job_id, comparison_id = submit(submissions[0]), None
-    say(f"job {job_id} is submitted")  # Whatever fails below, its number is known.
+    report(f"job {job_id} is submitted")  # Printed first, so that the number is known whatever fails below.
     note_job(folder, job_id)
     if request.sweep is not None:
         for number, run in enumerate(runs):
@@ -99,17 +104,17 @@ def _submit(root: Path, request: Request, folder: Path, runs: tuple[str, ...], s
             comparison_id = submit(submissions[1])
         except (LaunchFailed, Unsuitable) as error:
             raise Unsuitable(
-                f"job {job_id} is submitted, but not the job that compares its runs: {error}. Submit that by hand: "
+                f"job {job_id} is submitted, but the job that compares its runs is not: {error}. Submit it by hand: "
                 f"{submissions[1].to_shell()}"
             ) from None
     return Submitted(job_id, comparison_id, tuple(each.to_shell() for each in submissions), runs)
 
 
-def _check_inputs(recipe: str, settings: list[dict[str, str]], say: Callable[[str], None]) -> None:
-    """Look at the model, the data and the run directory of every run; what several have in common is told once."""
+def _check_inputs(recipe: str, settings: list[dict[str, str]], report: Callable[[str], None]) -> None:
+    """Check the model, the data and the run directory of every run; each distinct finding is reported once."""
     findings = [finding for overrides in settings for finding in check_inputs(load_recipe(recipe, overrides).recipe)]
     for message in dict.fromkeys(finding.message for finding in findings if finding.severity == "warning"):
-        say(f"warning: {message}")
+        report(f"warning: {message}")
     errors = list(dict.fromkeys(finding.message for finding in findings if finding.severity == "error"))
     if errors:
         raise PreflightFailed(errors)

@@ -1,4 +1,4 @@
-"""A sweep file: the settings of each run of a job array. slurm/sweep.sh asks here what one of its tasks has to do.
+"""A sweep file: the settings of each run of a job array. slurm/sweep.sh gets the command of each task from here.
 
 ::
 
@@ -33,15 +33,15 @@ from onecurve.training.run_directory import RunDirectory
 # More runs than any Slurm takes in one array.
 _MAX_RUNS = 1_000_000
 
-# Each run has a run directory of its own, and one start is not another's.
+# Each run has its own run directory, and `resume` belongs to a start, not to a run.
 _NOT_SWEPT = frozenset({"output_dir", "resume"})
 
 
 def load_sweep(path: Path) -> list[dict[str, str]]:
-    """The overrides of each run, as the command line would give them.
+    """The overrides of each run, as strings like those of the command line.
 
     Raises:
-        UsageError: naming every fault of the file.
+        UsageError: the file is not valid; all problems at once.
     """
     import yaml
 
@@ -53,7 +53,7 @@ def load_sweep(path: Path) -> list[dict[str, str]]:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or set(content) not in ({"grid"}, {"runs"}):
         raise UsageError(
-            f"{path}: must hold `grid:` (keys with lists of values) or `runs:` (a list of mappings), one of them"
+            f"{path}: must have either `grid:` (keys with lists of values) or `runs:` (a list of mappings)"
         )
     if "grid" in content:
         runs = _expand_grid(path, content["grid"])
@@ -88,21 +88,21 @@ def _may_sweep(key: object) -> bool:
 
 def _describe_key(key: object) -> str:
     if key in _NOT_SWEPT:
-        return f"{key}: can't be swept; each run has a folder of its own in the recipe's output_dir"
+        return f"{key}: can't be swept; each run gets its own folder in the recipe's output_dir"
     nearest = find_nearest(str(key), all_keys())
     return f"{key}: unknown key; " + (f"did you mean {nearest}?" if nearest else "docs/recipes.md lists the valid keys")
 
 
 def _to_flag(value: object) -> str:
-    """A value as a flag carries it, which the recipe reads as YAML."""
+    """A value as the text of a flag, which the recipe parses as YAML."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def build_runs(recipe: str, sweep: Path, overrides: Mapping[str, str]) -> list[dict[str, str]]:
-    """The overrides of each run, its run directory among them; every run's recipe is valid.
+    """The overrides of each run, including its run directory; every run's recipe is validated.
 
     Args:
-        overrides: of all runs; the sweep's own beat them.
+        overrides: for all runs; the sweep's values take precedence.
 
     Raises:
         RecipeError: a run's recipe is wrong; all problems of all runs at once.
@@ -120,7 +120,7 @@ def build_runs(recipe: str, sweep: Path, overrides: Mapping[str, str]) -> list[d
 
 
 def _list_runs(recipe: str, sweep: Path, overrides: Mapping[str, str]) -> list[dict[str, str]]:
-    """As `build_runs`, but each run's recipe is left to itself: a task of a large array must not read all of them."""
+    """Like `build_runs`, without validating the recipes: a task of a large array must not read all of them."""
     folder = Path(load_recipe(recipe, overrides).recipe.output_dir)
     return [
         {**overrides, **settings, "output_dir": str(name_run(folder, number))}
@@ -129,10 +129,10 @@ def _list_runs(recipe: str, sweep: Path, overrides: Mapping[str, str]) -> list[d
 
 
 def copy_sweep(sweep: Path, folder: Path) -> Path:
-    """A copy in the folder of the runs, named after what it holds: tasks that wait read it, however the file is edited.
+    """Copy the sweep file into the folder of the runs, named by its hash: waiting tasks read the copy, not the file.
 
     Raises:
-        UsageError: the folder can't be written to.
+        UsageError: the folder is not writable.
     """
     content = sweep.read_bytes()
     copy = folder / f"sweep-{hashlib.sha256(content).hexdigest()[:12]}.yaml"
@@ -150,14 +150,14 @@ def name_run(folder: Path, number: int) -> Path:
 
 
 def build_task(arguments: Sequence[str]) -> list[str]:
-    """The command of one task of the array; without --task, of the job that compares all runs.
+    """The command of one task of the array; without --task, that of the job that compares all runs.
 
     Raises:
-        RecipeError, UsageError: recipe or sweep file is wrong; or there is no such task, or too few runs to compare.
+        RecipeError, UsageError: the recipe or the sweep file is wrong, there is no such task, or too few runs to compare.
     """
     task, rest = _take(list(arguments), "task")
     sweep, rest = _take(rest, "sweep")
-    options = []  # Of `onecurve run`, which are no keys of the recipe.
+    options = []  # Options of `onecurve run`, which are not keys of the recipe.
     for name in ("topology", "num_processes", "num-processes"):
         value, rest = _take(rest, name)
         options += [f"--{name}={value}"] if value is not None else []
@@ -168,7 +168,7 @@ def build_task(arguments: Sequence[str]) -> list[str]:
     if task is None:
         return _build_comparison([run["output_dir"] for run in runs])
     if not task.isdigit() or int(task) >= len(runs):
-        raise UsageError(f"{sweep} has {len(runs)} runs, and this is task {task}: sbatch --array 0-{len(runs) - 1}")
+        raise UsageError(f"{sweep} has {len(runs)} runs, so there is no task {task}: sbatch --array 0-{len(runs) - 1}")
     words = [f"--{key}={value}" for key, value in runs[int(task)].items()]
     return ["bash", str(find_root() / "slurm" / "finetune.sh"), f"--config={recipe}", *options, *words]
 
@@ -176,9 +176,9 @@ def build_task(arguments: Sequence[str]) -> list[str]:
 def _build_comparison(runs: Sequence[str]) -> list[str]:
     there = [run for run in runs if RunDirectory(Path(run)).config.is_file()]
     for run in sorted(set(runs) - set(there)):
-        print(f"onecurve: {run} is not there: its training never began", file=sys.stderr)
+        print(f"onecurve: {run} does not exist: its training has not started", file=sys.stderr)
     if len(there) < 2:
-        raise UsageError(f"{len(there)} of {len(runs)} runs can be compared; the logs of the array say why")
+        raise UsageError(f"{len(there)} of {len(runs)} runs can be compared; see the logs of the array")
     return ["onecurve", "compare", *there]
 
 
@@ -193,7 +193,7 @@ def _take(words: list[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def main() -> int:
-    """Write the words of a command, each ended by a zero byte, which no word can hold."""
+    """Print the words of the command to stdout, each followed by a zero byte, which no word can contain."""
     try:
         words = build_task(sys.argv[1:])
     except (LauncherError, RecipeError) as error:

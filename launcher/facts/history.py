@@ -1,4 +1,4 @@
-"""What a run directory says of its training, read without the training's own code."""
+"""The files of a run directory, parsed: settings, metrics, status, environment."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from onecurve.training.schedule import count_steps_of_epochs
 
 @dataclass(frozen=True)
 class History:
-    """A run directory's files, parsed. A training that is still going on may be in any of them half-way.
+    """A run directory's files, parsed. They may be half written: the training may be running.
 
     Attributes:
-        sources: what set each setting: flag, recipe or default.
+        sources: where each setting came from: flag, recipe or default.
         steps: a line of metrics.jsonl for each step, in order.
         evaluations: likewise, of the validation data.
         test: the metrics of the test data; empty where there is none.
@@ -48,7 +48,7 @@ class History:
 
     @property
     def main_metrics(self) -> list[str]:
-        """The task's main metrics, without prefix; empty in runs of before 0.2."""
+        """The task's main metrics, without prefix; empty for runs of versions before 0.2."""
         found = self.environment.get("main_metrics")
         return [str(name) for name in found] if isinstance(found, list) else []
 
@@ -60,7 +60,7 @@ class History:
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """The most that a process of the run has held; None where the training did not write it."""
+        """Peak memory of the process that used most; None where the training did not write it."""
         return max((line["peak_memory_bytes"] for line in self.steps if "peak_memory_bytes" in line), default=None)
 
 
@@ -71,10 +71,12 @@ def check_run(path: Path) -> RunDirectory:
         NotARun: it has not.
     """
     if not path.is_dir():
-        raise NotARun(f"{str(path)!r} is no folder; give the output_dir of a training")
+        raise NotARun(f"{str(path)!r} is not a folder; give the output_dir of a training")
     run = RunDirectory(path)
     if not run.config.is_file():
-        raise NotARun(f"{str(path)!r} holds no config.yaml, so no training has been there; give its output_dir")
+        raise NotARun(
+            f"{str(path)!r} has no config.yaml, so it is not a run directory; give the output_dir of a training"
+        )
     return run
 
 
@@ -82,7 +84,7 @@ def load_history(path: Path, metrics: MetricsFile | None = None) -> History:
     """Read a run directory.
 
     Args:
-        metrics: the run's, by one who looks again and again.
+        metrics: the run's metrics file, for a caller that reads it repeatedly.
 
     Raises:
         NotARun: no training has written there.
@@ -109,7 +111,7 @@ def load_history(path: Path, metrics: MetricsFile | None = None) -> History:
 
 
 class MetricsFile:
-    """metrics.jsonl, by event and step, for one who looks at it while it grows: only what is new is read."""
+    """metrics.jsonl, by event and step. Reading it again reads only what was added."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -117,16 +119,16 @@ class MetricsFile:
 
     def _forget(self) -> None:
         self._lines: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}, "test": {}}
-        self._end = 0  # Of the last whole line.
+        self._end = 0  # Of the last complete line.
         self._last = b""
 
     def read(self) -> dict[str, dict[int, dict[str, Any]]]:
-        """All whole lines; the last may be half written."""
+        """All complete lines; the last one of the file may be half written."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._end - len(self._last))
                 new = file.read()
-                if not new.startswith(self._last):  # A resume has cut the file back.
+                if not new.startswith(self._last):  # A resume has truncated the file.
                     self._forget()
                     file.seek(0)
                     new = file.read()
@@ -159,26 +161,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def count_seconds(steps: Sequence[dict[str, Any]]) -> float:
-    """Seconds of all steps; evaluations, saves and starts are not in it."""
+    """Seconds of all steps, without evaluations, saves and starts."""
     return float(sum(line["tokens"] / line["tokens_per_second"] for line in steps if line.get("tokens_per_second")))
 
 
 def count_device_hours(history: History) -> float:
-    """Hours of all steps times the processes of the last start; a run that was moved has cost more or less before."""
+    """Hours of all steps times the number of processes of the last start, also for steps made with another number."""
     return count_seconds(history.steps) / 3600 * int(history.topology.get("num_processes") or 1)
 
 
 def estimate_num_steps(history: History) -> int | None:
     """Steps of the whole training: the recipe's, or its epochs times the steps of an epoch, which the last line implies.
 
-    A run directory does not hold the number of examples, from which the training has counted them.
+    The training counts steps from its number of examples, which the run directory does not hold.
     """
     if history.settings.get("max_train_steps"):
         return int(history.settings["max_train_steps"])
     epochs = float(history.settings.get("num_train_epochs") or 0)
     if not history.steps or not history.steps[-1].get("epoch") or not epochs:
         return None
-    # Epochs are rounded to 4 digits; the last line's is the most exact.
+    # Epochs are rounded to 4 digits, so the last line gives the most exact ratio.
     line = history.steps[-1]
     return count_steps_of_epochs(epochs, round(line["step"] / line["epoch"]))
 
@@ -192,7 +194,7 @@ def find_best(history: History, metric: str) -> tuple[int, float] | None:
 
 
 def list_metrics(histories: Sequence[History]) -> list[str]:
-    """Names of all metrics of the evaluations, in their order."""
+    """Names of all metrics of the evaluations, in the order in which they appear."""
     lines = [line for history in histories for line in history.evaluations]
     return list(dict.fromkeys(name for line in lines for name, value in line.items() if is_metric(name, value)))
 

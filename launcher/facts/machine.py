@@ -1,4 +1,4 @@
-"""What this machine has: devices, cores, memory, and what Slurm gave of it. Found without torch, in milliseconds."""
+"""What this machine has: devices, cores, memory, and the part of it that a Slurm job may use. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Device:
     """One accelerator.
 
     Attributes:
-        used_bytes: held by anybody at this moment.
-        compute_capability: of an NVIDIA GPU; 0 where it is not known.
-        driver_version: the driver's branch, such as 580; 0 where it is not known.
+        used_bytes: in use at this moment, by any process.
+        compute_capability: of an NVIDIA GPU; 0 if unknown.
+        driver_version: the driver's branch, such as 580; 0 if unknown.
     """
 
     index: int
@@ -42,7 +42,7 @@ class SlurmStep:
 
     Attributes:
         num_gpus: granted on this node.
-        num_cpus: likewise, hyperthreads counted; 0 where Slurm does not say.
+        num_cpus: granted on this node, hyperthreads counted; 0 if Slurm does not say.
     """
 
     job_id: str
@@ -63,7 +63,7 @@ class Machine:
         devices: CUDA devices that are visible; one entry for Apple's GPU; empty on a CPU.
         num_cores: physical cores that this process may use.
         memory_bytes: host memory that this process may use: a container's limit, or the machine's.
-        driver_problem: why nvidia-smi, which is here, could not list devices; there may be some that can't be used.
+        driver_problem: why nvidia-smi is installed but could not list devices; there may be GPUs that can't be used.
     """
 
     kind: Literal["cuda", "mps", "cpu"]
@@ -74,16 +74,16 @@ class Machine:
     driver_problem: str | None = None
 
     def describe(self) -> str:
-        """A line for people."""
+        """One line for people to read."""
         host = f"{self.num_cores} core{'s' * (self.num_cores != 1)}, {self.memory_bytes / GIB:.0f} GiB memory"
         if self.kind == "cpu":
-            return f"no GPU{' that answers' * (self.driver_problem is not None)}, {host}"
+            return f"no GPU{' that can be used' * (self.driver_problem is not None)}, {host}"
         names = sorted({f"{device.name}, {device.memory_bytes / GIB:.0f} GiB" for device in self.devices})
         return f"{len(self.devices)} GPU{'s' * (len(self.devices) != 1)} ({'; '.join(names)}), {host}"
 
 
 def detect_machine(environment: Mapping[str, str] | None = None) -> Machine:
-    """Look at the machine; `environment` stands in for the process's own.
+    """Detect the machine; `environment` replaces the process's own variables.
 
     Raises:
         Unsuitable: Slurm's environment is incomplete.
@@ -99,7 +99,7 @@ def detect_machine(environment: Mapping[str, str] | None = None) -> Machine:
 
 
 def find_nvidia_devices(environment: Mapping[str, str]) -> tuple[tuple[Device, ...], str | None]:
-    """NVIDIA devices as nvidia-smi lists them, those that CUDA_VISIBLE_DEVICES hides left out, and why it could not."""
+    """NVIDIA devices as nvidia-smi lists them, without those that CUDA_VISIBLE_DEVICES hides; and why it failed, if it did."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", "-1") or shutil.which("nvidia-smi", path=environment.get("PATH")) is None:
         return (), None
@@ -113,7 +113,7 @@ def find_nvidia_devices(environment: Mapping[str, str]) -> tuple[tuple[Device, .
             env=dict(environment),
         )
     except subprocess.TimeoutExpired:
-        return (), "it did not answer in 30 seconds"
+        return (), "no answer within 30 seconds"
     except OSError as error:
         return (), f"it can't be started: {error.strerror}"
     if result.returncode != 0:
@@ -130,7 +130,7 @@ def parse_nvidia_devices(text: str, visible: str | None) -> tuple[Device, ...]:
             continue
         index, uuid, name, total, used, capability, driver = (field.strip() for field in row)
         if not index.isdigit() or not total.isdigit():
-            continue  # "[N/A]": a device that is lost or split by MIG can't be planned with.
+            continue  # "[N/A]": a device that is lost, or split by MIG.
         device = Device(
             int(index),
             name,
@@ -146,7 +146,7 @@ def parse_nvidia_devices(text: str, visible: str | None) -> tuple[Device, ...]:
     for word in (word.strip() for word in visible.split(",")):
         match = by_name.get(word) or next((by_name[name] for name in by_name if word and name.startswith(word)), None)
         if match is None:
-            break  # CUDA ignores everything behind the first name that it does not know.
+            break  # CUDA ignores everything after the first name that it does not know.
         chosen.append(match)
     return tuple(chosen)
 
@@ -161,7 +161,7 @@ def _to_float(text: str) -> float:
 def count_cores(environment: Mapping[str, str]) -> int:
     """Physical cores that this process may use: its affinity, hyperthreads counted once, within a container's quota.
 
-    Not every Slurm binds a job to the cores that it was granted, so their number is a bound of its own.
+    Slurm does not always bind a job to the cores that it granted, so their number is a second limit.
     """
     cores, granted = _count_usable_cores(), _count_granted_cores(environment)
     return max(1, min(cores, granted)) if granted else cores
@@ -207,7 +207,7 @@ def find_slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
     """This node's place in a Slurm job, or None outside one.
 
     Raises:
-        Unsuitable: the first host of the job can't be named, or a node has several tasks.
+        Unsuitable: Slurm's host list can't be read, or a node has several tasks.
     """
     if "SLURM_JOB_ID" not in environment:
         return None
@@ -215,8 +215,8 @@ def find_slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
     num_tasks = int(environment.get("SLURM_STEP_NUM_TASKS") or num_nodes)
     if num_tasks > num_nodes:
         raise Unsuitable(
-            f"srun has started {num_tasks} tasks on {num_nodes} node{'s' * (num_nodes != 1)}, each of which would train; "
-            "one task a node starts the processes of its node: srun --ntasks-per-node=1 onecurve run ..."
+            f"srun has started {num_tasks} tasks on {num_nodes} node{'s' * (num_nodes != 1)}, and each would start a "
+            "training; start one task per node: srun --ntasks-per-node=1 onecurve run ..."
         )
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or "localhost"
     return SlurmStep(
@@ -234,7 +234,7 @@ def first_host(nodes: str) -> str:
     """The first name of a Slurm host list: "gpu[07-09,12],cpu1" gives "gpu07".
 
     Raises:
-        Unsuitable: the list has a form that this does not read.
+        Unsuitable: the list has an unknown form.
     """
     head, bracket, rest = nodes.partition("[")
     if not bracket or "," in head:

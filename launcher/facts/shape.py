@@ -26,7 +26,7 @@ _GATED_TYPES = (
     "modernbert",
 )
 _DECODER_TYPES = (*_GATED_TYPES[:-1], "gpt2", "gpt_neox", "opt", "phi")
-# Outputs of the head, which a config.json does not know; beside the other parameters its own do not count.
+# Outputs of the head: a config.json does not say how many, and their parameters are few beside all others.
 _HEAD_OUTPUTS = 2
 # Largest header of a safetensors file (the format's own limit).
 _MAX_HEADER_BYTES = 100_000_000
@@ -37,10 +37,10 @@ class ModelShape:
     """A transformer with a head, in numbers.
 
     Attributes:
-        intermediate_size: of the feed-forward that a token goes through, summed over its experts where there are some.
+        intermediate_size: of the feed-forward that a token goes through, summed over its experts if there are any.
         num_parameters: all of them, the head included.
         layer_parameters: of one layer.
-        idle_parameters: of one layer, those that a token does not meet: the experts of others.
+        idle_parameters: of one layer, those that a token does not use: experts that were not chosen for it.
         is_exact: `num_parameters` was counted, not estimated for a model type that is not known here.
         dropout: of the attention probabilities; above 0 the CPU's attention keeps them.
     """
@@ -64,12 +64,12 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Token embeddings: they take memory but no matrix product."""
+        """Token embeddings: they take memory, but no part in matrix products."""
         return self.vocab_size * self.hidden_size
 
     @property
     def reads_first_token(self) -> bool:
-        """Whether the classifier reads the first token alone, so that the last layer need not compute the others."""
+        """Whether the head reads the first token alone, so that the last layer need not compute the others."""
         return self.model_type in FIRST_TOKEN_CLASSIFIERS and not self.is_decoder
 
 
@@ -77,13 +77,14 @@ def load_shape(model: str) -> ModelShape:
     """Read a model's shape from its folder, from a config.json, or from the hub's cache on this machine.
 
     Raises:
-        UnreadableModel: there is no config.json, or it is not one of a transformer.
-        UncountableModel: a mixture of experts whose weights are not here and whose config does not tell their number.
+        UnreadableModel: there is no config.json, or it does not describe a transformer.
+        UncountableModel: a mixture of experts of an unknown kind, whose weights are not on this machine.
     """
     path = find_config(model)
     if path is None:
         raise UnreadableModel(
-            f"model_name_or_path: no config.json for {model!r} on this machine; give a model folder or download it once"
+            f"model_name_or_path: no config.json for {model!r} on this machine; give a model folder, or download the "
+            "model with `onecurve fetch`"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -91,7 +92,7 @@ def load_shape(model: str) -> ModelShape:
     except (OSError, ValueError) as error:
         raise UnreadableModel(f"{path} can't be read: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise UnreadableModel(f"{path}: not the config of a transformer that can be planned: no {error}") from None
+        raise UnreadableModel(f"{path}: not the config of a transformer: it has no {error}") from None
     if not shape.is_exact:
         counted = count_stored_parameters(path.parent)
         if counted:
@@ -100,8 +101,8 @@ def load_shape(model: str) -> ModelShape:
             return ModelShape(**{**shape.__dict__, **counts})
         if num_experts > 1:
             raise UncountableModel(
-                f"{path}: {shape.model_type} mixes {num_experts} experts in a way that is not known here, so that its "
-                "parameters can only be counted from its weights; fetch them"
+                f"{path}: {shape.model_type} mixes {num_experts} experts in a way that Onecurve does not know, so its "
+                "parameters can only be counted from its weights; download them"
             )
     return shape
 
@@ -120,13 +121,13 @@ def find_config(model: str) -> Path | None:
 
 
 def build_shape(config: Mapping[str, Any], head_outputs: int = _HEAD_OUTPUTS) -> ModelShape:
-    """A shape from the numbers of a config.json.
+    """A shape from the content of a config.json.
 
     Args:
-        head_outputs: of the head that a training puts on the model.
+        head_outputs: outputs of the head that training puts on the model.
 
     Raises:
-        KeyError: a number that every transformer has is missing.
+        KeyError: a number that every transformer needs is missing.
     """
     config = config.get("text_config") or config
     model_type = config["model_type"]
@@ -173,7 +174,7 @@ def build_shape(config: Mapping[str, Any], head_outputs: int = _HEAD_OUTPUTS) ->
 
 
 def count_experts(config: Mapping[str, Any]) -> int:
-    """Feed-forwards that a layer of a mixture of experts chooses from; 1 in a plain transformer."""
+    """Experts in a layer of a mixture of experts; 1 in a plain transformer."""
     config = config.get("text_config") or config
     names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     return max(int(config.get(name) or 1) for name in names)
@@ -187,7 +188,7 @@ def _attention_dropout(config: Mapping[str, Any]) -> float:
 
 
 def count_stored_parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors files, from their headers; 0 where there are none that can be read."""
+    """Parameters in a folder's safetensors files, from their headers; 0 if there are none, or one can't be read."""
     total = 0
     for path in folder.glob("*.safetensors"):
         try:
@@ -205,7 +206,7 @@ def count_stored_parameters(folder: Path) -> int:
     return total
 
 
-# Counts of (one layer, everything else), read off the modules of transformers 5; tests compare them with the real models.
+# Parameters of (one layer, everything else), as the modules of transformers 5 have them; tests compare them with the models.
 
 _Count = Callable[[Mapping[str, Any], Mapping[str, Any], int], tuple[int, int]]
 
@@ -239,7 +240,7 @@ def _count_gpt2(config: Mapping[str, Any], values: Mapping[str, Any], head_outpu
 def _count_modernbert(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
     hidden, intermediate = values["hidden_size"], values["intermediate_size"]
     layer = 4 * hidden * hidden + 3 * hidden * intermediate + 2 * hidden
-    # The first layer has no norm before its attention; there are norms behind the embeddings, the layers and the head.
+    # The first layer has no norm before its attention; there are norms after the embeddings, the layers and the head.
     rest = values["vocab_size"] * hidden + 2 * hidden + hidden * hidden + hidden + hidden * head_outputs + head_outputs
     return layer, rest - hidden
 

@@ -1,1 +1,1 @@
-"""The command that is started, and its supervision."""
+"""The command that is started, and how it is supervised."""

@@ -1,4 +1,4 @@
-"""What torch's elastic agent and accelerate print when a process fails, told apart from what the process says itself."""
+"""Filters what torch's elastic agent and accelerate print after a process has failed and printed its own message."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ _AGENT_LOG = re.compile(r"[WEI]\d{4} [\d:.]+ +\d+ torch/distributed/")
 
 
 def drop_agent_noise(lines: Iterable[str]) -> Iterator[str]:
-    """Leave out what torch's elastic agent and accelerate print about a process that has already said why it failed.
+    """Drop what torch's elastic agent and accelerate print about a process that has already printed why it failed.
 
-    Dropped are the agent's log lines, and a traceback that ends in ChildFailedError (with the banner behind it), in
-    CalledProcessError, or in the agent's own SignalException. Every other traceback comes through whole.
+    Dropped are the agent's log lines, and a traceback that ends in ChildFailedError (with the banner after it), in
+    CalledProcessError, or in the agent's own SignalException. Every other traceback is kept whole.
     """
     held: list[str] = []
     in_banner = False
     for line in lines:
         if in_banner:
-            # The banner stands between two lines of "=", with lines of "-" and indented text inside.
+            # The banner lies between two lines of "=", and holds lines of "-" and indented text.
             if line.startswith("=====") and len(held) > 1:
                 held, in_banner = [], False
             else:

@@ -18,8 +18,8 @@ from onecurve.launcher.planning.topology import Topology
 
 DEFAULT_PORT = 29500
 
-# glibc hands large blocks back to the system and fetches them again at each step; kept, a CPU trains 1.1 to 1.5 times as
-# fast. They must be set before Python starts.
+# By default glibc returns large blocks to the system and requests them again in each step. With these, which must be set
+# before Python starts, training on a CPU is 1.1 to 1.5 times as fast.
 GLIBC_ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
@@ -29,7 +29,7 @@ GLIBC_ALLOCATOR = {
 
 @dataclass(frozen=True)
 class Command:
-    """A process to start: its words, and the variables that it needs besides the present ones."""
+    """A process to start: its words, and the variables that it needs besides those of this process."""
 
     words: tuple[str, ...]
     environment: Mapping[str, str]
@@ -44,7 +44,7 @@ class Command:
 def find_root() -> Path:
     """The folder that holds this launcher's own training/run.py and accelerate_configs/: a checkout or an installed wheel.
 
-    Never the working directory: another checkout there may be another version.
+    Never the working directory: it may be a checkout of another version.
     """
     return Path(__file__).resolve().parents[2]
 
@@ -75,15 +75,15 @@ def to_arguments(overrides: Mapping[str, str]) -> list[str]:
     """Keys and values as the flags that training/run.py takes."""
     words = []
     for key, value in overrides.items():
-        if key == "eval_only":  # The one switch among the keys.
+        if key == "eval_only":  # The only key that is a switch.
             words += ["--eval_only"] * (value.lower() == "true")
-        else:  # A value that looks like a flag would be taken for one.
+        else:  # A value that starts with -- would be read as a flag.
             words += [f"--{key}={value}"] if value.startswith("--") else [f"--{key}", value]
     return words
 
 
 def build_environment(topology: Topology) -> dict[str, str]:
-    """Variables that have to be there before Python starts."""
+    """Variables that must be set before Python starts."""
     if not topology.uses_cpu:
         return {}
     variables = {"DS_ACCELERATOR": "cpu"} if topology.strategy.startswith("ZeRO") else {}
@@ -93,15 +93,15 @@ def build_environment(topology: Topology) -> dict[str, str]:
 
 
 def count_threads(topology: Topology, machine: Machine) -> int:
-    """Threads of each process: this machine's cores shared out on a CPU; beside GPUs likewise, at most 8."""
+    """Threads of each process: its share of this machine's cores; at most 8 beside a GPU."""
     share = max(1, machine.num_cores // topology.num_local_processes)
     return share if topology.uses_cpu else min(share, 8)
 
 
 def choose_port(machine: Machine, topology: Topology) -> int:
-    """A port for the processes to meet on: in a Slurm job derived from its number, else the usual one or any that is free.
+    """The port for the process group: in a Slurm job derived from its number, else the default or any that is free.
 
-    Two jobs that share a node must not meet on one port, and all nodes of a job must agree on it without talking.
+    Two jobs on one node must not use the same port, and all nodes of a job must derive the same one.
     """
     port = DEFAULT_PORT
     if machine.slurm is not None:
@@ -116,14 +116,14 @@ def choose_port(machine: Machine, topology: Topology) -> int:
 
 
 def is_port_free(port: int) -> bool:
-    """Whether nobody listens on a port of this machine."""
+    """Whether no process listens on a port of this machine."""
     with socket.socket() as connection:
         connection.settimeout(1)
         return connection.connect_ex(("127.0.0.1", port)) != 0
 
 
 def find_accelerate() -> str:
-    """The `accelerate` of this Python's environment: by its name if that is what a shell would find.
+    """The `accelerate` of this Python's environment, by its name alone if a shell would find the same one.
 
     Raises:
         Unsuitable: it is not installed.
@@ -138,7 +138,7 @@ def find_accelerate() -> str:
 
 
 def _shorten(path: Path) -> str:
-    """The path from here if it lies below, else the whole of it."""
+    """The path relative to the working directory if it lies below it, else the absolute path."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:

@@ -16,10 +16,10 @@ class Ending:
     """How a training ended.
 
     Attributes:
-        exit_code: the training's own, or 1 where it could not say.
-        message: one line for the user; empty where the training has said it already.
-        was_stopped: a signal asked for the end.
-        was_orphaned: accelerate launch was killed, and nothing else made the training stop.
+        exit_code: the training's own, or 1 if it wrote none.
+        message: one line for the user; empty if the training has printed its own.
+        was_stopped: a signal or a STOP file asked for the end.
+        was_orphaned: the training stopped only because accelerate launch was killed.
     """
 
     exit_code: int
@@ -29,23 +29,21 @@ class Ending:
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
-    """A status file's content; None where there is none, or none that can be read."""
+    """A status file's content; None if there is none, or it can't be read."""
     return read_json(path) or None
 
 
 def judge(return_code: int, status: Mapping[str, Any] | None, was_stopped: bool = False) -> Ending:
-    """What became of a training, from the launcher's return code and the status that the training left."""
+    """How a training ended, from the return code of accelerate launch and the status that the training wrote."""
     ended = f"signal {-return_code}" if return_code < 0 else f"exit code {return_code}"
     if status is None:
         if return_code == 0:
             return Ending(FINISHED, was_stopped=was_stopped)
-        message = (
-            f"accelerate launch ended with {ended} before the training could say why; --debug shows all of its output"
-        )
+        message = f"accelerate launch ended with {ended} before the training wrote its status; --debug shows all output"
         return Ending(FAILED, message, was_stopped)
     step, code = status.get("step", 0), status.get("exit_code")
     if code is None:
-        message = f"a process was killed or died at step {step}, after which accelerate launch ended with {ended}"
+        message = f"a process died or was killed at step {step}; accelerate launch ended with {ended}"
         return Ending(FAILED, message, was_stopped)
     if code == FINISHED and return_code != 0:
         return Ending(FAILED, f"the training finished, but accelerate launch ended with {ended}", was_stopped)

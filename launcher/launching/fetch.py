@@ -1,4 +1,4 @@
-"""`onecurve fetch`: training/fetch.py in a process of its own, for this package must not import what it needs."""
+"""`onecurve fetch`: runs training/fetch.py in a process of its own, because the launcher must not import what that needs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def fetch_inputs(recipe: str, overrides: Mapping[str, str], root: Path) -> int:
-    """Bring what the recipe names into the caches; returns the exit code: 0, or 2 if something can't be had."""
+    """Download what the recipe names into the caches; returns the exit code: 0, or 2 if something is not available."""
     words = ["--config", recipe, *(f"--{key}={value}" for key, value in overrides.items())]
-    # Who says fetch means the network, whatever the jobs are told.
+    # `fetch` needs the network, also where the jobs are set to work offline.
     variables = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
     return subprocess.run(
         [sys.executable, str(root / "training" / "fetch.py"), *words], env=variables, check=False

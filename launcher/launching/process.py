@@ -1,4 +1,4 @@
-"""The launched processes: started in a process group of their own, waited for, their stderr filtered."""
+"""Starts a command in a process group of its own, filters its stderr and waits for its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onecurve.launcher.launching.agent_output import drop_agent_noise
 from onecurve.launcher.launching.command import Command
 from onecurve.launcher.launching.stop import Stop
 
-# From the death of accelerate launch to the end of its processes, which notice it after a step and write a checkpoint.
+# If accelerate launch is killed, its processes notice after a step, write a checkpoint and end within this time.
 _SECONDS_FOR_ORPHANS = 120.0
 
 _PR_SET_PDEATHSIG = 1
@@ -27,7 +27,7 @@ def run_to_end(
     """Start the command and wait for its end; returns its return code, negative for a signal.
 
     Args:
-        stop: receives the process group, which a second signal ends.
+        stop: its `group` is set to the process group, which a second signal ends.
         shows_everything: pass all of its stderr on, with what the launching tools print about a failure.
         keeps_stdout: leave stdout to the caller; what the command prints there goes to stderr.
 
@@ -38,7 +38,7 @@ def run_to_end(
         process = subprocess.Popen(
             command.words,
             env=variables,
-            stdin=subprocess.DEVNULL,  # A background group that reads the terminal would be halted.
+            stdin=subprocess.DEVNULL,  # A background process group that reads the terminal is suspended.
             stdout=2 if keeps_stdout else None,
             stderr=None if shows_everything else subprocess.PIPE,
             start_new_session=False,
@@ -56,17 +56,17 @@ def run_to_end(
         reader.start()
     return_code = process.wait()
     if reader is not None:
-        # Orphans hold the pipe open. Those of a launcher that was killed are writing a checkpoint, and another start would
-        # find them in its run directory.
+        # Processes that outlive accelerate launch hold the pipe open. If it was killed, they are writing a checkpoint; another
+        # start must wait for them, because it uses the same run directory.
         reader.join(timeout=_SECONDS_FOR_ORPHANS if return_code < 0 and not stop.was_forced else 5)
     return return_code
 
 
 def _build_death_signal() -> Callable[[], None] | None:
-    """What makes a new process be sent SIGTERM when this one is killed: in a group of its own, it would never be missed."""
+    """A function that makes the system send SIGTERM to a new process when this one is killed; else it would run on."""
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl  # Looked up here: between fork and exec little is allowed.
+    prctl = ctypes.CDLL(None).prctl  # Looked up before the fork: few calls are safe between fork and exec.
     return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 

@@ -1,4 +1,4 @@
-"""Signals to the launcher become a STOP file for the training: a checkpoint and an end, instead of a kill."""
+"""Turns signals to the launcher into a STOP file for the training, which then writes a checkpoint and ends."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from typing import Any
 
 from onecurve.training.launch_protocol import STOP_SIGNALS
 
-# Shells, `timeout` and schedulers signal a process and its group: the same request arrives twice.
+# Shells, `timeout` and schedulers signal a process and its group, so one request arrives twice.
 _SECONDS_OF_ONE_REQUEST = 0.5
 
 
 @dataclass(frozen=True)
-class StopWords:
-    """What a stop means to those who ask for it, by the first signal and by the second."""
+class StopMessages:
+    """What is printed after the first signal, after the second, and at the end of a run that the second one ended."""
 
     first: str = "asked the training to write a checkpoint and stop"
     second: str = "ending all processes without a checkpoint"
-    lost: str = "what was done after the last checkpoint is lost, `onecurve resume` goes on"
+    lost: str = "steps after the last checkpoint are lost; continue with `onecurve resume`"
 
 
-PREDICTION = StopWords("asked the labelling to stop", "ending all processes", "nothing is written, start it again")
+PREDICTION = StopMessages(
+    "asked the prediction to stop", "ending all processes", "no output was written; start it again"
+)
 
 
 class Stop:
     """Turns signals into a STOP file: the first asks for a checkpoint, the second ends the processes, the third kills."""
 
-    def __init__(self, path: Path, words: StopWords) -> None:
+    def __init__(self, path: Path, messages: StopMessages) -> None:
         self.path = path
-        self.words = words
+        self.messages = messages
         self.group: int | None = None
         self._count = 0
         self._last = -math.inf
@@ -58,12 +60,13 @@ class Stop:
         before: list[tuple[signal.Signals, Any]] = []
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:  # nohup: the terminal may go.
+                # Under nohup SIGHUP is ignored, and the training outlives its terminal.
+                if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
                     before.append((number, signal.signal(number, self._handle)))
         try:
             yield
         finally:
-            # Who was asked to stop ends soon, with the training's exit code: another signal must not end it before.
+            # After a stop the launcher ends soon, with the training's exit code; another signal must not end it earlier.
             if not self.was_asked:
                 for number, handler in before:
                     signal.signal(number, handler)
@@ -77,13 +80,13 @@ class Stop:
         name = signal.Signals(number).name
         if self._count == 1:
             self.path.touch()
-            _say(f"onecurve: {name}: {self.words.first}; again to end it at once")
+            _print_now(f"onecurve: {name}: {self.messages.first}; again to end it at once")
         elif self.group is not None:
             forced = signal.SIGTERM if self._count == 2 else signal.SIGKILL
-            _say(f"onecurve: {name} again: {self.words.second}")
+            _print_now(f"onecurve: {name} again: {self.messages.second}")
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.group, forced)
 
 
-def _say(message: str) -> None:
-    os.write(2, f"{message}\n".encode())  # A signal may come in the middle of a buffered write.
+def _print_now(message: str) -> None:
+    os.write(2, f"{message}\n".encode())  # Not buffered: a signal may arrive in the middle of a buffered write.

@@ -1,1 +1,1 @@
-"""Arithmetic on the facts: memory, steps, time, and the topology that follows."""
+"""Arithmetic on the facts: memory, steps, time, and the choice of a topology."""

@@ -1,8 +1,8 @@
 """Which topology suits this machine and this model, and why, in three lines.
 
 A topology is one of accelerate_configs/*.yaml. What a YAML means is read from the YAML itself, so one of your own works
-as well as those that come with the project. The choice: one process where there is one device; DDP where a device holds
-the whole model with its optimizer; FSDP where it does not; ZeRO-3 with offload last.
+as well as those of the project. The choice: one process on one device; DDP if a device holds the whole model with its
+optimizer; else FSDP; ZeRO-3 with offload last.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def count_processes(machine: Machine, num_processes: int | None) -> int:
-    """Processes over all machines: as many as were asked for, else one a device."""
+    """Processes over all machines: as many as were asked for, else one per device."""
     num_machines = machine.slurm.num_nodes if machine.slurm is not None else 1
     return num_processes or max(1, len(machine.devices)) * num_machines
 
@@ -40,9 +40,9 @@ def count_processes(machine: Machine, num_processes: int | None) -> int:
 def list_candidates(
     kind: Literal["cuda", "mps", "cpu"], num_processes: int, num_machines: int
 ) -> tuple[tuple[Strategy, str], ...]:
-    """What is tried on these devices, the simplest first, and the YAML that does it; `run` and `plan` choose from it.
+    """Strategies to try on these devices, the simplest first, each with its YAML; `run` and `plan` choose from them.
 
-    ZeRO-2 and ZeRO-3 are not among them: FSDP2 needs less memory than both, and no other package.
+    ZeRO-2 and ZeRO-3 are not included: FSDP2 needs less memory than both, and no extra package.
     """
     if kind == "cpu":
         return (("one process", "cpu"),) if num_processes == 1 else (("DDP", "multi_cpu"),)
@@ -65,7 +65,7 @@ def pick_topology(
         UnknownTopology, Unsuitable: as `choose_topology` and `build_topology`.
     """
     if name is not None:
-        reasons = (f"found     {machine.describe()}", f"chosen    {name}", "because   --topology says so")
+        reasons = (f"found     {machine.describe()}", f"chosen    {name}", "because   --topology was given")
         return build_topology(root, machine, name, num_processes, reasons)
     try:
         shape = load_shape(recipe.model_name_or_path)
@@ -81,11 +81,11 @@ def choose_topology(
     """The simplest topology in which the training fits.
 
     Args:
-        shape: the model's; None where its config.json is not on this machine.
+        shape: the model's; None if its config.json is not on this machine.
         work: a micro-batch at the recipe's full length, with as many processes as `count_processes` says.
 
     Raises:
-        UnknownTopology: the YAML that suits is not among the project's.
+        UnknownTopology: the YAML of the choice is missing from accelerate_configs/.
         Unsuitable: as `build_topology`.
     """
     refuse_hidden_gpus(machine, num_processes)
@@ -95,16 +95,16 @@ def choose_topology(
     candidates = list_candidates(machine.kind, num_devices, num_machines)
     if machine.kind == "cpu":
         strategy, name = candidates[0]
-        reason = "no accelerator is here; one process uses all cores" if num_devices == 1 else "DDP over gloo"
+        reason = "no accelerator found; one process uses all cores" if num_devices == 1 else "DDP over gloo"
         if shape is not None:
-            plan = estimate_memory(shape, strategy, work, num_devices)
-            reason += f"; a step peaks near {(plan.peak + CPU_OVERHEAD_BYTES) / GIB:.1f} GiB"
+            memory = estimate_memory(shape, strategy, work, num_devices)
+            reason += f"; a step needs about {(memory.peak + CPU_OVERHEAD_BYTES) / GIB:.1f} GiB"
         return build_topology(root, machine, name, num_processes, (found, f"chosen    {name}", f"because   {reason}"))
     smallest = min(device.memory_bytes for device in machine.devices)
     if shape is None or machine.kind == "mps":
-        name, why = candidates[0][1], "the model's size is not known here, so each device is taken to hold it whole"
+        name, why = candidates[0][1], "the model's size is unknown; each device is assumed to hold all of it"
         if shape is not None:
-            why = "one process: Apple's GPU is a single device"
+            why = "one process, because Apple's GPU is a single device"
         return build_topology(root, machine, name, num_processes, (found, f"chosen    {name}", f"because   {why}"))
     tried: list[MemoryEstimate] = []
     num_local = max(1, num_devices // num_machines)
@@ -119,12 +119,12 @@ def choose_topology(
 
 
 def _explain(tried: list[MemoryEstimate], device_bytes: int, num_local: int, host_bytes: int) -> str:
-    def needs(plan: MemoryEstimate) -> str:
-        return f"{plan.strategy} needs {(plan.peak + GPU_OVERHEAD_BYTES) / GIB:.1f} GiB of {device_bytes / GIB:.0f}"
+    def needs(memory: MemoryEstimate) -> str:
+        return f"{memory.strategy} needs {(memory.peak + GPU_OVERHEAD_BYTES) / GIB:.1f} GiB of {device_bytes / GIB:.0f}"
 
     if len(tried) == 1:
-        return f"{needs(tried[0])} on each device, so nothing need be sharded"
+        return f"{needs(tried[0])} on each device, so no sharding is needed"
     verdict = "" if fits(tried[-1], device_bytes) else ", which is still too much: lower per_device_batch_size"
     if not fits_host(tried[-1], num_local, host_bytes):
         verdict += f"; {describe_host_need(tried[-1], num_local, host_bytes)}"
-    return "; ".join(needs(plan) for plan in tried) + verdict
+    return "; ".join(needs(memory) for memory in tried) + verdict

@@ -9,8 +9,8 @@ from onecurve.launcher.planning.memory import Strategy
 def count_flops(shape: ModelShape, num_tokens: float, length: float, gradient_checkpointing: bool = False) -> float:
     """Operations of forward and backward over `num_tokens` tokens in sequences of `length`.
 
-    6 for each parameter in a matrix product that a token meets, and 12 x layers x hidden x length for each token's attention
-    (Chowdhery et al. 2022, "PaLM", appendix B; half of the latter for a decoder's triangle). Recomputing the forward
+    6 for each parameter in a matrix product that a token goes through, and 12 x layers x hidden x length for each token's
+    attention (Chowdhery et al. 2022, "PaLM", appendix B; half of the latter for a decoder's triangle). Recomputing the forward
     costs a third more (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
     """
     in_products = shape.num_layers * (shape.layer_parameters - shape.idle_parameters)

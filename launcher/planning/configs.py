@@ -1,4 +1,4 @@
-"""accelerate_configs/*.yaml, or a YAML of one's own: found by name, read, and which strategy each means."""
+"""Accelerate YAMLs, those in accelerate_configs/ or others: find them by name, read them, and see which strategy they use."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from onecurve.launcher.planning.memory import Strategy
 
 
 def find_configs(root: Path) -> dict[str, Path]:
-    """The accelerate YAMLs that come with the project, by name."""
+    """The YAMLs in accelerate_configs/, by name."""
     return {path.stem: path for path in sorted((root / "accelerate_configs").glob("*.yaml"))}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """An accelerate YAML as it stands.
+    """The content of an accelerate YAML.
 
     Raises:
-        UnknownTopology: it can't be read, or is no mapping.
+        UnknownTopology: it can't be read, or is not a mapping.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ def resolve_config(root: Path, name: str) -> Path:
     """The YAML that `--topology` names: one of the project's, or a path.
 
     Raises:
-        UnknownTopology: there is none; the message lists the valid names.
+        UnknownTopology: there is no such YAML; the message lists the valid names.
     """
     configs = find_configs(root)
     if name in configs:
@@ -50,14 +50,14 @@ def resolve_config(root: Path, name: str) -> Path:
 
     nearest = find_nearest(name, list(configs))
     hint = f"did you mean {nearest}? " if nearest else ""
-    raise UnknownTopology(f"--topology {name}: unknown; {hint}There are: {', '.join(configs)}, or the path of a YAML")
+    raise UnknownTopology(f"--topology {name}: unknown; {hint}Valid: {', '.join(configs)}, or the path of a YAML")
 
 
 def read_strategy(content: Mapping[str, Any], path: Path = Path("the YAML")) -> Strategy:
     """The strategy that an accelerate YAML makes accelerate use.
 
     Raises:
-        UnknownTopology: a section or a stage is not what accelerate could read.
+        UnknownTopology: a section or a stage is not valid.
     """
     kind = str(content.get("distributed_type", "NO")).upper()
     if kind == "DEEPSPEED":
@@ -88,7 +88,7 @@ def _read_section(content: Mapping[str, Any], section: str, path: Path) -> dict[
 
 
 def _read_deepspeed_file(file: Path, path: Path) -> dict[str, Any]:
-    """What DeepSpeed's own JSON says of stage and offload, under the names of accelerate's keys."""
+    """Stage and offload from DeepSpeed's own JSON, under the names of accelerate's keys."""
     try:
         zero = json.loads(file.read_text(encoding="utf-8")).get("zero_optimization", {})
         devices = {key: (zero.get(key) or {}).get("device") for key in ("offload_optimizer", "offload_param")}
@@ -100,7 +100,7 @@ def _read_deepspeed_file(file: Path, path: Path) -> dict[str, Any]:
 
 
 def read_num_processes(content: Mapping[str, Any], path: Path) -> int:
-    """The number of processes that the YAML asks for; 2 where it names none.
+    """The number of processes that the YAML asks for; 2 if it does not say.
 
     Raises:
         UnknownTopology: it is not a whole number of 1 or more.

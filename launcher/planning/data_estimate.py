@@ -24,14 +24,16 @@ _SPECIAL_TOKENS = 2
 
 @dataclass(frozen=True)
 class DataEstimate:
-    """The training data in numbers: rows counted, which reads a CSV whole; lengths from the first rows of some files.
+    """The training data in numbers.
+
+    Rows are counted, which reads a whole CSV file; lengths come from the first rows of some files.
 
     Attributes:
-        num_examples: None where the data is not on this machine.
+        num_examples: None if the data is not on this machine.
         mean_length: tokens of an example, cut to max_length.
         longest: tokens of the longest example seen.
-        padding: share of the padded tokens that are padding, in batches by length as the training plans them.
-        source: where the lengths come from, for people.
+        padding: share of all tokens that are padding, in batches by length as the training makes them.
+        source: where the lengths come from, for people to read.
     """
 
     num_examples: int | None
@@ -42,7 +44,7 @@ class DataEstimate:
 
 
 def count_examples(recipe: Recipe) -> int | None:
-    """Examples that are trained on; None where the data is not in files.
+    """Number of training examples; None if the data is not in files.
 
     Raises:
         BadInput: a file can't be read.
@@ -56,7 +58,7 @@ def count_examples(recipe: Recipe) -> int | None:
 
 
 def count_recipe_steps(recipe: Recipe, num_examples: int | None) -> tuple[int | None, int | None]:
-    """Steps of an epoch and of the whole training, as far as they are known."""
+    """Steps of an epoch and of the whole training; None for what is not known."""
     if not num_examples:
         return None, recipe.max_train_steps
     steps_per_epoch = count_steps_per_epoch(recipe, num_examples)
@@ -69,7 +71,7 @@ def text_columns(recipe: Recipe) -> list[str]:
 
 
 def estimate_data(recipe: Recipe) -> DataEstimate:
-    """Rows and lengths of the training data, as far as this machine has it."""
+    """Rows and lengths of the training data, if it is on this machine."""
     if recipe.train_file is None:
         return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not on this machine")
     try:
@@ -91,7 +93,7 @@ def estimate_data(recipe: Recipe) -> DataEstimate:
 
 
 def count_tokens(texts: Sequence[str], recipe: Recipe) -> tuple[list[int], str]:
-    """Tokens of each text, cut to max_length: by the model's own tokenizer.json, or from the number of characters."""
+    """Tokens of each text, cut to max_length: by the model's tokenizer.json, else estimated from the number of characters."""
     path = Path(recipe.tokenizer_name or recipe.model_name_or_path) / "tokenizer.json"
     if path.is_file():
         try:
@@ -112,7 +114,7 @@ def count_tokens(texts: Sequence[str], recipe: Recipe) -> tuple[list[int], str]:
 
 
 def estimate_padding(lengths: Sequence[int], recipe: Recipe) -> float:
-    """Share of padding when the lengths are batched as training/data/plan.py does: windows sorted by length, then cut."""
+    """Share of padding in batches as training/data/plan.py makes them: windows sorted by length, then cut."""
     shuffled = list(lengths)
     random.Random(recipe.seed).shuffle(shuffled)
     window = recipe.length_window * recipe.train_batch_size

@@ -11,7 +11,7 @@ from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.units import GIB
 
 # Dense peak in 10^12 operations a second: (float32 as PyTorch runs it by default, bfloat16), and memory in GiB. From the
-# makers' data sheets (NVIDIA: H200, H100 SXM, A100, L40S, L4, A10, V100, T4; AMD: MI300X, MI250X per die).
+# data sheets (NVIDIA: H200, H100 SXM, A100, L40S, L4, A10, V100, T4; AMD: MI300X, MI250X per die).
 _KNOWN_DEVICES: dict[str, tuple[float, float, float]] = {
     "B200": (75, 2250, 180),
     "H200": (67, 989, 141),
@@ -32,7 +32,7 @@ class DeviceKind:
     """Devices to plan for.
 
     Attributes:
-        teraflops: dense peak at the recipe's precision; None where it is not known, and time with it.
+        peak_float32, peak_half: dense peak in 10^12 operations a second; None if unknown: then the time is unknown too.
     """
 
     name: str
@@ -49,7 +49,7 @@ class DeviceKind:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Nodes to plan for, all alike.
+    """Identical nodes to plan for.
 
     Attributes:
         devices: of one node.
@@ -76,7 +76,7 @@ def parse_devices(text: str) -> DeviceKind:
     known = _KNOWN_DEVICES.get(name.upper())
     if known is None and match[3] is None:
         raise UsageError(
-            f"--devices {text}: {name} is not known here; add its memory, such as {count}x{name}-24GB. "
+            f"--devices {text}: {name} is not a known device; add its memory, such as {count}x{name}-24GB. "
             f"Known: {', '.join(_KNOWN_DEVICES)}"
         )
     memory = float(match[3]) if match[3] else known[2] if known else 0.0
@@ -91,7 +91,7 @@ def parse_devices(text: str) -> DeviceKind:
 
 
 def describe_devices(machine: Machine) -> DeviceKind:
-    """This machine's devices, the smallest standing for all."""
+    """This machine's devices, all taken to be as small as the smallest."""
     if not machine.devices:
         return DeviceKind("CPU", 1, machine.memory_bytes, "cpu")
     smallest = min(machine.devices, key=lambda device: device.memory_bytes)

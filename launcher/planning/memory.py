@@ -1,7 +1,7 @@
 """How much memory a training step needs on each device, under every strategy: arithmetic on a model's shape.
 
 A step holds, in bytes, with N parameters and P processes (Rajbhandari et al. 2020, "ZeRO", section 3.1, with float32
-weights as this project trains them: 4 + 4 + 8 bytes a parameter):
+weights as this project trains them: 4 + 4 + 8 bytes per parameter):
 
     strategy     weights        gradients   AdamW's moments   buffers
     one process  4N             4N          8N                -
@@ -11,10 +11,11 @@ weights as this project trains them: 4 + 4 + 8 bytes a parameter):
     ZeRO-3       4N/P           4N/P        8N/P              4N/P; the bucket; gathered weights
     FSDP2        4N/P           4N/P        8N/P              two gathered layers and one layer's gradients
 
-DeepSpeed's bucket is made whole, 500 million numbers, however small the model; gradients move through it, so that ZeRO-1's
-own ones only appear where several micro-batches add up. ZeRO-3 keeps gathered weights up to its max_live_parameters.
+DeepSpeed always allocates its whole bucket, 500 million numbers, even for a small model. Gradients move through it, so
+ZeRO-1 holds gradients of its own only if several micro-batches are accumulated. ZeRO-3 keeps gathered weights up to its
+max_live_parameters.
 
-and the activations that the backward pass needs (`count_activations`). With bf16 DeepSpeed holds 2-byte weights and
+To these come the activations that the backward pass needs (`count_activations`). With bf16 DeepSpeed holds 2-byte weights and
 gradients and a 4-byte master copy; DDP and FSDP keep float32 and hold 2-byte copies of the weights while they are used.
 """
 
@@ -34,13 +35,13 @@ STRATEGIES: tuple[Strategy, ...] = (
     "one process", "DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2", "ZeRO-2 offload", "ZeRO-3 offload", "FSDP2 offload",
 )  # fmt: skip
 
-# What a process holds before a model is there: the CUDA context and NCCL's buffers on a GPU; on a CPU, Python with
+# What a process holds before it has a model: the CUDA context and NCCL's buffers on a GPU; on a CPU, Python with
 # PyTorch and transformers imported. Both are rounded estimates.
 GPU_OVERHEAD_BYTES = int(1.2 * GIB)
 CPU_OVERHEAD_BYTES = int(0.6 * GIB)
-# Share of a device that may be planned with; the rest is lost to the allocator's fragmentation.
+# Usable share of a device; the rest is lost to fragmentation in the allocator.
 USABLE_SHARE = 0.92
-# Share of a machine's memory that offloading may take; the rest is the processes' own.
+# Share of a machine's memory that offloading may use; the rest is left for the processes.
 USABLE_HOST_SHARE = 0.9
 # DeepSpeed's defaults, in numbers: reduce_bucket_size and stage3_max_live_parameters.
 _ZERO_BUCKET = 500_000_000
@@ -49,7 +50,7 @@ _ZERO_LIVE_PARAMETERS = 1_000_000_000
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device, and on the host where a strategy moves something there."""
+    """Bytes on one device, and on the host if the strategy offloads to it."""
 
     strategy: Strategy
     weights: int
@@ -62,14 +63,14 @@ class MemoryEstimate:
 
 
 def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
-    """Bytes that the backward pass needs, and bytes of temporaries at its fullest moment.
+    """Bytes that the backward pass needs, and bytes of temporaries at its peak.
 
     Tensor by tensor what autograd saves in one layer, after Korthikanti et al. 2022 ("Reducing Activation Recomputation
     in Large Transformer Models", section 4), for the precisions used here. T tokens, hidden size h, feed-forward size f:
     BERT in float32 keeps per layer the inputs of the query, key and value projections (Th), their outputs (3Th), the
     context (Th), both norms' inputs and the first one's output (3Th), two dropout masks, and the feed-forward's two
-    intermediate results (2Tf). Attention adds probabilities, mask and dropped probabilities (3 heads x length^2 an
-    example) only where they are kept; fused kernels compute them again.
+    intermediate results (2Tf). Attention adds probabilities, mask and dropped probabilities (3 heads x length^2 per
+    example) only if they are kept; fused kernels recompute them.
     """
     tokens = work.num_examples * work.length
     hidden, intermediate = shape.hidden_size, shape.intermediate_size
@@ -101,11 +102,11 @@ def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
 
 
 def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes: int) -> MemoryEstimate:
-    """Bytes on one device at the fullest moment of a training step, the first steps (no moments yet) left aside.
+    """Peak bytes on one device in a training step, after the first steps, which have no moments yet.
 
     Gradients grow as activations are freed, so with one micro-batch a step the peak holds the larger of the two; with
-    several, the gradients of the first ones wait beside the activations of the next. ZeRO-2 and 3 hold room for their part
-    of the gradients all the time.
+    several, the gradients of the first ones stay beside the activations of the next. ZeRO-2 and 3 always hold memory for
+    their part of the gradients.
     """
     number = shape.num_parameters
     part = -(-number // num_processes)
@@ -130,7 +131,7 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_proce
             weights = size * part
             buffers += size * min(number, max(layers, _ZERO_LIVE_PARAMETERS))
     if strategy.endswith("offload"):
-        # The optimizer and its master copy leave the device; ZeRO-3 and FSDP take their weights and gradients along.
+        # The optimizer and its master copy leave the device; with ZeRO-3 and FSDP so do weights and gradients.
         moved = optimizer + (4 * part if base.startswith("ZeRO") else 0)
         buffers -= 4 * part if base.startswith("ZeRO") else 0
         optimizer = 0
@@ -156,21 +157,21 @@ def count_final_bytes(shape: ModelShape) -> int:
     return 4 * shape.num_parameters
 
 
-def fits(plan: MemoryEstimate, device_bytes: int, overhead_bytes: int = GPU_OVERHEAD_BYTES) -> bool:
-    """Whether a plan fits a device with its overhead and some room for fragmentation."""
-    return plan.peak + overhead_bytes <= device_bytes * USABLE_SHARE
+def fits(memory: MemoryEstimate, device_bytes: int, overhead_bytes: int = GPU_OVERHEAD_BYTES) -> bool:
+    """Whether this fits a device, with the overhead of a process and some room for fragmentation."""
+    return memory.peak + overhead_bytes <= device_bytes * USABLE_SHARE
 
 
-def fits_host(plan: MemoryEstimate, num_local_processes: int, host_bytes: int) -> bool:
-    """Whether a machine's memory takes what the processes on it move there."""
-    return plan.host * num_local_processes <= host_bytes * USABLE_HOST_SHARE
+def fits_host(memory: MemoryEstimate, num_local_processes: int, host_bytes: int) -> bool:
+    """Whether a machine's memory holds what the processes on it offload."""
+    return memory.host * num_local_processes <= host_bytes * USABLE_HOST_SHARE
 
 
-def describe_host_need(plan: MemoryEstimate, num_local_processes: int, host_bytes: int) -> str:
-    """How much more of the machine's memory an offload would take than there is."""
+def describe_host_need(memory: MemoryEstimate, num_local_processes: int, host_bytes: int) -> str:
+    """How much of the machine's memory an offload needs, and what to do if there is less."""
     return (
-        f"{plan.strategy} moves {plan.host * num_local_processes / GIB:.1f} GiB to the machine's own memory, of which "
-        f"{host_bytes * USABLE_HOST_SHARE / GIB:.1f} are usable: take more devices or nodes, or a smaller model"
+        f"{memory.strategy} moves {memory.host * num_local_processes / GIB:.1f} GiB to the machine's own memory, but only "
+        f"{host_bytes * USABLE_HOST_SHARE / GIB:.1f} GiB of it are usable: use more devices or nodes, or a smaller model"
     )
 
 
@@ -183,7 +184,7 @@ def largest_batch(
     overhead_bytes: int = GPU_OVERHEAD_BYTES,
     limit: int = 1 << 16,
 ) -> int:
-    """The largest per_device_batch_size that fits; 0 where not even one example does."""
+    """The largest per_device_batch_size that fits; 0 if not even one example does."""
 
     def fits_with(num_examples: int) -> bool:
         tried = replace(work, num_examples=num_examples)

@@ -19,9 +19,9 @@ class Topology:
         name: of the YAML, without its suffix.
         path: the YAML.
         strategy: what the YAML makes accelerate do.
-        uses_cpu: the YAML keeps a training off any GPU.
+        uses_cpu: it trains on the CPU.
         num_processes: over all machines.
-        reasons: lines for people: what was found, what was chosen, why.
+        reasons: lines for people to read: what was found, what was chosen, why.
     """
 
     name: str
@@ -48,12 +48,11 @@ class Topology:
 def build_topology(
     root: Path, machine: Machine, name: str, num_processes: int | None, reasons: tuple[str, ...] = ()
 ) -> Topology:
-    """The topology of one YAML on this machine; `num_processes` beats what the machine and the YAML suggest.
+    """The topology of one YAML on this machine; `num_processes` overrides what the machine and the YAML suggest.
 
     Raises:
-        UnknownTopology: no such YAML, or one that accelerate could not read.
-        Unsuitable: more processes asked for than one process by nature can be, or than there are GPUs; or Slurm's nodes
-            don't fit it.
+        UnknownTopology: no such YAML, or one that is not valid.
+        Unsuitable: too many processes for the YAML or the GPUs, or the YAML does not fit the nodes of the Slurm job.
     """
     path = resolve_config(root, name)
     content = read_yaml(path)
@@ -63,7 +62,7 @@ def build_topology(
     if not uses_cpu:
         refuse_hidden_gpus(machine, num_processes)
     if strategy == "one process" and num_processes not in (None, 1):
-        raise Unsuitable(f"--num_processes {num_processes}: {path.name} is one process; take multi_cpu or multi_gpu")
+        raise Unsuitable(f"--num_processes {num_processes}: {path.name} runs one process; use multi_cpu or multi_gpu")
     slurm = machine.slurm
     num_machines = slurm.num_nodes if slurm is not None else 1
     has_gpus = machine.kind == "cuda" and not uses_cpu
@@ -76,10 +75,10 @@ def build_topology(
         chosen = num_gpus
     elif num_machines > 1:
         chosen = num_machines
-    else:  # No GPU: a rehearsal over gloo. The YAML of a CPU topology says how many; others name a cluster's size.
+    else:  # No GPU: a rehearsal over gloo. A CPU topology's YAML gives the number of processes; others give a cluster's.
         chosen = num_named if uses_cpu else 2
     if has_gpus and chosen > num_gpus:
-        raise Unsuitable(f"--num_processes {chosen}: only {num_gpus} GPUs are here; each process needs its own")
+        raise Unsuitable(f"--num_processes {chosen}: only {num_gpus} GPUs were found, and each process needs its own")
     return Topology(
         name=path.stem,
         path=path,
@@ -94,24 +93,32 @@ def build_topology(
 
 
 def _check_nodes(machine: Machine, path: Path, strategy: Strategy) -> None:
-    """Refuse what would train the same model on each node of a job, or on the first alone."""
+    """Refuse a launch that would train on the first node only, or the same model separately on each node.
+
+    Raises:
+        Unsuitable: it would.
+    """
     slurm = machine.slurm
     if slurm is None or slurm.num_nodes == 1:
         return
     if slurm.is_batch_shell:
         raise Unsuitable(
-            f"this is the batch shell of a job on {slurm.num_nodes} nodes, where only the first would train; start it on "
+            f"this is the batch shell of a job on {slurm.num_nodes} nodes, so only the first node would train; start it on "
             "every node: srun --ntasks-per-node=1 onecurve run ..."
         )
     if strategy == "one process":
         raise Unsuitable(
-            f"{path.name} is one process, and this job has {slurm.num_nodes} nodes, each of which would train the same "
-            "model alone; ask for one node, or take multi_cpu or multi_node"
+            f"{path.name} runs one process, so each of this job's {slurm.num_nodes} nodes would train its own copy of the "
+            "model; ask for one node, or use multi_cpu or multi_node"
         )
 
 
 def refuse_hidden_gpus(machine: Machine, num_processes: int | None) -> None:
-    """Training on fewer GPUs than a job holds would waste the others without a word; who counts processes means it."""
+    """Refuse to train on fewer GPUs than the job was granted, unless `num_processes` was given.
+
+    Raises:
+        Unsuitable: nvidia-smi fails, or shows fewer GPUs than Slurm granted.
+    """
     if machine.driver_problem is not None:
         raise Unsuitable(describe_driver_problem(machine.driver_problem))
     num_granted = machine.slurm.num_gpus if machine.slurm is not None else 0
@@ -119,14 +126,14 @@ def refuse_hidden_gpus(machine: Machine, num_processes: int | None) -> None:
     if num_seen < num_granted and (num_seen == 0 or num_processes is None):
         raise Unsuitable(
             f"Slurm granted {num_granted} GPU{'s' * (num_granted != 1)} on this node, but nvidia-smi shows "
-            f"{num_seen or 'none'}: ask for another node (sbatch --exclude NODE) and tell the cluster's staff; or "
-            + ("say how many are to be used with --num_processes" if num_seen else "ask for none")
+            f"{num_seen or 'none'}: ask for another node (sbatch --exclude NODE) and report it to the cluster's support, or "
+            + ("give the number to use with --num_processes" if num_seen else "ask for no GPUs")
         )
 
 
 def describe_driver_problem(problem: str) -> str:
-    """What to do where nvidia-smi fails."""
+    """What to do if nvidia-smi fails."""
     return (
-        f"nvidia-smi is here but fails ({problem}), so no GPU can be used: mend the driver; or hide the GPUs "
+        f"nvidia-smi is installed but fails ({problem}), so no GPU can be used: fix the driver, or hide the GPUs "
         "(CUDA_VISIBLE_DEVICES=-1) or name a CPU --topology (cpu, multi_cpu)"
     )

@@ -1,4 +1,4 @@
-"""What goes through the model at once on one process: the recipe's micro-batch, in the numbers that memory depends on."""
+"""The micro-batch of a recipe on one process, in the numbers that memory depends on."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Work:
     Attributes:
         num_examples: examples of a micro-batch.
         length: padded tokens of each.
-        num_micro_batches: of one step on one process; gradients wait while later ones are computed.
+        num_micro_batches: of one step on one process; with several, gradients stay in memory while later ones are computed.
         mixed_precision: the recipe's.
         gradient_checkpointing: the recipe's.
         keeps_attention: whether attention probabilities are kept: eager attention, and on a CPU any with dropout or in bf16.
-        mask_bytes: of one kept dropout decision: 1 on a GPU; on a CPU 2, or 4 where torch keeps the noise itself.
-        cuts_last_layer: whether the last layer computes the first token only, as training/models/last_layer.py has it.
+        mask_bytes: of each entry of a dropout mask: 1 on a GPU; on a CPU 2, or 4 with torch's own dropout, which keeps the noise.
+        cuts_last_layer: whether the last layer computes the first token only (training/models/last_layer.py).
     """
 
     num_examples: int
@@ -40,13 +40,13 @@ class Work:
 def build_work(
     recipe: Recipe, shape: ModelShape | None, kind: Literal["cuda", "mps", "cpu"], length: int, num_processes: int
 ) -> Work:
-    """A micro-batch of the recipe at `length` padded tokens, on one process of `num_processes`."""
+    """A micro-batch of the recipe with examples of `length` padded tokens, on one of `num_processes`."""
     share = math.ceil(recipe.train_batch_size / num_processes)
     micro_batch = min(share, recipe.per_device_batch_size)
     if recipe.per_device_batch_tokens is not None:
         micro_batch = max(1, min(micro_batch, recipe.per_device_batch_tokens // length))
     dropout = recipe.dropout if recipe.dropout is not None else (shape.dropout if shape is not None else 0.0)
-    # What training/models/cpu_dropout.py exchanges on a CPU: masks of two bytes, and attention that bf16 makes the faster one.
+    # On a CPU training/models/cpu_dropout.py replaces dropout (masks of two bytes), and in bf16 attention by the eager one.
     exchanges = kind == "cpu" and recipe.dropout_masks == "bytes" and not recipe.torch_compile
     keeps_attention = recipe.attn_implementation == "eager" or (kind == "cpu" and dropout > 0)
     if exchanges and recipe.mixed_precision == "bf16" and recipe.attn_implementation is None:

@@ -1,6 +1,6 @@
-"""Every problem that can be found before a device is held: all of them at once, errors first, each with its fix.
+"""Finds problems before a training starts and holds a device: all at once, errors first, each with its fix.
 
-A module for each thing that is looked at; `check_recipe` and `check_machine` put them together.
+One module per subject; `check_recipe` and `check_machine` run them all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Finding", "check_inputs", "check_machine", "check_recipe", "describe
 
 
 def check_recipe(recipe: Recipe, topology: Topology | None, machine: Machine) -> list[Finding]:
-    """Problems of a recipe on a topology on this machine, errors first; without a topology, all but those that need one."""
+    """Problems of a recipe on a topology on this machine, errors first; without a topology, checks that need one are skipped."""
     shape, findings = check_model(recipe)
     findings += check_data(recipe)
     findings += check_hub(recipe)
@@ -49,13 +49,13 @@ def check_recipe(recipe: Recipe, topology: Topology | None, machine: Machine) ->
 
 
 def check_inputs(recipe: Recipe) -> list[Finding]:
-    """Problems that no other machine would cure: the model, the data, the run directory. Errors first."""
+    """Problems that do not depend on the machine: of the model, the data, the run directory. Errors first."""
     findings = [*check_model(recipe)[1], *check_data(recipe), *check_hub(recipe), *check_output(recipe)]
     return sorted(findings, key=lambda finding: finding.severity)
 
 
 def check_machine(root: Path, machine: Machine) -> list[Finding]:
-    """Problems of this machine and this installation, whatever the recipe."""
+    """Problems of this machine and this installation, without a recipe."""
     findings = check_versions()
     findings += check_torch(machine)
     for path in find_configs(root).values():

@@ -1,4 +1,4 @@
-"""The accelerate YAML, key by key: what accelerate would ignore without a word, or do otherwise than it reads."""
+"""The accelerate YAML, key by key: keys that accelerate silently ignores, and settings that do not do what they say."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from onecurve.launcher.facts.accelerate_keys import SECTIONS, TOP_LEVEL
 from onecurve.launcher.planning.configs import read_yaml
 from onecurve.launcher.preflight.findings import Finding, error
 
-# Prefixes that accelerate accepts in front of a section's keys, or adds where they are missing.
+# Prefixes of a section's keys, which accelerate adds if they are missing.
 _PREFIXES = {"fsdp_config": "fsdp_", "fp8_config": "fp8_", "dynamo_config": "dynamo_"}
 
 
 def check_yaml(path: Path) -> list[Finding]:
-    """Keys that accelerate would ignore without a word, and settings that would not do what they say."""
+    """Keys that accelerate would silently ignore, and settings that would not do what they say."""
     try:
         content = read_yaml(path)
     except LauncherError as problem:
@@ -43,23 +43,23 @@ def check_yaml(path: Path) -> list[Finding]:
 def _check_meaning(path: Path, kind: str, content: dict[str, Any]) -> Iterable[Finding]:
     if kind == "MULTI_CPU":
         yield error(
-            f"{path}: MULTI_CPU starts one process without a word; use MULTI_GPU with use_cpu: true (multi_cpu.yaml)"
+            f"{path}: with MULTI_CPU accelerate silently starts only one process; use MULTI_GPU with use_cpu: true"
         )
     for section, needed in (("fsdp_config", "FSDP"), ("deepspeed_config", "DEEPSPEED")):
         if content.get(section) and kind != needed:
             yield error(f"{path}: {section} is ignored with distributed_type {kind}; set distributed_type: {needed}")
     fsdp = content.get("fsdp_config")
     if isinstance(fsdp, dict) and str(fsdp.get("fsdp_version", 1)) != "2":
-        yield error(f"{path}: fsdp_config: without fsdp_version: 2 accelerate takes FSDP1; set fsdp_version: 2")
+        yield error(f"{path}: fsdp_config: without fsdp_version: 2 accelerate uses FSDP1; set fsdp_version: 2")
     deepspeed = content.get("deepspeed_config")
     if isinstance(deepspeed, dict):
         for key in ("gradient_accumulation_steps", "gradient_clipping"):
             if key in deepspeed:
                 yield error(
-                    f"{path}: deepspeed_config: {key} belongs to the recipe (train_batch_size, max_grad_norm); remove"
+                    f"{path}: deepspeed_config: {key} is set by the recipe (train_batch_size, max_grad_norm); remove it"
                 )
     if str(content.get("mixed_precision", "no")).lower() not in ("no", "false"):
-        yield error(f"{path}: mixed_precision is mathematics and belongs to the recipe; set it to 'no' here")
+        yield error(f"{path}: mixed_precision is set by the recipe, because it changes results; set it to 'no' here")
 
 
 def _unknown(key: object, valid: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Devices and processes: enough of them, free, well shared out, and able to find each other."""
+"""Devices and processes: enough memory, free devices, a suitable number of processes, and a port to connect on."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ from onecurve.launcher.units import GIB
 if TYPE_CHECKING:
     from onecurve.training.config import Recipe
 
-# A launch sets these for its processes; a new launch must not inherit another one's.
+# A launch sets these for its processes; another launch must not inherit them.
 _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
-# They overrule what a training sets itself.
+# They override what the training sets itself.
 _OVERRULING_VARIABLES = ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_MIXED_PRECISION")
 
 
 def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: ModelShape) -> list[Finding]:
-    """Whether a step fits a device, by the arithmetic of launcher/planning/memory.py."""
+    """Whether a step fits on a device, estimated by launcher/planning/memory.py."""
     work = build_work(recipe, shape, machine.kind, recipe.max_length, topology.num_processes)
-    plan = estimate_memory(shape, topology.strategy, work, topology.num_processes)
+    memory = estimate_memory(shape, topology.strategy, work, topology.num_processes)
     here = topology.num_local_processes
     findings = []
     if machine.kind == "cuda" and not topology.uses_cpu:
         device, overhead = min(device.memory_bytes for device in machine.devices), GPU_OVERHEAD_BYTES
-        if not fits_host(plan, here, machine.memory_bytes):
-            findings.append(warning(f"memory: {describe_host_need(plan, here, machine.memory_bytes)}"))
+        if not fits_host(memory, here, machine.memory_bytes):
+            findings.append(warning(f"memory: {describe_host_need(memory, here, machine.memory_bytes)}"))
     else:
-        # What is moved to the host lies in the same memory.
-        device, overhead = max(0, machine.memory_bytes // here - plan.host), CPU_OVERHEAD_BYTES
-    if fits(plan, device, overhead):
+        # What is offloaded to the host takes the same memory.
+        device, overhead = max(0, machine.memory_bytes // here - memory.host), CPU_OVERHEAD_BYTES
+    if fits(memory, device, overhead):
         return findings
     best = largest_batch(shape, topology.strategy, work, topology.num_processes, device, overhead)
     advice = (
-        f"lower per_device_batch_size to {best} (nothing else changes), or"
+        f"lower per_device_batch_size to {best}, which does not change results, or"
         if best
-        else "not even one example fits: take a sharded --topology (fsdp, deepspeed_zero3), more devices, or"
+        else "not even one example fits: use a sharded --topology (fsdp, deepspeed_zero3), more devices, or"
     )
-    need = (plan.peak + overhead) / GIB
+    need = (memory.peak + overhead) / GIB
     room = device * USABLE_SHARE / GIB
     return [
         *findings,
@@ -73,19 +73,21 @@ def check_processes(recipe: Recipe, topology: Topology, machine: Machine) -> lis
         findings.append(
             warning(
                 f"train_batch_size {recipe.train_batch_size} is less than {topology.num_processes} processes: "
-                "some have nothing to do in each step; use fewer processes"
+                "some are idle in each step; use fewer processes"
             )
         )
     if topology.num_processes % topology.num_machines:
         findings.append(
             error(
-                f"world size: {topology.num_processes} processes can't be shared out evenly to {topology.num_machines} "
+                f"world size: {topology.num_processes} processes can't be divided evenly among {topology.num_machines} "
                 f"nodes; use a multiple of {topology.num_machines}"
             )
         )
     here = topology.num_local_processes
     if here > machine.num_cores:
-        findings.append(warning(f"{here} processes share {machine.num_cores} cores and will wait for each other"))
+        findings.append(
+            warning(f"{here} processes share {machine.num_cores} cores and slow each other down; use fewer")
+        )
     if recipe.mixed_precision == "fp16" and (topology.uses_cpu or machine.kind == "cpu"):
         findings.append(error("mixed_precision: fp16 needs a GPU; use bf16 or no"))
     if recipe.mixed_precision == "bf16" and machine.kind == "cuda" and not topology.uses_cpu:
@@ -98,14 +100,14 @@ def check_processes(recipe: Recipe, topology: Topology, machine: Machine) -> lis
 
 
 def check_launch(topology: Topology, machine: Machine) -> list[Finding]:
-    """Whether the processes that start are those that were meant, and where they meet."""
+    """Whether another launch's variables or the YAML would start a wrong number of processes, and whether their port is free."""
     findings = check_affinity(machine) + check_variables()
     inherited = [name for name in _LAUNCH_VARIABLES if name in os.environ]
     if inherited and os.environ.get("WORLD_SIZE") != "1" and not topology.is_distributed:
         shown = ", ".join(f"${name} is {os.environ[name]}" for name in inherited)
         findings.append(
             error(
-                f"world size: {shown}, left by another launch; one process would wait for others that never come: "
+                f"world size: {shown}, left by another launch; one process would wait forever for the others: "
                 f"unset {' '.join(inherited)}"
             )
         )
@@ -113,25 +115,27 @@ def check_launch(topology: Topology, machine: Machine) -> list[Finding]:
     if topology.num_machines == 1 and isinstance(num_meant, int) and num_meant > 1:
         findings.append(
             warning(
-                f"world size: {topology.path.name} is meant for {num_meant} machines, this is a launch on one; in a Slurm "
+                f"world size: {topology.path.name} is for {num_meant} machines, but this is a launch on one; in a Slurm "
                 "job start it on every node: srun --ntasks-per-node=1 onecurve run ..."
             )
         )
     if topology.num_machines > 1 and topology.machine_rank == 0:
         port = choose_port(machine, topology)
         if not is_port_free(port):
-            findings.append(error(f"port {port}, on which this job's nodes meet, is taken on the first node; resubmit"))
+            findings.append(
+                error(f"port {port}, which this job's nodes need, is in use on the first node; submit it again")
+            )
     return findings
 
 
 def check_devices(machine: Machine, num_used: int) -> list[Finding]:
-    """Whether the driver answers, and whether somebody else holds memory of the first `num_used` GPUs."""
+    """Whether the driver works, and whether other processes hold memory of the first `num_used` GPUs."""
     if machine.driver_problem is not None:
         return [error(describe_driver_problem(machine.driver_problem))]
     return [
         warning(
-            f"GPU {device.index}: {device.used_bytes / GIB:.1f} of {device.memory_bytes / GIB:.0f} GiB are taken by "
-            "somebody else (nvidia-smi shows who)"
+            f"GPU {device.index}: {device.used_bytes / GIB:.1f} of {device.memory_bytes / GIB:.0f} GiB are used by "
+            "other processes (nvidia-smi lists them)"
         )
         for device in machine.devices[:num_used]
         if device.used_bytes >= device.memory_bytes * 0.1
@@ -139,29 +143,33 @@ def check_devices(machine: Machine, num_used: int) -> list[Finding]:
 
 
 def check_port() -> list[Finding]:
-    """Whether the port that a plain `accelerate launch` takes is free."""
+    """Whether the default port of `accelerate launch` is free."""
     if is_port_free(DEFAULT_PORT):
         return []
-    return [warning(f"port {DEFAULT_PORT} is taken; onecurve run takes another, a plain launch must be told one")]
+    return [
+        warning(
+            f"port {DEFAULT_PORT} is in use; onecurve run uses another, but accelerate launch needs --main_process_port"
+        )
+    ]
 
 
 def check_affinity(machine: Machine) -> list[Finding]:
-    """Whether this process is tied to a small part of the cores: of those that Slurm granted, or of the machine's."""
+    """Whether this process may use only a small part of the cores that Slurm granted, or that the machine has."""
     granted = machine.slurm.num_cpus if machine.slurm is not None else 0
     num_cores = min(granted or sys.maxsize, os.cpu_count() or 1)
     if machine.num_cores * 4 > num_cores:
         return []
     return [
         warning(
-            f"this process may use {machine.num_cores} of {num_cores} cores: look at its CPU affinity or its limits"
+            f"this process may use only {machine.num_cores} of {num_cores} cores: check its CPU affinity and its limits"
         )
     ]
 
 
 def check_variables() -> list[Finding]:
-    """Variables that change what is trained behind the recipe's back."""
+    """Variables that override the recipe."""
     return [
-        warning(f"${name} is set and overrules what a training sets itself: unset {name}")
+        warning(f"${name} is set and overrides the recipe: unset {name}")
         for name in _OVERRULING_VARIABLES
         if name in os.environ
     ]

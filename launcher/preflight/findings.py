@@ -1,4 +1,4 @@
-"""What a check finds, and how bad it is."""
+"""A problem that a check finds, and how severe it is."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong, or likely to be; the message holds the fix."""
+    """A problem or a likely one; the message says how to fix it."""
 
     severity: Literal["error", "warning"]
     message: str
 
 
 def error(message: str) -> Finding:
-    """What a training would end on."""
+    """A problem that would end the training."""
     return Finding("error", message)
 
 
 def warning(message: str) -> Finding:
-    """What may be meant so."""
+    """A likely problem, which may be intended."""
     return Finding("warning", message)

@@ -1,6 +1,6 @@
-"""Models and data sets that are no local paths: in the hub's cache, or to be had from the hub?
+"""Models and data sets that are not local paths: are they in the hub's cache, or can they be downloaded?
 
-What is in the cache is not asked for again. Only for the rest is the hub asked, for its description alone.
+The hub is asked only for what is not in the cache, and only for its description.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from onecurve.training.config import Recipe
 
 _TIMEOUT_SECONDS = 5.0
-_WITHOUT_NETWORK = (
-    "`onecurve fetch` the recipe on a machine with a network, then set HF_HUB_OFFLINE=1; or give a folder"
-)
+_WITHOUT_NETWORK = "run `onecurve fetch` on a machine with a network, then set HF_HUB_OFFLINE=1; or give a folder"
 
 
 def check_hub(recipe: Recipe) -> list[Finding]:
-    """What can't be had of the model, the tokenizer and the data set that the recipe names."""
+    """Which of model, tokenizer and data set are neither on this machine nor on the hub."""
     findings = []
     named: list[tuple[str, Literal["model", "dataset"], str | None]] = [
         ("model_name_or_path", "model", recipe.model_name_or_path),
@@ -34,10 +32,10 @@ def check_hub(recipe: Recipe) -> list[Finding]:
         if name is None or Path(name).exists():
             continue
         if looks_like_path(name):
-            if key != "model_name_or_path":  # The model's folder is looked at in model.py.
+            if key != "model_name_or_path":  # model.py checks the model's folder.
                 findings.append(error(f"{key}: {name!r} does not exist"))
             continue
-        # The recipe's revision is the model's; a tokenizer of its own repository has another history.
+        # model_revision is the model's; a tokenizer in another repository has other revisions.
         revision = None if kind == "dataset" else recipe.model_revision if name == recipe.model_name_or_path else "main"
         if not _is_cached(key, kind, name, revision):
             findings += _ask(key, kind, name, revision if key == "model_name_or_path" else None)
@@ -45,7 +43,7 @@ def check_hub(recipe: Recipe) -> list[Finding]:
 
 
 def check_reachability() -> list[Finding]:
-    """Whether the hub answers, unless it is not to be asked."""
+    """Whether the hub can be reached, unless HF_HUB_OFFLINE is set."""
     if constants.HF_HUB_OFFLINE:
         return []
     from huggingface_hub import get_session
@@ -55,15 +53,15 @@ def check_reachability() -> list[Finding]:
     except Exception as problem:  # The HTTP library, and so its errors, changes with huggingface_hub's version.
         return [
             warning(
-                f"the hub can't be reached ({problem}): recipes need local or cached models and data; HF_HUB_OFFLINE=1 "
-                "spares the attempts"
+                f"the hub can't be reached ({problem}): recipes need local or cached models and data; set HF_HUB_OFFLINE=1 "
+                "to skip the attempts"
             )
         ]
     return []
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name that is no file here can't be a name on the hub either."""
+    """Whether a name that is not a file on this machine can't be a name on the hub either."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
@@ -71,7 +69,7 @@ def _is_cached(key: str, kind: Literal["model", "dataset"], name: str, revision:
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
     snapshot = "*" if revision is None else _find_commit(folder, revision)
     files = [path.name for path in folder.glob(f"snapshots/{snapshot}/*")]
-    if key == "model_name_or_path":  # A config alone is there after a look at the model.
+    if key == "model_name_or_path":  # Only a config is cached after the model was inspected.
         return any(name.endswith((".safetensors", ".bin")) for name in files)
     if files:
         return True
@@ -80,7 +78,7 @@ def _is_cached(key: str, kind: Literal["model", "dataset"], name: str, revision:
 
 
 def _find_commit(folder: Path, revision: str) -> str:
-    """The commit that a branch or tag stood for when it was fetched; a commit stands for itself."""
+    """The commit of a branch or tag when it was downloaded; a commit itself is returned as it is."""
     try:
         return (folder / "refs" / revision).read_text(encoding="utf-8").strip()
     except OSError:
@@ -92,8 +90,8 @@ def _ask(key: str, kind: Literal["model", "dataset"], name: str, revision: str |
     if constants.HF_HUB_OFFLINE:
         return [
             error(
-                f"{key}: {name!r}{at} is not in the hub's cache and HF_HUB_OFFLINE is set; `onecurve fetch` the recipe where "
-                "there is a network, or give a folder"
+                f"{key}: {name!r}{at} is not in the hub's cache and HF_HUB_OFFLINE is set; run `onecurve fetch` on a machine "
+                "with a network, or give a folder"
             )
         ]
     from huggingface_hub import HfApi, get_token
@@ -102,13 +100,13 @@ def _ask(key: str, kind: Literal["model", "dataset"], name: str, revision: str |
     try:
         found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_TIMEOUT_SECONDS)
     except HFValidationError:
-        return [error(f"{key}: {name!r} is neither a folder here nor a name that the hub could have")]
+        return [error(f"{key}: {name!r} is neither a local folder nor a valid name on the hub")]
     except RevisionNotFoundError:
-        return [error(f"model_revision: {revision!r} is no branch, tag or commit of {name!r}")]
+        return [error(f"model_revision: {revision!r} is not a branch, tag or commit of {name!r}")]
     except RepositoryNotFoundError:
-        return [error(f"{key}: the hub has no {kind} {name!r}, or shows it only to some (hf auth login)")]
+        return [error(f"{key}: the hub has no {kind} {name!r}, or it is private: log in with `hf auth login`")]
     except HfHubHTTPError as problem:
-        return [warning(f"{key}: the hub was asked for {name!r} and answered: {problem}")]
+        return [warning(f"{key}: the hub could not describe {name!r}: {problem}")]
     except Exception as problem:  # The HTTP library, and so its errors, changes with huggingface_hub's version.
         return [
             error(
@@ -116,5 +114,5 @@ def _ask(key: str, kind: Literal["model", "dataset"], name: str, revision: str |
             )
         ]
     if found.gated and get_token() is None:
-        return [error(f"{key}: {name!r} is gated: accept its terms on the hub, then hf auth login")]
-    return [warning(f"{key}: {name!r} is not on this machine and will be fetched from the hub at the start")]
+        return [error(f"{key}: {name!r} is gated: accept its terms on the hub, then log in with `hf auth login`")]
+    return [warning(f"{key}: {name!r} is not on this machine and will be downloaded from the hub at the start")]

@@ -1,4 +1,4 @@
-"""The model's folder: there, whole, with a tokenizer, and long enough for the recipe's texts."""
+"""The model's folder: complete, with a tokenizer, and with enough positions for the recipe's texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
-    """The model's shape, where its config.json is on this machine, and what is wrong with its folder."""
+    """The model's shape, if its config.json is on this machine, and the problems of its folder."""
     name, findings = recipe.model_name_or_path, []
     folder = Path(name)
     if not folder.exists() and looks_like_path(name):
@@ -28,7 +28,7 @@ def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
     if folder.is_dir():
         findings += _check_model_folder(folder, recipe)
     elif find_config(name) is None:
-        return None, []  # A name on the hub: hub.py looks for it.
+        return None, []  # A name on the hub: hub.py checks it.
     try:
         shape = load_shape(name)
     except UncountableModel as problem:
@@ -43,7 +43,7 @@ def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
 
 
 def describe_model(recipe: Recipe) -> list[str]:
-    """A line about the model's size, where it is on this machine."""
+    """A line about the model's size, if its config.json is on this machine."""
     config = find_config(recipe.model_name_or_path)
     try:
         shape = load_shape(recipe.model_name_or_path)
@@ -57,7 +57,11 @@ def describe_model(recipe: Recipe) -> list[str]:
 
 def _check_model_folder(folder: Path, recipe: Recipe) -> list[Finding]:
     if not (folder / "config.json").is_file():
-        return [error(f"model_name_or_path: {str(folder)!r} has no config.json, so it is no model")]
+        return [
+            error(
+                f"model_name_or_path: {str(folder)!r} has no config.json, so it is not a model; give a folder that has one"
+            )
+        ]
     findings = []
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -66,9 +70,9 @@ def _check_model_folder(folder: Path, recipe: Recipe) -> list[Finding]:
             error(
                 f"model_name_or_path: {str(folder)!r} has "
                 + (
-                    "only pickled weights, which can run code when loaded; convert them once with save_pretrained"
+                    "only pickled weights, which can run code when loaded; convert them with save_pretrained"
                     if pickled
-                    else "a config.json but no weights (*.safetensors); fetch them"
+                    else "a config.json but no weights (*.safetensors); download them"
                 )
             )
         )
@@ -76,33 +80,35 @@ def _check_model_folder(folder: Path, recipe: Recipe) -> list[Finding]:
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError):
-            findings.append(error(f"{index} can't be read; fetch the model again"))
+            findings.append(error(f"{index} can't be read; download the model again"))
             continue
         missing = sorted(named - {path.name for path in weights})
         if missing:
             findings.append(
-                error(f"{folder}: {len(missing)} weight files are missing, {missing[0]} first; fetch again")
+                error(
+                    f"{folder}: {len(missing)} weight files are missing, the first is {missing[0]}; download them again"
+                )
             )
     findings += [error(problem) for problem in map(find_truncation, weights) if problem is not None]
     tokenizer = Path(recipe.tokenizer_name) if recipe.tokenizer_name else folder
     names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
     if tokenizer.is_dir() and not any((tokenizer / name).is_file() for name in names):
-        findings.append(error(f"{str(tokenizer)!r} has no tokenizer files; give tokenizer_name"))
+        findings.append(error(f"{str(tokenizer)!r} has no tokenizer files; set tokenizer_name"))
     return findings
 
 
 def find_truncation(path: Path) -> str | None:
-    """What is wrong with a safetensors file's size, judged by its header; None if it is whole."""
+    """Compare a safetensors file's size with its header; returns the problem, or None if the file is complete."""
     try:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
             if size > path.stat().st_size:
-                return f"{path} is no safetensors file or is cut off; fetch it again"
+                return f"{path} is not a safetensors file or is truncated; download it again"
             header = json.loads(file.read(size))
         expected = 8 + size + max(
             (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
         )  # fmt: skip
     except (OSError, ValueError, KeyError, struct.error, TypeError):
-        return f"{path} is no safetensors file or is cut off; fetch it again"
+        return f"{path} is not a safetensors file or is truncated; download it again"
     actual = path.stat().st_size
-    return None if actual == expected else f"{path} has {actual:,} bytes instead of {expected:,}; fetch it again"
+    return None if actual == expected else f"{path} has {actual:,} bytes instead of {expected:,}; download it again"

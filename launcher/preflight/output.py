@@ -1,4 +1,4 @@
-"""Where the results and prepared data go: writable, with room, and not another recipe's run."""
+"""Run directory and cache: writable, with enough disk space, and not holding a run of another recipe."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def check_output(recipe: Recipe) -> list[Finding]:
-    """Whether the run directory can be written, and whether the run that it may hold is this recipe's."""
+    """Whether the run directory can be written to, and whether a run in it is of this recipe."""
     run = RunDirectory.of(recipe)
     findings = _check_writable("output_dir", run.path)
-    has_own = bool(run.list_checkpoints())  # Then a named one does not count any more.
+    has_own = bool(run.list_checkpoints())  # Then `resume` is not read any more.
     is_named = recipe.resume not in ("auto", "never") and not has_own
     if is_named and not (Path(recipe.resume) / MANIFEST_FILE).is_file():
         findings.append(
-            error(f"resume: {recipe.resume!r} is no checkpoint; it is auto, never or a checkpoint's folder")
+            error(f"resume: {recipe.resume!r} is not a checkpoint; use auto, never or the folder of a checkpoint")
         )
     if run.config.is_file() and not findings:
         findings += _compare_with_run(recipe, run)
@@ -43,7 +43,7 @@ def _compare_with_run(recipe: Recipe, run: RunDirectory) -> list[Finding]:
 
     name = f"output_dir {str(run.path)!r}"
     if recipe.resume == "never":
-        return [error(f"{name} holds a run already, and resume is never; choose another output_dir")]
+        return [error(f"{name} already holds a run, and resume is never; choose another output_dir")]
     try:
         differing = find_differing_keys(run, recipe, FREE_KEYS, load_recipe)
     except BadInput as problem:
@@ -54,7 +54,7 @@ def _compare_with_run(recipe: Recipe, run: RunDirectory) -> list[Finding]:
 
 
 def check_cache() -> list[Finding]:
-    """Whether prepared data can be kept."""
+    """Whether the cache of prepared data can be written to."""
     return _check_writable("$ONECURVE_CACHE, the cache of prepared data,", find_cache())
 
 
@@ -64,7 +64,7 @@ def _check_writable(name: str, path: Path) -> list[Finding]:
 
 
 def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
-    """Whether checkpoints and final/ have room beside those that are there; counted as training/recovery/checkpoints.py does."""
+    """Whether the disk has room for the checkpoints and final/, counted as training/recovery/checkpoints.py does."""
     run = RunDirectory.of(recipe)
     folder = find_existing_parent(run.path)
     free = shutil.disk_usage(folder).free
@@ -74,18 +74,18 @@ def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
     if free < needed:
         return [
             error(
-                f"output_dir: {kept} checkpoints and final/ take {needed / GIB:.1f} GiB more, {folder} has {free / GIB:.1f} "
+                f"output_dir: {kept} checkpoints and final/ need {needed / GIB:.1f} GiB more, but {folder} has {free / GIB:.1f} "
                 "free; lower save_total_limit, save less often (checkpointing_steps) or choose another output_dir"
             )
         ]
     if not is_known and recipe.save_total_limit is None and free < 20 * needed:
-        return [warning("save_total_limit is not set: every checkpoint is kept, "
+        return [warning("save_total_limit is not set, so every checkpoint is kept: "
                          f"{count_checkpoint_bytes(shape) / GIB:.2f} GiB each, {free / GIB:.0f} GiB are free")]  # fmt: skip
     return []
 
 
 def _count_checkpoints(recipe: Recipe) -> tuple[int, bool]:
-    """The most checkpoints that lie there at once, and whether the number of steps, which that depends on, is known."""
+    """The most checkpoints on disk at once, and whether this is exact: it depends on the number of steps."""
     if recipe.checkpointing_steps is None and recipe.metric_for_best_model is None:
         return count_most_checkpoints(recipe, 1, 1), True
     try:

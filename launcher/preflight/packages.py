@@ -1,4 +1,4 @@
-"""Packages: installed, in versions that fit each other, and a PyTorch that fits the devices."""
+"""Packages: installed, in compatible versions, and a PyTorch built for the devices."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}
 
 
 def check_packages(recipe: Recipe, topology: Topology, machine: Machine) -> list[Finding]:
-    """Whether what the recipe and the topology ask for is installed."""
+    """Whether the packages that the recipe and the topology need are installed."""
     findings = []
     if topology.strategy.startswith("ZeRO"):
         if importlib.util.find_spec("deepspeed") is None:
             findings.append(error(f"{topology.name} needs DeepSpeed: pip install 'onecurve[deepspeed]'"))
         elif topology.uses_cpu and shutil.which("g++") is None:
             findings.append(
-                error(f"{topology.name} compiles an operator on a CPU and finds no g++; install a C++ compiler")
+                error(f"{topology.name} compiles an operator on a CPU, but there is no g++; install a C++ compiler")
             )
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         findings.append(error(f"report_to: {recipe.report_to} is not installed: pip install {recipe.report_to}"))
@@ -37,12 +37,14 @@ def check_packages(recipe: Recipe, topology: Topology, machine: Machine) -> list
         if machine.kind != "cuda" or topology.uses_cpu:
             findings.append(error(f"attn_implementation: {flash} needs an NVIDIA GPU; use sdpa"))
         elif flash == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-            findings.append(error("attn_implementation: flash_attention_2 needs the package flash-attn; use sdpa"))
+            findings.append(
+                error("attn_implementation: flash_attention_2 needs the package flash-attn: install it, or use sdpa")
+            )
     return findings
 
 
 def check_torch(machine: Machine) -> list[Finding]:
-    """Whether PyTorch was built for these GPUs and their driver; read from its files, not imported."""
+    """Whether PyTorch was built for these GPUs and their driver; read from its files, without importing it."""
     spec = importlib.util.find_spec("torch")
     if machine.kind != "cuda" or spec is None or spec.origin is None:
         return []
@@ -50,7 +52,7 @@ def check_torch(machine: Machine) -> list[Finding]:
     match = re.search(r"^cuda\b.*= '(\d+)(\.\d+)?'", text, re.MULTILINE)
     if match is None:
         version = importlib.metadata.version("torch")
-        return [error(f"PyTorch {version} is built without CUDA and can't use the GPUs here: install a CUDA build")]
+        return [error(f"PyTorch {version} is built without CUDA and can't use the GPUs: install a CUDA build")]
     oldest = _OLDEST_DRIVER.get(match[1], 0)
     driver = machine.devices[0].driver_version
     if driver and driver < oldest:
@@ -63,7 +65,7 @@ def check_torch(machine: Machine) -> list[Finding]:
 
 
 def check_versions() -> list[Finding]:
-    """Requirements of the packages that a training stands on, against what is installed."""
+    """Whether the installed versions meet the requirements of the main packages."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     findings = []

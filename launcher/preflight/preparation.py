@@ -1,7 +1,7 @@
-"""`onecurve check --deep`: the training's own code prepares data and model, in a process of its own.
+"""`onecurve check --deep`: runs the training's own preparation of data and model, in a process of its own.
 
-What it finds is exactly what a start would find: labels of every row, the tokenizer, weights that do not load. The
-prepared data stays in the cache, so the work is not lost.
+It finds exactly what a training would find: wrong labels in any row, a tokenizer or weights that do not load. The
+prepared data stays in the cache for the training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def check_preparation(recipe: str, overrides: Mapping[str, str], root: Path) -> 
     """Prepare everything that a training needs before its first step.
 
     Returns:
-        Lines about what was found, and the problem that stopped it, if one did.
+        Facts, and the problem that stopped the preparation, if there was one.
     """
     words = ["--config", recipe, *(f"--{key}={value}" for key, value in overrides.items())]
     with tempfile.TemporaryDirectory(prefix="onecurve-") as folder:
@@ -40,5 +40,8 @@ def check_preparation(recipe: str, overrides: Mapping[str, str], root: Path) -> 
         try:
             message = json.loads(status.read_text(encoding="utf-8"))["message"]
         except (OSError, ValueError, KeyError):
-            message = result.stderr.strip().rpartition("\n")[2] or f"the check ended with exit code {result.returncode}"
+            message = (
+                result.stderr.strip().rpartition("\n")[2]
+                or f"training/check.py ended with exit code {result.returncode}"
+            )
     return result.stdout.splitlines(), [error(message)]

@@ -1,1 +1,1 @@
-"""What people see: tables, charts, pages."""
+"""Output for people: tables, charts, pages."""

@@ -1,4 +1,4 @@
-"""One quantity over the steps of a run, as an SVG that takes its colors from the page."""
+"""One quantity over the steps of a run, as an SVG whose colors come from the page's style."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onecurve.launcher.views.svg import Point, Scale, circle, drawing, polyline,
 # A chart's size and the room around its curves, in the SVG's own units.
 _WIDTH, _HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 628, 12, 212
-# More points than a chart has columns change nothing that can be seen.
+# More points than a chart has columns make no visible difference.
 _MAX_POINTS = 600
 # The strong line is the mean of this share of the steps.
 _SMOOTHED_SHARE = 1 / 30

@@ -1,4 +1,4 @@
-"""`onecurve compare`: runs side by side, from their directories alone."""
+"""`onecurve compare`: several runs side by side, read from their run directories."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from onecurve.training.metric_names import is_lower_better, pick_main_metrics
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Where a run lies is not how it was trained.
+# These do not change what is trained.
 _NOT_SETTINGS = frozenset({"output_dir", "resume"})
 
 
 def build_comparison(histories: Sequence[History]) -> dict[str, Any]:
-    """Settings that differ, final and best metrics, and cost; each value a list with an entry for each run."""
+    """Settings that differ, final and best metrics, and cost; each value is a list with one entry per run."""
     keys = sorted({key for history in histories for key in history.settings} - _NOT_SETTINGS)
     settings = {key: [history.settings.get(key) for history in histories] for key in keys}
     for key in ("strategy", "num_processes", "device"):
@@ -62,7 +62,7 @@ def _name_runs(paths: Sequence[Path]) -> list[str]:
 
 
 def print_comparison(console: Console, comparison: dict[str, Any]) -> None:
-    """One table: settings that differ, then the main metrics, then cost. The best value of each metric is bold."""
+    """Print one table: settings that differ, the main metrics, the cost. The best value of each metric is bold."""
     from rich.table import Table
 
     table = Table()

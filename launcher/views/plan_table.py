@@ -1,4 +1,4 @@
-"""A plan for people (a table) and for programs (JSON)."""
+"""Prints a plan as a table for people or as JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """The whole plan as plain numbers: bytes, seconds, operations."""
+    """The whole plan as numbers: bytes, seconds, operations."""
     return {**asdict(plan), "device_hours": plan.device_hours}
 
 
 def print_plan(console: Console, plan: Plan, recipe: Recipe) -> None:
-    """The arithmetic, a line for each quantity, and a table with a row for each strategy."""
+    """Print one line per quantity, and a table with one row per strategy."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -29,8 +29,8 @@ def print_plan(console: Console, plan: Plan, recipe: Recipe) -> None:
         print_hanging(console, f"{name:<15}", value)
     console.print()
     table = Table(
-        title=f"GiB on each of {plan.num_processes} devices that have {plan.devices.memory_bytes / GIB:.0f}",
-        caption="batch: largest per_device_batch_size that fits.  sent: by each device a step",
+        title=f"GiB on each of {plan.num_processes} devices, which have {plan.devices.memory_bytes / GIB:.0f}",
+        caption="batch: largest per_device_batch_size that fits.  sent: by each device per step",
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -51,14 +51,17 @@ def print_plan(console: Console, plan: Plan, recipe: Recipe) -> None:
         )
     console.print(table)
     host = next((row.memory.host for row in plan.strategies if row.memory.strategy == plan.recommended), 0)
-    advice = plan.recommended or "nothing fits: more devices, gradient_checkpointing: true, or a smaller max_length"
-    console.print(f"recommended    {advice}" + (f" ({host / GIB:.0f} GiB of the host's a process)" if host else ""))
+    advice = plan.recommended or "nothing fits: use more devices, gradient_checkpointing: true, or a smaller max_length"
+    console.print(f"recommended    {advice}" + (f" ({host / GIB:.0f} GiB of host memory per process)" if host else ""))
 
 
 def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
-    """Name and value of each quantity, for people."""
+    """Name and value of each quantity, for people to read."""
     shape, data = plan.shape, plan.data
     about = "" if shape.is_exact else "about "
+    num_examples = "unknown" if data.num_examples is None else f"{data.num_examples:,}"
+    # With an uneven share some micro-batches of a step are not full.
+    is_full = plan.micro_batch * plan.num_micro_batches * plan.num_processes == plan.train_batch_size
     lines = [
         (
             "model",
@@ -67,37 +70,35 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
         ),
         (
             "step",
-            f"{plan.micro_batch} examples a micro-batch x {plan.num_micro_batches} accumulated x {plan.num_processes} "
-            f"processes >= {plan.train_batch_size} examples a step"
-            if plan.micro_batch * plan.num_micro_batches * plan.num_processes != plan.train_batch_size
-            else f"{plan.micro_batch} examples a micro-batch x {plan.num_micro_batches} accumulated x {plan.num_processes} "
-            f"processes = {plan.train_batch_size} examples a step",
+            f"{plan.micro_batch} examples per micro-batch x {plan.num_micro_batches} accumulated x {plan.num_processes} "
+            f"processes {'=' if is_full else '>='} {plan.train_batch_size} examples per step",
         ),
         (
             "data",
-            f"{'unknown' if data.num_examples is None else f'{data.num_examples:,}'} examples, {data.mean_length:.0f} tokens "
-            f"on average, {data.longest} at most, {data.padding:.1%} padding ({data.source})",
+            f"{num_examples} examples, {data.mean_length:.0f} tokens on average, {data.longest} at most, "
+            f"{data.padding:.1%} padding ({data.source})",
         ),
     ]
     if plan.num_steps is not None:
-        epoch = f" ({plan.steps_per_epoch:,} an epoch)" if plan.steps_per_epoch else ""
+        epoch = f" ({plan.steps_per_epoch:,} per epoch)" if plan.steps_per_epoch else ""
         lines.append(("steps", f"{plan.num_steps:,}{epoch}, {format_count(plan.tokens or 0)} tokens"))
-    compute = f"{format_flops(plan.flops_per_step)} a step"
+    compute = f"{format_flops(plan.flops_per_step)} per step"
     if plan.flops is not None:
-        compute += f", {format_flops(plan.flops)} in all"
+        compute += f", {format_flops(plan.flops)} in total"
     lines.append(("compute", compute))
-    if plan.seconds is not None and plan.device_hours is not None:
-        lines.append(
-            (
-                "time",
-                f"{format_seconds(plan.seconds)} at {plan.mfu:.0%} of peak, {plan.device_hours:.2f} device-hours; "
-                "evaluation, loading and visible communication come on top",
-            )
-        )
-    else:
-        lines.append(("time", "unknown: neither this device's peak nor the number of examples can be guessed"
-                      if plan.flops is None else "unknown for this device: measure a few steps"))  # fmt: skip
+    lines.append(("time", _describe_time(plan)))
     lines.append(
-        ("files", f"{format_gib(plan.checkpoint_bytes)} GiB a checkpoint, {format_gib(plan.final_bytes)} GiB final/")
+        ("files", f"{format_gib(plan.checkpoint_bytes)} GiB per checkpoint, {format_gib(plan.final_bytes)} GiB final/")
     )
     return lines
+
+
+def _describe_time(plan: Plan) -> str:
+    if plan.seconds is not None and plan.device_hours is not None:
+        return (
+            f"{format_seconds(plan.seconds)} at {plan.mfu:.0%} of peak, {plan.device_hours:.2f} device-hours, without "
+            "evaluation, loading and communication that is not hidden"
+        )
+    if plan.flops is None:
+        return "unknown, because the number of examples is not known"
+    return "unknown, because this device's peak is not known: measure a few steps"

@@ -1,4 +1,4 @@
-"""What is known of a run at one moment, from its directory and the queue."""
+"""The state of a run at one moment, from its run directory and Slurm's queue."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from onecurve.training.launch_protocol import BAD_INPUT, DIVERGED
 from onecurve.training.run_directory import RunDirectory
 
 _RATE_STEPS = 20
-# An evaluation or a save may take minutes; a training that is silent for longer has likely been killed.
+# An evaluation or a save may take minutes; a training without output for longer has probably been killed.
 _STALE_SECONDS = 600.0
 _STALE_STEPS = 50
-# From the end of the processes that failed to the first word of those that the launcher starts instead.
+# From a failure to the first output of the processes that the launcher starts after it.
 _SECONDS_TO_RESTART = 180.0
 
-# Tells what the queue says of a run's job; None where it has none.
+# Returns the state of a run's job in the queue; None if it has none.
 Queue = Callable[[Path], QueueState | None]
 
 
 @dataclass(frozen=True)
 class View:
-    """What is known of a run at one moment.
+    """The state of a run at one moment.
 
     Attributes:
         state: running, finished, preempted, failed or unknown.
-        num_steps: of the whole training; None where the run directory does not tell.
-        seconds_left: at the present rate; None where it can't be told.
+        num_steps: of the whole training; None if it is not known yet.
+        seconds_left: at the present rate; None if unknown.
         seconds_silent: since the last line was written, while the state is running.
-        is_stale: so long that the training is likely gone without having said so.
-        peak_memory_bytes: the most that a process has held; None where the training did not write it.
-        num_restarts: starts after the first; None where they were not counted.
-        restarts_left: how often the launcher will start what has just failed again; 0 if it should have done so by now.
-        queue_state: of the run's job, in the queue's words.
-        is_over: it has ended, and nothing is known that would start it again.
+        is_stale: it has been silent for so long that the training has probably been killed.
+        peak_memory_bytes: of the process that used most; None if the training did not write it.
+        num_restarts: starts after the first; None if they were not counted.
+        restarts_left: how often the launcher will still restart it after a failure; 0 if it should already have done so.
+        queue_state: of the run's Slurm job, in one line.
+        is_over: it has ended, and neither the launcher nor Slurm will start it again.
         losses: of every step so far.
     """
 
@@ -73,8 +73,8 @@ def build_view(
     """Read the run directory once.
 
     Args:
-        now: seconds since 1970; the clock's, if not given.
-        metrics: the run's, by one who looks again and again.
+        now: seconds since 1970; by default the present time.
+        metrics: the run's metrics file, for a caller that reads it repeatedly.
 
     Raises:
         NotARun: no training has written there.
@@ -97,7 +97,7 @@ def build_view(
         silent = since
     restarts_left = int(history.status.get("restarts_left", 0)) if since < _SECONDS_TO_RESTART else 0
     job = queue(run) if queue is not None else None
-    # Bad input and a divergence would only repeat, and are not tried again.
+    # Bad input and a divergence would repeat, so there is no restart.
     can_go_on = history.state != "finished" and history.status.get("exit_code") not in (BAD_INPUT, DIVERGED)
     will_go_on = can_go_on and ((job is not None and not job.is_over) or restarts_left > 0)
     return View(

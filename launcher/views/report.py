@@ -1,7 +1,7 @@
-"""`onecurve report`: a page of one run, from its directory alone: curves, evaluations, settings, environment, restarts.
+"""`onecurve report`: a page of one run, read from its run directory: curves, evaluations, settings, environment, restarts.
 
-The page is one file without scripts or anything from elsewhere, so it can be mailed and opened years later. What a run
-says (names of classes, settings, messages) reaches it escaped, by the template engine.
+The page is one file without scripts or links to other files, so it can be mailed and opened years later. All text of a
+run (names of classes, settings, messages) is escaped, by the template engine or by views/svg.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write_report(run: Path) -> Path:
         write_atomically(path, text)
     except OSError as error:
         raise Unsuitable(
-            f"{path} can't be written: {error.strerror}; make the run directory writable, or copy it"
+            f"{path} can't be written: {error.strerror}; make the run directory writable, or copy it to a place that is"
         ) from None
     return path
 
@@ -80,7 +80,7 @@ def render_report(history: History) -> str:
 
 
 def describe_result(history: History) -> list[tuple[str, str]]:
-    """Name and value of what one looks at first."""
+    """Name and value of the main results."""
     steps, last = history.steps, history.evaluations[-1] if history.evaluations else {}
     num_steps = estimate_num_steps(history)
     tiles = [("steps", f"{steps[-1]['step'] if steps else 0:,}" + (f" of {num_steps:,}" if num_steps else ""))]
@@ -154,7 +154,7 @@ def _tabulate_classes(run: Path) -> list[tuple[str, list[str]]]:
             for name, row in found
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []  # No evaluation yet, or one of numbers, which has no classes.
+        return []  # No evaluation yet, or a task without classes.
 
 
 def _flatten(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""`onecurve watch`: the panel that shows a run, with its loss curve in block characters."""
+"""`onecurve watch`: the panel of a run, with its loss curve in block characters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def draw_curve(values: Sequence[float], width: int, height: int = 8) -> list[str]:
-    """A curve in block characters: `height` lines of `width` columns, each column the mean of its share of the values."""
+    """A curve in block characters: `height` lines of `width` columns, each column is the mean of its part of the values."""
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return []
@@ -83,15 +83,15 @@ def _describe_progress(view: View) -> list[str]:
 def _describe_surroundings(view: View) -> list[str]:
     lines = []
     if view.num_restarts:
-        lines.append(f"started again {'once' if view.num_restarts == 1 else f'{view.num_restarts} times'}")
+        lines.append(f"restarted {'once' if view.num_restarts == 1 else f'{view.num_restarts} times'}")
     if view.restarts_left:
-        lines.append(f"starts again from its last checkpoint; {view.restarts_left} more possible")
+        lines.append(f"restarting from its last checkpoint; {view.restarts_left} more restarts allowed")
     if view.queue_state is not None:
         lines.append(view.queue_state)
     if view.is_stale:
         lines.append(
-            f"nothing written for {format_seconds(view.seconds_silent or 0)}: likely killed; onecurve resume goes on"
+            f"No output for {format_seconds(view.seconds_silent or 0)}: probably killed; continue with onecurve resume"
         )
     elif view.seconds_silent is not None and view.seconds_silent > 60:
-        lines.append(f"nothing written for {format_seconds(view.seconds_silent)}: it evaluates, saves, or is gone")
+        lines.append(f"No output for {format_seconds(view.seconds_silent)} (evaluating, saving, or dead).")
     return lines

@@ -121,9 +121,9 @@ def test_the_queue_is_asked_now_and_then_and_nobody_waits_for_it(tmp_path: Path)
 
     queue = QueuePoller(answer, seconds_between=1_000)
     assert queue(tmp_path) is None
-    assert queue.is_asking
+    assert queue.is_polling
     may_answer.set()
-    while queue.is_asking:
+    while queue.is_polling:
         time.sleep(0.01)
     assert [queue(tmp_path) for _ in range(5)] == [queued("PENDING")] * 5
     assert asked == [tmp_path]
