@@ -15,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import onecurve
 from onecurve.training.config import Recipe, RecipeError, ResolvedRecipe, load_recipe
 from onecurve.training.errors import BadInput, is_main_process, write_atomically
 
 _PACKAGES = (
-    "onecurve",
     "torch",
     "transformers",
     "accelerate",
@@ -259,7 +259,8 @@ class RunDirectory:
 
 def describe_environment(topology: dict[str, Any]) -> dict[str, Any]:
     """Package versions, the machine and the git revision, as `environment.json` holds them. No variable's value."""
-    versions = {}
+    # Of the code that runs: in a checkout another version may be installed.
+    versions = {"onecurve": onecurve.__version__}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -70,8 +70,12 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks, and
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    from onecurve.launcher.launching.command import describe_other_checkout, find_root
     from onecurve.launcher.launching.supervise import STOP_SIGNALS
 
+    is_completing = "_ONECURVE_COMPLETE" in os.environ  # A shell that asks shows what is on stderr.
+    if not is_completing and (warning := describe_other_checkout(find_root())) is not None:
+        print(f"onecurve: {warning}", file=sys.stderr)
     exit_code = run_command_line(sys.argv[1:])
     # Python lets go of its handlers while it ends: a second request to stop would then replace the code of the first.
     for number in STOP_SIGNALS:
