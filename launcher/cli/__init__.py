@@ -102,7 +102,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
         print(f"onecurve: {message}", file=sys.stderr)
         if "--json" in arguments:
             problems = getattr(error, "problems", [message])
-            print(json.dumps({"exit_code": exit_code, "message": message, "problems": problems}))
+            kind = type(error).__name__
+            print(json.dumps({"exit_code": exit_code, "error": kind, "message": message, "problems": problems}))
         return exit_code
     except KeyboardInterrupt:
         return 130
@@ -241,7 +242,8 @@ def _train(
     if ending.message:
         print(f"onecurve: {ending.message}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"exit_code": ending.exit_code, "run": resolved.recipe.output_dir, "message": ending.message}))
+        message = ending.message or ending.cause
+        print(json.dumps({"exit_code": ending.exit_code, "run": resolved.recipe.output_dir, "message": message}))
     return ending.exit_code
 
 
@@ -583,6 +585,7 @@ def predict(
     ] = None,
     topology: TopologyOption = None,
     dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
     """Label a file with a run's final model.
@@ -617,12 +620,18 @@ def predict(
     if batch_size is not None:
         overrides["batch_size"] = str(batch_size)
     command = build_command(root, str(run), overrides, chosen, machine, script="predict.py", recipe_flag="--run")
+    if as_json and dry_run:
+        print(json.dumps(_describe_launch(command, chosen, ()), indent=2))
+        return 0
     (print if dry_run else _tell)(command.to_shell())
     if dry_run:
         return 0
-    ending = supervise(command, None, debug, LABELLING)
+    ending = supervise(command, None, debug, LABELLING, keeps_stdout=as_json)
     if ending.message:
         print(f"onecurve: {ending.message}", file=sys.stderr)
+    if as_json:
+        message = ending.message or ending.cause
+        print(json.dumps({"exit_code": ending.exit_code, "output": str(output_file), "message": message}))
     return ending.exit_code
 
 

@@ -59,12 +59,14 @@ class Ending:
         message: one line for the user; empty where the training has said it already.
         was_stopped: a signal asked for the end.
         was_orphaned: accelerate launch was killed, and nothing else made the training stop.
+        cause: the training's own message about its end; empty where it finished, or could not write one.
     """
 
     exit_code: int
     message: str = ""
     was_stopped: bool = False
     was_orphaned: bool = False
+    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def _launch(
             stderr=None if shows_everything else subprocess.PIPE,
             start_new_session=False,
             process_group=0,
-            preexec_fn=_build_death_wish(),
+            preexec_fn=build_death_signal(),
             text=True,
             errors="replace",
         )
@@ -183,8 +185,8 @@ def _launch(
     return return_code
 
 
-def _build_death_wish() -> Callable[[], None] | None:
-    """What makes a new process be sent SIGTERM when this one is killed: in a group of its own, it would never be missed."""
+def build_death_signal() -> Callable[[], None] | None:
+    """For `preexec_fn`: a new process gets SIGTERM when this one dies, which it would not notice in a group of its own."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl  # Looked up here: between fork and exec little is allowed.
@@ -312,8 +314,10 @@ def judge(return_code: int, status: Mapping[str, Any] | None, was_stopped: bool 
         return Ending(1, message, was_stopped)
     if code == 0 and return_code != 0:
         return Ending(1, f"the training finished, but accelerate launch ended with {ended}", was_stopped)
-    message = f"failed at step {step}: {status.get('message', '')}" if code == 1 else ""
-    return Ending(int(code), message, was_stopped, was_orphaned=return_code < 0 and code == 75 and not was_stopped)
+    cause = str(status.get("message", ""))
+    message = f"failed at step {step}: {cause}" if code == 1 else ""
+    was_orphaned = return_code < 0 and code == 75 and not was_stopped
+    return Ending(int(code), message, was_stopped, was_orphaned, cause)
 
 
 def supervise_with_restarts(start: Callable[[int], Ending], max_restarts: int, say: Callable[[str], None]) -> Ending:

@@ -89,9 +89,10 @@ def _mean_loss(task: TextClassification, losses: NDArray[Any], labels: NDArray[A
 
 
 def save_evaluation(evaluation: Evaluation, task: TextClassification, predictions: Path, report: Path) -> None:
-    """Write a line per example, and the report for each class."""
+    """Write a line per example, and a report: the metrics, and those of each class."""
     write_atomically(predictions, format_predictions(evaluation, task))
-    write_atomically(report, json.dumps(task.report(evaluation.labels, evaluation.predictions), indent=2) + "\n")
+    content = {"metrics": evaluation.metrics, **task.report(evaluation.labels, evaluation.predictions)}
+    write_atomically(report, json.dumps(content, indent=2) + "\n")
 
 
 def format_predictions(evaluation: Evaluation, task: TextClassification) -> str:
