@@ -212,7 +212,7 @@ def _train(
     machine = detect_machine()
     topology = _pick_topology(root, machine, resolved.recipe, topology_name, num_processes)
     command = build_command(root, recipe_path, overrides, topology, machine)
-    findings = check_recipe(resolved.recipe, topology, machine)
+    findings = check_recipe(resolved.recipe, topology, machine, resolved.eval_only)
     if as_json and dry_run:
         print(json.dumps(_describe_launch(command, topology, findings), indent=2))
         return PreflightFailed.exit_code if any(finding.severity == "error" for finding in findings) else 0

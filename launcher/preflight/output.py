@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onecurve.training.config import Recipe
 
 
-def check_output(recipe: Recipe) -> list[Finding]:
+def check_output(recipe: Recipe, is_evaluation: bool = False) -> list[Finding]:
     """Whether the run directory can be written, and whether the run that it may hold is this recipe's."""
     path = Path(recipe.output_dir)
     findings = _check_writable("output_dir", path)
@@ -28,7 +28,7 @@ def check_output(recipe: Recipe) -> list[Finding]:
         findings.append(
             error(f"resume: {recipe.resume!r} is no checkpoint; it is auto, never or a checkpoint's folder")
         )
-    if (path / "config.yaml").is_file() and not findings:
+    if (path / "config.yaml").is_file() and not findings and not is_evaluation:
         findings += _compare_with_run(recipe, path)
     return findings
 
