@@ -6,6 +6,7 @@ Only this package prints and exits; the others return data.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,11 @@ app.command()(predict)
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    from onecurve.launcher.launching.command import describe_other_checkout, find_root
+
+    is_completing = "_ONECURVE_COMPLETE" in os.environ  # A shell that asks shows what is on stderr.
+    if not is_completing and (warning := describe_other_checkout(find_root())) is not None:
+        print(f"onecurve: {warning}", file=sys.stderr)
     exit_code = run_command_line(sys.argv[1:])
     # Python removes signal handlers while it exits; a second signal would then replace this exit code.
     for number in STOP_SIGNALS:
@@ -75,7 +81,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
         print(f"onecurve: {message}", file=sys.stderr)
         if "--json" in arguments:
             problems = getattr(error, "problems", [message])
-            print(json.dumps({"exit_code": exit_code, "message": message, "problems": problems}))
+            kind = type(error).__name__
+            print(json.dumps({"exit_code": exit_code, "error": kind, "message": message, "problems": problems}))
         return exit_code
     except KeyboardInterrupt:
         return 130

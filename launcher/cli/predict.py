@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onecurve.launcher.cli.options import DebugOption, DryRunOption, ProcessesOption, RunArgument, TopologyOption, takes
+from onecurve.launcher.cli.options import (
+    DebugOption,
+    DryRunOption,
+    JsonOption,
+    ProcessesOption,
+    RunArgument,
+    TopologyOption,
+    takes,
+)
+from onecurve.launcher.cli.run import describe_launch
 from onecurve.launcher.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +40,7 @@ class PredictOptions:
     ] = None
     topology: TopologyOption = None
     dry_run: DryRunOption = False
+    as_json: JsonOption = False
     debug: DebugOption = False
 
 
@@ -54,12 +65,18 @@ def predict(options: PredictOptions) -> int:
     if options.batch_size is not None:
         words["batch_size"] = str(options.batch_size)
     command = build_command(machine, topology, root / "training" / "predict.py", to_arguments(words))
+    if options.as_json and options.dry_run:
+        print(json.dumps(describe_launch(command, topology, ()), indent=2))
+        return 0
     (print if options.dry_run else print_note)(command.to_shell())
     if options.dry_run:
         return 0
-    ending = supervise(command, None, options.debug, PREDICTION)
+    ending = supervise(command, None, options.debug, PREDICTION, keeps_stdout=options.as_json)
     if ending.message:
         print(f"onecurve: {ending.message}", file=sys.stderr)
+    if options.as_json:
+        message = ending.message or ending.cause
+        print(json.dumps({"exit_code": ending.exit_code, "output": str(options.output_file), "message": message}))
     return ending.exit_code
 
 

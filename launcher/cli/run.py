@@ -56,7 +56,8 @@ def launch_training(recipe_path: str, overrides: Mapping[str, str], options: Lau
     from onecurve.launcher.preflight import check_recipe
 
     root, machine = find_root(), detect_machine()
-    recipe = load_recipe(recipe_path, overrides).recipe
+    resolved = load_recipe(recipe_path, overrides)
+    recipe = resolved.recipe
     topology = pick_topology(root, machine, recipe, options.topology, options.num_processes)
 
     def build(overrides: Mapping[str, str]) -> Command:
@@ -64,10 +65,10 @@ def launch_training(recipe_path: str, overrides: Mapping[str, str], options: Lau
         return build_command(machine, topology, root / "training" / "run.py", words)
 
     command = build(overrides)
-    findings = check_recipe(recipe, topology, machine)
+    findings = check_recipe(recipe, topology, machine, resolved.eval_only)
     errors = [finding.message for finding in findings if finding.severity == "error"]
     if options.as_json and options.dry_run:
-        print(json.dumps(_describe_launch(command, topology, findings), indent=2))
+        print(json.dumps(describe_launch(command, topology, findings), indent=2))
         return PreflightFailed.exit_code if errors else 0
     _print_launch(command, topology, findings, options.dry_run)
     if errors:
@@ -80,7 +81,8 @@ def launch_training(recipe_path: str, overrides: Mapping[str, str], options: Lau
     if ending.message:
         print(f"onecurve: {ending.message}", file=sys.stderr)
     if options.as_json:
-        print(json.dumps({"exit_code": ending.exit_code, "run": recipe.output_dir, "message": ending.message}))
+        message = ending.message or ending.cause
+        print(json.dumps({"exit_code": ending.exit_code, "run": recipe.output_dir, "message": message}))
     return ending.exit_code
 
 
@@ -110,7 +112,8 @@ def _print_launch(command: Command, topology: Topology, findings: Sequence[Findi
             print_note(f"warning: {finding.message}")
 
 
-def _describe_launch(command: Command, topology: Topology, findings: Sequence[Finding]) -> dict[str, Any]:
+def describe_launch(command: Command, topology: Topology, findings: Sequence[Finding]) -> dict[str, Any]:
+    """What --dry-run --json prints."""
     return {
         "topology": topology.name,
         "strategy": topology.strategy,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onecurve
 from onecurve.launcher.errors import Unsuitable
 from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.planning.topology import Topology
@@ -47,6 +48,23 @@ def find_root() -> Path:
     Never the working directory: it may be a checkout of another version.
     """
     return Path(__file__).resolve().parents[2]
+
+
+def describe_other_checkout(root: Path) -> str | None:
+    """A warning, if the working directory lies in a checkout whose code is not the code that runs, which is in `root`."""
+    try:
+        here = Path.cwd()
+    except OSError:  # A folder that was removed.
+        return None
+    for folder in (here, *here.parents):
+        if (folder / "onecurve" / "__init__.py").is_file() and (folder / "training" / "run.py").is_file():
+            if folder == root:
+                return None
+            return (
+                f"warning: this runs onecurve {onecurve.__version__} of {root}, not the checkout {folder}; "
+                "`python -m onecurve` in that folder runs the checkout"
+            )
+    return None
 
 
 def build_command(machine: Machine, topology: Topology, script: Path, arguments: Sequence[str]) -> Command:

@@ -20,12 +20,14 @@ class Ending:
         message: one line for the user; empty if the training has printed its own.
         was_stopped: a signal or a STOP file asked for the end.
         was_orphaned: the training stopped only because accelerate launch was killed.
+        cause: the training's own message about its end; empty where it finished, or could not write one.
     """
 
     exit_code: int
     message: str = ""
     was_stopped: bool = False
     was_orphaned: bool = False
+    cause: str = ""
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
@@ -47,7 +49,7 @@ def judge(return_code: int, status: Mapping[str, Any] | None, was_stopped: bool 
         return Ending(FAILED, message, was_stopped)
     if code == FINISHED and return_code != 0:
         return Ending(FAILED, f"the training finished, but accelerate launch ended with {ended}", was_stopped)
-    message = f"failed at step {step}: {status.get('message', '')}" if code == FAILED else ""
-    return Ending(
-        int(code), message, was_stopped, was_orphaned=return_code < 0 and code == PREEMPTED and not was_stopped
-    )
+    cause = str(status.get("message", ""))
+    message = f"failed at step {step}: {cause}" if code == FAILED else ""
+    was_orphaned = return_code < 0 and code == PREEMPTED and not was_stopped
+    return Ending(int(code), message, was_stopped, was_orphaned, cause)

@@ -43,7 +43,7 @@ def run_to_end(
             stderr=None if shows_everything else subprocess.PIPE,
             start_new_session=False,
             process_group=0,
-            preexec_fn=_build_death_signal(),
+            preexec_fn=build_death_signal(),
             text=True,
             errors="replace",
         )
@@ -62,7 +62,7 @@ def run_to_end(
     return return_code
 
 
-def _build_death_signal() -> Callable[[], None] | None:
+def build_death_signal() -> Callable[[], None] | None:
     """A function that makes the system send SIGTERM to a new process when this one is killed; else it would run on."""
     if sys.platform != "linux":
         return None

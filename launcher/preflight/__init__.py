@@ -26,12 +26,18 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "check_inputs", "check_machine", "check_recipe", "describe_model"]
 
 
-def check_recipe(recipe: Recipe, topology: Topology | None, machine: Machine) -> list[Finding]:
-    """Problems of a recipe on a topology on this machine, errors first; without a topology, checks that need one are skipped."""
+def check_recipe(
+    recipe: Recipe, topology: Topology | None, machine: Machine, is_evaluation: bool = False
+) -> list[Finding]:
+    """Problems of a recipe on a topology on this machine, errors first; without a topology, checks that need one are skipped.
+
+    Args:
+        is_evaluation: nothing is trained (--eval_only): the run that is evaluated may differ, as in its test_file.
+    """
     shape, findings = check_model(recipe)
     findings += check_data(recipe)
     findings += check_hub(recipe)
-    findings += check_output(recipe)
+    findings += check_output(recipe, is_evaluation)
     findings += check_versions()
     if shape is not None:
         findings += check_disk(recipe, shape)

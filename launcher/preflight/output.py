@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onecurve.training.config import Recipe
 
 
-def check_output(recipe: Recipe) -> list[Finding]:
+def check_output(recipe: Recipe, is_evaluation: bool = False) -> list[Finding]:
     """Whether the run directory can be written to, and whether a run in it is of this recipe."""
     run = RunDirectory.of(recipe)
     findings = _check_writable("output_dir", run.path)
@@ -32,7 +32,7 @@ def check_output(recipe: Recipe) -> list[Finding]:
         findings.append(
             error(f"resume: {recipe.resume!r} is not a checkpoint; use auto, never or the folder of a checkpoint")
         )
-    if run.config.is_file() and not findings:
+    if run.config.is_file() and not findings and not is_evaluation:
         findings += _compare_with_run(recipe, run)
     return findings
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onecurve
+
 _PACKAGES = (
-    "onecurve",
     "torch",
     "transformers",
     "accelerate",
@@ -25,7 +26,9 @@ _PACKAGES = (
 
 def describe_environment(topology: dict[str, Any], main_metrics: Sequence[str]) -> dict[str, Any]:
     """The content of environment.json. It has no environment variables, which may hold secrets, except Slurm's job number."""
-    versions = {}
+    versions = {
+        "onecurve": onecurve.__version__
+    }  # Of the code that runs: in a checkout another version may be installed.
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

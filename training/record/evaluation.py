@@ -142,9 +142,10 @@ def _put_in_order(found: Mapping[str, list[Any]], num_examples: int, ragged: fro
 
 
 def save_evaluation(evaluation: Evaluation, task: Task, predictions: Path, report: Path) -> None:
-    """Write a line per example, and the task's report."""
+    """Write a line per example, and a report: the metrics, and the task's own."""
     write_atomically(predictions, format_predictions(evaluation, task))
-    write_atomically(report, json.dumps(task.report(evaluation.results), indent=2) + "\n")
+    content = {"metrics": evaluation.metrics, **task.report(evaluation.results)}
+    write_atomically(report, json.dumps(content, indent=2) + "\n")
 
 
 def format_predictions(evaluation: Evaluation, task: Task) -> str:
