@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef, mean_squared_error
 
 from tests.conftest import ROOT, Run
+from tests.messages import names
 
 Train = Callable[[Mapping[str, Any]], Run]
 Settings = dict[str, Any]
@@ -219,7 +221,7 @@ def test_decoders_pad_with_their_end_of_text(recipe: Settings, train: Train, tmp
     model = make_decoder(tmp_path / kind, kind)
     run = train({**recipe, "model_name_or_path": model, "max_train_steps": 60, "learning_rate": 5e-3})
     assert run.exit_code == 0, run.stderr
-    assert f"no padding token of its own: it pads with its end-of-text token '{END[kind]}'." in run.stdout
+    assert names(run.stdout, "padding", f"'{END[kind]}'")
     assert json.loads((run.path / "final" / "config.json").read_text())["pad_token_id"] == 1
     assert sum(run.losses[-5:]) < 0.95 * sum(run.losses[:5])
 
@@ -231,7 +233,7 @@ def test_a_head_of_another_size_is_replaced_and_said(recipe: Settings, train: Tr
     settings.update(model_name_or_path=str(Path(recipe["output_dir"]) / "final"), output_dir=str(tmp_path / "second"))
     run = train({**settings, "max_train_steps": 2})
     assert run.exit_code == 0, run.stderr
-    assert "The model's head has 5 outputs, this task needs 2: a new head is trained." in run.stdout
+    assert names(run.stdout, "head", "5", "2")
 
 
 @pytest.mark.slow
@@ -301,7 +303,7 @@ def test_the_tutorials_recipe_on_data_of_its_shape(tiny_model: Path, demo: Path,
         }
     )
     assert run.exit_code == 0, run.stderr
-    assert "8 examples a micro-batch x 1 accumulated x 1 process (one process, cpu) = 8 examples a step" in run.stdout
+    assert re.search(r"\b8 \D+ x 1 \D+ x 1 process\b.*\bcpu\b.* = 8 \D+ step", run.stdout)
     assert run.steps[0]["epoch"] == 1 / 125, "1000 examples in batches of 8"
     assert len(read_rows(run.path / "eval_predictions.jsonl")) == 1000
     assert list(json.loads((run.path / "final" / "config.json").read_text())["id2label"].values()) == names
@@ -360,7 +362,7 @@ def test_test_data_is_evaluated_at_the_end_and_alone(
 def test_a_model_without_a_head_is_not_evaluated(recipe: Settings, train: Train) -> None:
     run = train({**recipe, "eval_only": True})
     assert run.exit_code == 2
-    assert "--eval_only: the model has no classification head; train it first" in run.stderr
+    assert names(run.stderr, "eval_only", "head")
 
 
 # Best, early stopping, retention, trackers ---------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Run, to_flags
 from tests.jobs import Job, read_status, without_time
+from tests.messages import names
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -51,7 +52,7 @@ def test_a_kill_ends_the_others_and_loses_nothing(
     if victim == "launcher":
         assert read_status(job.path)["exit_code"] == 75, "ranks whose launcher is gone save and stop"
     if victim == "rank 1":
-        assert "rank 0 lost its connection" in job.output
+        assert names(job.output, "onecurve: rank 0", "connection")
         assert 'Traceback (most recent call last):\n  File "training' not in job.output
     again = Job(settings, "multi_cpu", 2).finish()
     assert again.exit_code == 0, again.stderr
@@ -111,7 +112,7 @@ def test_ranks_whose_launcher_dies_during_the_start_end(recipe: Settings, jobs: 
     assert job.wait_for_end() < 30
     assert not job.path.exists() or not list_checkpoints(job.path)
     if frozen is None:
-        assert "the launcher died before the first step. Nothing is lost" in job.output
+        assert names(job.output, "launcher", "first step")
     assert Job({**recipe, "max_train_steps": 2}, "multi_cpu", 2).finish().exit_code == 0
 
 
@@ -128,7 +129,7 @@ def test_ranks_whose_launcher_dies_while_one_tokenizes_end(
     job.wait_until(lambda: any((cache / "prepared").glob(".*/scratch/tmp*")))
     job.process.kill()
     assert job.wait_for_end() < 15
-    assert "the launcher died before the first step. Nothing is lost" in job.output
+    assert names(job.output, "launcher", "first step")
     assert [path.suffix for path in (cache / "prepared").iterdir()] == [".lock"]
 
 
@@ -147,7 +148,7 @@ def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: 
         check=False,
     )
     assert second.returncode == 2
-    assert "another training is running there" in second.stderr
+    assert names(second.stderr, str(job.path))
     assert "Traceback" not in second.stderr
     assert job.process.poll() is None, "the first one goes on"
     (job.path / "STOP").touch()  # As the message says.
@@ -188,8 +189,8 @@ def test_a_silent_process_is_named_and_every_stack_is_kept(
     job = Job({**recipe, **LONG, "hang_timeout_seconds": 2}, "multi_cpu", 2, script=str(script))
     jobs.append(job)
     assert job.wait_for_end() < 60
-    assert "no progress for" in job.output
-    assert re.search(rf"rank {rank} is stuck at training/run.py:\d+ \(make_steps\)", job.output)
+    assert "hang_timeout_seconds" in job.output
+    assert re.search(rf"rank {rank} [a-z ]*training/run.py:\d+ \(make_steps\)", job.output)
     stacks = [(job.path / "hangs" / f"process_{number:05d}.txt").read_text() for number in (0, 1)]
     assert "in hang" in stacks[rank]
     assert "in hang" not in stacks[1 - rank]
@@ -222,7 +223,7 @@ def test_a_process_that_never_joins_the_group_is_named(recipe: Settings, tmp_pat
     job = Job({**recipe, **LONG, "hang_timeout_seconds": 0.5}, "multi_cpu", 2, script=str(script))
     jobs.append(job)
     assert job.wait_for_end() < 60
-    assert re.search(r"rank 1 is stuck at training/building.py:\d+ \(_build\)", job.output)
+    assert re.search(r"rank 1 [a-z ]*training/building.py:\d+ \(_build\)", job.output)
     assert "in stay_away" in (job.path / "hangs" / "process_00001.txt").read_text()
 
 
@@ -232,7 +233,8 @@ def test_a_frozen_process_is_named_though_it_can_not_answer(recipe: Settings, jo
     jobs.append(job)
     job.wait_for_step(10)
     job.ranks()[1].send_signal(signal.SIGSTOP)
-    job.wait_until(lambda: "rank 1 does not respond" in job.output, seconds=90)  # In a save it is given more.
+    # In a save it is given more.
+    job.wait_until(lambda: re.search(r"hang_timeout_seconds.*rank 1\b", job.output) is not None, seconds=90)
     assert job.wait_for_end() < 60
     assert (job.path / "hangs" / "process_00000.txt").exists()
 
@@ -257,8 +259,7 @@ def test_checkpoints_for_which_there_is_no_room_are_refused_before_the_first_ste
 ) -> None:
     refused = train({**recipe, **LONG, "save_total_limit": 5, "output_dir": str(small_disk / "run")})
     assert refused.exit_code == 2
-    assert "6 checkpoints of 0.0" in refused.stderr
-    assert "lower save_total_limit" in refused.stderr
+    assert names(refused.stderr, "6 checkpoints", "save_total_limit")
     assert list(small_disk.iterdir()) == []
 
 
@@ -284,7 +285,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on_onc
     monkeypatch.setattr(TextClassification, "loss_sum", fill)
     full = train({**settings, "output_dir": str(run)})
     assert full.exit_code == 1
-    assert re.search(r"step_00000020' could not be written: it needs .* GiB are free on its disk", full.stderr)
+    assert names(full.stderr, "step_00000020'", "GiB", "disk")
     assert "Traceback" not in full.stderr
     assert 20 < read_status(run)["step"] < 25, "the next steps tell of it, not the save after them"
     assert list_checkpoints(run) == ["step_00000010"]
@@ -297,15 +298,15 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on_onc
 
 
 @pytest.mark.parametrize(
-    ("frozen_folder", "message"),
+    ("frozen_folder", "needed"),
     [
-        ("checkpoints", "step_00000020' could not be written: "),
-        (".", "a file of output_dir: Operation not permitted"),
+        ("checkpoints", ("step_00000020'",)),
+        (".", ("output_dir", "Operation not permitted")),
     ],
     ids=["only checkpoints", "all of it"],
 )
 def test_an_output_dir_that_turns_read_only_ends_the_run_with_a_message(
-    recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch, frozen_folder: str, message: str
+    recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch, frozen_folder: str, needed: tuple[str, ...]
 ) -> None:
     settings = {**recipe, **LONG, "max_train_steps": 40}
     checkpoints = Path(recipe["output_dir"]) / "checkpoints"
@@ -326,7 +327,7 @@ def test_an_output_dir_that_turns_read_only_ends_the_run_with_a_message(
     finally:
         set_immutable("-i")
     assert frozen.exit_code == 1
-    assert message in frozen.stderr
+    assert names(frozen.stderr, *needed)
     assert "Traceback" not in frozen.stderr
     monkeypatch.setattr(TextClassification, "loss_sum", loss_sum)
     again = train(settings)
@@ -351,12 +352,11 @@ def test_a_divergence_names_step_examples_and_the_last_good_checkpoint(
     monkeypatch.setattr(TextClassification, "loss_sum", poison)
     run = train({**recipe, **LONG})
     assert run.exit_code == 3
-    assert "loss is nan at step 15: training diverged" in run.stderr
-    found = re.search(r"of the training data\): ([\d, ]+)\. The last good checkpoint is (\S+)", run.stderr)
+    assert names(run.stderr, "loss", "nan", "step 15", str(run.path / "checkpoints" / "step_00000010"))
+    found = re.search(r": (\d+(, \d+)+)", run.stderr)
     assert found is not None
     assert len(found[1].split(",")) == 16
-    assert Path(found[2]).name == "step_00000010"
-    assert find_fault(Path(found[2])) is None
+    assert find_fault(run.path / "checkpoints" / "step_00000010") is None
     assert read_status(run.path)["exit_code"] == 3
     assert [line["step"] for line in run.steps] == list(range(1, 15)), "what was good is kept"
 
@@ -384,8 +384,7 @@ def test_an_evaluation_that_is_not_a_number_ends_the_run(
     settings = {**recipe, **LONG, "problem_type": problem_type, "metric_for_best_model": "loss"}
     run = train({**settings, "max_train_steps": 40, "eval_steps": 15, "checkpointing_steps": 1000})
     assert run.exit_code == 3, run.stderr
-    assert "eval_loss is nan after step 30: training diverged" in run.stderr
-    assert f"The last good checkpoint is {run.path / 'checkpoints' / 'step_00000015'}" in run.stderr
+    assert names(run.stderr, "eval_loss", "nan", "step 30", str(run.path / "checkpoints" / "step_00000015"))
     assert [line["step"] for line in run.evaluations] == [15]
     assert [line["step"] for line in run.steps] == list(range(1, 31))
 
@@ -423,8 +422,7 @@ def test_without_memory_micro_batches_shrink_and_the_curve_stays(
         sizes = exhaust(patch, max_examples=1, from_call=from_call)
         run = train(settings)
     assert run.exit_code == 0, run.stderr
-    assert f"Out of memory at step {from_step + 1}: from here on micro-batches have at most 2 examples" in run.stdout
-    assert f"Out of memory at step {from_step + 1}: from here on micro-batches have at most 1 example" in run.stdout
+    assert names(run.stdout, f"step {from_step + 1}", "2 examples", "1 example")
     assert sizes[from_call] == 4
     assert max(sizes[from_call + 2 :]) == 1
     assert [line["step"] for line in run.steps] == list(range(1, 9))
@@ -445,7 +443,7 @@ def test_an_update_that_found_no_memory_is_not_made_again(
     monkeypatch.setattr(torch.optim.AdamW, "step", fail)
     run = train(recipe)
     assert run.exit_code == 1
-    assert "out of memory outside of a step's forward and backward" in run.stderr
+    assert names(run.stderr, "out of memory")
     assert "Traceback" not in run.stderr
 
 
@@ -471,7 +469,7 @@ def test_tokens_shrink_where_tokens_are_counted(
     sizes = exhaust(monkeypatch, max_tokens=300)
     run = train({**recipe, "per_device_batch_size": 64, "per_device_batch_tokens": 1024})
     assert run.exit_code == 0, run.stderr
-    found = re.findall(r"Out of memory at step \d+: from here on micro-batches have at most (\d+) tokens", run.stdout)
+    found = re.findall(r"[Oo]ut of memory at step \d+.* (\d+) tokens", run.stdout)
     assert 64 <= int(found[-1]) <= 300
     assert max(sizes) > 4, "short examples still go together"
 
@@ -480,8 +478,8 @@ def test_an_example_that_never_fits_is_named(recipe: Settings, train: Train, mon
     exhaust(monkeypatch, max_examples=0)
     run = train(recipe)
     assert run.exit_code == 1
-    assert re.search(r"example \d+ of \d+ tokens \(from 0, of the training data\) does not fit", run.stderr)
-    assert "Lower max_length" in run.stderr
+    assert re.search(r"example \d+ \D*\d+ tokens", run.stderr)
+    assert names(run.stderr, "max_length")
     assert "Traceback" not in run.stderr
 
 
@@ -522,7 +520,7 @@ def test_the_process_without_memory_says_so_and_the_next_start_fits(
     job = Job(recipe, topology, num_processes, script=str(script))
     jobs.append(job)
     assert job.wait_for_end() < 60
-    assert f"process {last} ran out of memory at step 1; start it again" in job.output
+    assert names(job.output, f"rank {last}", "out of memory", "step 1")
     assert Job(recipe, topology, num_processes, script=str(script)).finish().exit_code == 0
 
 
@@ -532,6 +530,6 @@ def test_what_process_0_refuses_is_told_once(recipe: Settings, small_disk: Path,
     job = Job(settings, "multi_cpu", 2)
     jobs.append(job)
     job.wait_for_end()
-    assert "lower save_total_limit" in job.output
+    assert "save_total_limit" in job.output
     assert job.output.count("onecurve: ") == 1
-    assert "lost its connection" not in job.output
+    assert "connection" not in job.output

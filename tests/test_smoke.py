@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import messages
 from tests.conftest import Launch, Run
 
 STRATEGIES = {"cpu": (None, "one process"), "multi_cpu": (2, "DDP"), "deepspeed_zero2": (2, "ZeRO-2")}
@@ -53,11 +55,8 @@ def test_two_processes_learn_what_one_learns(runs: dict[str, Run], name: str) ->
 
 
 def test_the_first_lines_print_the_arithmetic(runs: dict[str, Run]) -> None:
-    assert (
-        "8 examples a micro-batch x 1 accumulated x 2 processes (DDP, cpu) = 16 examples a step"
-        in runs["multi_cpu"].stdout
-    )
-    assert "24 steps; 22.7 M parameters trained (all); mixed precision no" in runs["cpu"].stdout
+    assert re.search(r"\b8 \D+ x 1 \D+ x 2 processes \(DDP, cpu\) = 16 \D+ step", runs["multi_cpu"].stdout)
+    assert messages.names(runs["cpu"].stdout, "24 steps", "22.7 M")
 
 
 def test_other_packages_keep_quiet(runs: dict[str, Run]) -> None:
@@ -111,7 +110,8 @@ def test_the_final_model_loads_and_knows_its_labels(runs: dict[str, Run]) -> Non
 def test_a_launch_that_lost_its_processes_is_refused(recipe: dict[str, Any], launch: Launch) -> None:
     run = launch(recipe, topology="cpu", num_processes=2)
     assert run.exit_code != 0
-    assert "onecurve: several processes were asked for, one came up" in run.stderr
+    assert run.stderr.count("onecurve: ") == 1
+    assert messages.names(run.stderr, "processes", "one")
     assert not run.path.exists()
 
 
@@ -120,6 +120,7 @@ def test_a_launch_smaller_than_asked_for_is_refused(recipe: dict[str, Any], laun
     environment = {"ONECURVE_NUM_PROCESSES": "4", "ONECURVE_STATUS_FILE": str(status)}
     run = launch(recipe, topology="multi_cpu", num_processes=2, environment=environment)
     assert run.exit_code != 0
-    assert run.stderr.count("onecurve: 4 processes were asked for, 2 came up") == 1
+    assert run.stderr.count("onecurve: ") == 1
+    assert messages.names(run.stderr, "4", "2")
     assert json.loads(status.read_text())["exit_code"] == 2
     assert not run.path.exists()

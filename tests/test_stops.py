@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Launch, Run, to_flags
 from tests.jobs import Job, cut_short, read_status, without_time
+from tests.messages import names
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -58,7 +60,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     weights.write_bytes(content)
     resumed = train({**recipe, **LONG, "output_dir": str(folder)})
     assert resumed.exit_code == 0, resumed.stderr
-    assert "step_00000030: model.safetensors is corrupt: its checksum differs" in resumed.stdout
+    assert names(resumed.stdout, "step_00000030", "model.safetensors", "checksum")
     assert "(step 20)" in resumed.stdout
     assert without_time(resumed.lines) == without_time(whole.lines)
 
@@ -105,7 +107,7 @@ def test_a_finished_run_prints_its_result_and_writes_nothing(recipe: Settings, t
     kept = {path: path.read_bytes() for path in whole.path.rglob("*") if path.is_file()}
     again = train({**recipe, **LONG})
     assert again.exit_code == 0
-    assert "is finished: step 40, eval_loss" in again.stdout
+    assert names(again.stdout, "finished", "step 40", "eval_loss")
     assert {path: path.read_bytes() for path in whole.path.rglob("*") if path.is_file()} == kept
 
 
@@ -138,12 +140,12 @@ def test_a_run_that_began_at_a_named_checkpoint_goes_on_from_its_own(
     assert second.exit_code == 0, second.stderr
     early = cut_short(second, 10, tmp_path / "early")  # It has no checkpoint of its own yet.
     resumed = train({**settings, "output_dir": str(early)})
-    assert f"Resuming from {checkpoint}" in resumed.stdout
+    assert names(resumed.stdout, str(checkpoint))
     late = cut_short(second, 30, tmp_path / "late")
     shutil.rmtree(checkpoint)
     resumed = train({**settings, "output_dir": str(late)})
     assert resumed.exit_code == 0, resumed.stderr
-    assert f"Resuming from {late / 'checkpoints' / 'step_00000030'}" in resumed.stdout
+    assert names(resumed.stdout, str(late / "checkpoints" / "step_00000030"))
     assert without_time(resumed.lines) == without_time(second.lines)
 
 
@@ -154,8 +156,7 @@ def test_going_back_within_a_run_is_refused_with_a_way(
     settings = {**recipe, **LONG, "output_dir": str(folder.parent)}
     refused = train({**settings, "resume": str(folder / "step_00000020")})
     assert refused.exit_code == 2
-    assert "step_00000020 is not the newest intact checkpoint" in refused.stderr
-    assert "choose another output_dir" in refused.stderr
+    assert names(refused.stderr, "resume", "step_00000020", "output_dir")
     assert sorted(path.name for path in folder.iterdir()) == ["step_00000010", "step_00000020", "step_00000030"]
     resumed = train({**settings, "resume": str(folder / "step_00000030")})
     assert resumed.exit_code == 0, resumed.stderr
@@ -175,8 +176,7 @@ def test_data_that_changed_are_refused(recipe: Settings, train: Train, tmp_path:
     paths[split].write_text(rows + rows.splitlines()[0] + "\n", encoding="utf-8")
     refused = train(settings)
     assert refused.exit_code == 2
-    assert f"{paths[split]}: the {split} data have changed" in refused.stderr
-    assert f"since {folder / 'checkpoints' / 'step_00000020'} was written" in refused.stderr
+    assert names(refused.stderr, str(paths[split]), split, str(folder / "checkpoints" / "step_00000020"))
     paths[split].write_text(rows, encoding="utf-8")
     resumed = train(settings)
     assert resumed.exit_code == 0, resumed.stderr
@@ -222,7 +222,7 @@ def test_a_stop_writes_a_checkpoint_and_the_next_start_goes_on(
     assert process.returncode == 75, stderr
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("preempted", 75)
-    assert f"stopped after step {status['step']} as asked" in stderr
+    assert names(stderr, f"step {status['step']}")
     assert "Traceback" not in stderr
     assert not (folder / "STOP").exists()
     assert 20 <= status["step"] < 160
@@ -356,7 +356,7 @@ def test_told_to_end_a_process_that_is_stuck_ends_within_seconds(stuck: subproce
     stuck.send_signal(signal.SIGTERM)
     _, stderr = stuck.communicate(timeout=30)
     assert stuck.returncode == 1
-    assert "rank 0 is stuck at" in stderr
+    assert re.search(r"rank 0 [a-z ]*\S+\.py:\d+ ", stderr)
 
 
 @pytest.mark.slow
@@ -400,7 +400,7 @@ def test_an_evaluation_alone_stops_as_well(
         job.strike("launcher")
     assert job.wait_for_end() < 15
     assert json.loads(status.read_text(encoding="utf-8"))["exit_code"] == 75, job.output
-    assert "stopped as asked; nothing is written" in job.output
+    assert names(job.output, "stopped", "nothing")
     assert not (trained.path / "test_report.json").exists()
 
 
@@ -467,7 +467,7 @@ def test_two_processes_agree_on_a_stop(recipe: Settings, launch: Launch, tmp_pat
 def test_a_loss_that_is_not_finite_ends_the_run(recipe: Settings, train: Train) -> None:
     run = train({**recipe, "learning_rate": 1e30, "max_train_steps": 40})
     assert run.exit_code == 3
-    assert "training diverged" in run.stderr
+    assert names(run.stderr, "loss", "nan")
     assert run.read("status.json")["state"] == "failed"
     assert run.read("status.json")["exit_code"] == 3
     assert not (run.path / "final").exists()
@@ -510,7 +510,7 @@ def test_what_process_0_finds_in_the_run_directory_holds_for_all(
     job = Job({**settings, "output_dir": str(folder)}, "multi_cpu", 2, script=str(script))
     resumed = job.finish()
     assert resumed.exit_code == 0, resumed.stderr
-    assert "2 examples a micro-batch x 4 accumulated x 2 processes" in resumed.stdout
+    assert re.search(r"\b2 \D+ x 4 \D+ x 2 processes", resumed.stdout)
     assert [line["step"] for line in resumed.steps] == list(range(1, 41))
     assert resumed.losses[:20] == whole.losses[:20]
 

@@ -20,6 +20,7 @@ import yaml
 
 from onecurve.launcher.launching.command import Command
 from tests.launcher.conftest import ROOT, Onecurve
+from tests.messages import names
 
 COMMANDS = (
     "run", "check", "plan", "compare", "watch", "report", "resume", "predict", "submit", "cancel", "fetch",
@@ -116,54 +117,61 @@ def test_bash_completes(words: str, expected: set[str], tmp_path: Path, onecurve
     assert set(result.stdout.split()) == expected, result.stderr
 
 
-WRONG: list[tuple[list[str], str]] = [
-    (["run", "RECIPE", "--topolgy", "cpu"], "--topolgy: unknown option; did you mean --topology?"),
-    (["run", "RECIPE", "--max-restart", "3"], "--max-restart: unknown option; did you mean --max"),
-    (["run", "RECIPE", "--dry-rum"], "--dry-rum: unknown option; did you mean --dry"),
-    (["plan", "RECIPE", "--device", "8xH100"], "--device: unknown option; did you mean --devices?"),
-    (["rum", "RECIPE"], "No such command 'rum'. Did you mean 'run'"),
-    (["run"], "Missing argument 'RECIPE'"),
-    (["run", "nowhere.yaml"], "no such file"),
-    (["run", "RECIPE", "--learning_rat", "1e-3"], "learning_rat: unknown key; did you mean learning_rate?"),
-    (["run", "RECIPE", "--learning_rate", "fast"], "learning_rate: must be a number, got 'fast'"),
-    (["run", "RECIPE", "--learning_rate"], "--learning_rate: needs a value"),
-    (["run", "RECIPE", "--seed", "1", "--seed", "2"], "--seed: given twice"),
-    (["run", "RECIPE", "stray"], "'stray': expected --key value"),
-    (["run", "RECIPE", "--topology", "multi_gup"], "did you mean multi_gpu?"),
-    (["run", "RECIPE", "--topology", "cpu", "--num_processes", "2"], "cpu.yaml is one process"),
-    (["run", "RECIPE", "--num_processes", "0"], "greater than or equal to 1"),
-    (["run", "RECIPE", "--max-restarts", "-1"], "greater than or equal to 0"),
-    (["run", "RECIPE", "--max_length", "4096", "--dry-run"], "more than the model's 128 positions"),
-    (["run", "RECIPE", "--train_file", "nowhere.jsonl", "--dry-run"], "train_file: 'nowhere.jsonl' does not exist"),
-    (["run", "RECIPE", "--train_file", "none*.jsonl", "--dry-run"], "no file matches 'none*.jsonl'"),
+# What the message has to name: the option or the key, its value, and what is near to it or there instead.
+WRONG: list[tuple[list[str], tuple[str, ...]]] = [
+    (["run", "RECIPE", "--topolgy", "cpu"], ("--topolgy", "--topology")),
+    (["run", "RECIPE", "--max-restart", "3"], ("--max-restart",)),
+    (["run", "RECIPE", "--dry-rum"], ("--dry-rum",)),
+    (["plan", "RECIPE", "--device", "8xH100"], ("--device", "--devices")),
+    (["rum", "RECIPE"], ("'rum'", "'run'")),
+    (["run"], ("'RECIPE'",)),
+    (["run", "nowhere.yaml"], ("nowhere.yaml",)),
+    (["run", "RECIPE", "--learning_rat", "1e-3"], ("learning_rat", "learning_rate")),
+    (["run", "RECIPE", "--learning_rate", "fast"], ("learning_rate", "'fast'")),
+    (["run", "RECIPE", "--learning_rate"], ("--learning_rate", "value")),
+    (["run", "RECIPE", "--seed", "1", "--seed", "2"], ("--seed",)),
+    (["run", "RECIPE", "stray"], ("'stray'", "--key value")),
+    (["run", "RECIPE", "--topology", "multi_gup"], ("multi_gup", "multi_gpu")),
+    (["run", "RECIPE", "--topology", "cpu", "--num_processes", "2"], ("cpu.yaml", "one process")),
+    (["run", "RECIPE", "--num_processes", "0"], ("num_processes", "1")),
+    (["run", "RECIPE", "--max-restarts", "-1"], ("--max-restarts", "0")),
+    (["run", "RECIPE", "--max_length", "4096", "--dry-run"], ("max_length", "4096", "128")),
+    (["run", "RECIPE", "--train_file", "nowhere.jsonl", "--dry-run"], ("train_file", "'nowhere.jsonl'")),
+    (["run", "RECIPE", "--train_file", "none*.jsonl", "--dry-run"], ("train_file", "'none*.jsonl'")),
     (
         ["run", "RECIPE", "--label_column", "labels", "--dry-run"],
-        "is not a column; it has text, label; did you mean label?",
+        ("label_column", "'labels'", "text", "label"),
     ),
-    (["run", "RECIPE", "--text_column", "body", "--dry-run"], "text_column 'body' is not a column"),
-    (["run", "RECIPE", "--model_name_or_path", "./nowhere", "--dry-run"], "'./nowhere' does not exist"),
-    (["run", "RECIPE", "--model_name_or_path", "pyproject.toml", "--dry-run"], "is a file"),
-    (["run", "RECIPE", "--model_name_or_path", "docs", "--dry-run"], "has no config.json, so it is no model"),
+    (["run", "RECIPE", "--text_column", "body", "--dry-run"], ("text_column", "'body'")),
+    (["run", "RECIPE", "--model_name_or_path", "./nowhere", "--dry-run"], ("model_name_or_path", "'./nowhere'")),
+    (
+        ["run", "RECIPE", "--model_name_or_path", "pyproject.toml", "--dry-run"],
+        ("model_name_or_path", "'pyproject.toml'", "file"),
+    ),
+    (["run", "RECIPE", "--model_name_or_path", "docs", "--dry-run"], ("model_name_or_path", "'docs'", "config.json")),
     (
         ["run", "RECIPE", "--model_name_or_path", "someone/model", "--dry-run"],
-        "not in the hub's cache and HF_HUB_OFFLINE",
+        ("model_name_or_path", "'someone/model'", "HF_HUB_OFFLINE"),
     ),
-    (["run", "RECIPE", "--output_dir", "pyproject.toml/run", "--dry-run"], "is a file; choose another folder"),
-    (["run", "RECIPE", "--mixed_precision", "fp16", "--dry-run"], "fp16 needs a GPU"),
-    (["run", "RECIPE", "--attn_implementation", "flash_attention_2", "--dry-run"], "needs an NVIDIA GPU; use sdpa"),
-    (["run", "RECIPE", "--resume", "step_9", "--dry-run"], "resume: 'step_9' is no checkpoint"),
-    (["plan", "RECIPE", "--devices", "8x"], "expected COUNTxNAME-MEMORYGB"),
-    (["plan", "RECIPE", "--devices", "8xQ9"], "Q9 is not known here; add its memory, such as 8xQ9-24GB"),
-    (["plan", "RECIPE", "--devices", "0xH100"], "expected COUNTxNAME-MEMORYGB"),
-    (["plan", "RECIPE", "--model_name_or_path", "someone/model"], "no config.json for 'someone/model'"),
-    (["compare", "docs"], "give two run directories or more"),
-    (["compare", "docs", "tests"], "holds no config.yaml, so no training has been there"),
-    (["watch", "nowhere"], "'nowhere' is neither a run directory"),
-    (["report", "docs"], "holds no config.yaml"),
-    (["resume", "docs"], "holds no config.yaml"),
-    (["predict", "docs", "--input", "a.csv", "--output", "b.csv"], "holds no config.yaml"),
-    (["predict", "docs"], "Missing option '--input'"),
-    (["check", "RECIPE", "--nope"], "--nope: needs a value"),
+    (["run", "RECIPE", "--output_dir", "pyproject.toml/run", "--dry-run"], ("output_dir", "pyproject.toml")),
+    (["run", "RECIPE", "--mixed_precision", "fp16", "--dry-run"], ("mixed_precision", "fp16", "GPU")),
+    (
+        ["run", "RECIPE", "--attn_implementation", "flash_attention_2", "--dry-run"],
+        ("attn_implementation", "flash_attention_2", "sdpa"),
+    ),
+    (["run", "RECIPE", "--resume", "step_9", "--dry-run"], ("resume", "'step_9'")),
+    (["plan", "RECIPE", "--devices", "8x"], ("COUNTxNAME-MEMORYGB",)),
+    (["plan", "RECIPE", "--devices", "8xQ9"], ("Q9", "8xQ9-24GB")),
+    (["plan", "RECIPE", "--devices", "0xH100"], ("COUNTxNAME-MEMORYGB",)),
+    (["plan", "RECIPE", "--model_name_or_path", "someone/model"], ("config.json", "'someone/model'")),
+    (["compare", "docs"], ("two",)),
+    (["compare", "docs", "tests"], ("docs", "config.yaml")),
+    (["watch", "nowhere"], ("'nowhere'",)),
+    (["report", "docs"], ("docs", "config.yaml")),
+    (["resume", "docs"], ("docs", "config.yaml")),
+    (["predict", "docs", "--input", "a.csv", "--output", "b.csv"], ("docs", "config.yaml")),
+    (["predict", "docs"], ("'--input'",)),
+    (["check", "RECIPE", "--nope"], ("--nope", "value")),
 ]
 
 
@@ -174,11 +182,11 @@ def test_thirty_wrong_inputs_each_give_one_message(
 
     monkeypatch.chdir(ROOT)
     assert len(WRONG) >= 30
-    for words, expected in WRONG:
+    for words, needed in WRONG:
         code = run_command_line([str(recipe_file) if word == "RECIPE" else word for word in words])
         captured = capsys.readouterr()
         assert code == 2, (words, captured)
-        assert expected in captured.err + captured.out, (words, captured)
+        assert names(captured.err + captured.out, *needed), (words, captured)
         assert "Traceback" not in captured.err, words
         assert len(re.findall("^onecurve: ", captured.err, flags=re.MULTILINE)) == 1, (words, captured.err)
 
@@ -200,8 +208,8 @@ def test_a_program_reads_errors_as_json(recipe_file: Path, onecurve: Onecurve) -
     assert len(told["problems"]) == 2
     assert all(problem in result.stderr for problem in told["problems"])
     told = json.loads(onecurve("plan", recipe_file, "--learning_rat", "1", "--json").stdout)
-    assert told["problems"] == ["learning_rat: unknown key; did you mean learning_rate?"]
-    assert json.loads(onecurve("watch", "nowhere", "--json").stdout)["message"].startswith("'nowhere' is neither")
+    assert [names(problem, "learning_rat", "learning_rate") for problem in told["problems"]] == [True]
+    assert names(json.loads(onecurve("watch", "nowhere", "--json").stdout)["message"], "'nowhere'")
 
 
 def test_debug_shows_the_traceback(recipe_file: Path, onecurve: Onecurve) -> None:
@@ -240,7 +248,7 @@ def test_a_training_runs_and_is_known_afterwards(recipe_file: Path, recipe: dict
     assert "step 3 of 3" in shown.stdout
     other = onecurve("run", recipe_file, "--max_train_steps", "3", "--learning_rate", "1")
     assert other.returncode == 2
-    assert "holds a run of another recipe: learning_rate" in other.stderr
+    assert names(other.stderr, run, "learning_rate")
     predictions = Path(run) / "eval_predictions.jsonl"
     before = predictions.read_bytes()
     predictions.unlink()
@@ -312,7 +320,7 @@ def test_resume_keeps_the_checkpoint_that_a_run_began_at(
     )
     refused = onecurve("resume", run, "--dry-run")
     assert refused.returncode == 2
-    assert "gone' is no checkpoint" in refused.stderr
+    assert names(refused.stderr, "resume", str(tmp_path / "gone"))
     (run / "checkpoints" / "step_00000010").mkdir(parents=True)
     assert onecurve("resume", run, "--dry-run").returncode == 0, "it has one of its own"
 
@@ -322,7 +330,7 @@ def test_two_processes_that_fail_leave_one_message_and_their_exit_code(recipe_fi
     assert result.returncode == 3, result.stderr
     told = result.stderr.splitlines()
     assert [line for line in told if line.startswith("onecurve: ")] == told[4:], result.stderr
-    assert "training diverged" in told[4]
+    assert names(told[4], "loss")
 
 
 def _wait_for_steps(run: Path, process: subprocess.Popen[str]) -> None:
@@ -352,7 +360,7 @@ def test_a_second_signal_ends_every_process(recipe_file: Path, recipe: dict[str,
     finally:
         process.kill()
     assert process.returncode in (1, 75), told
-    assert "SIGTERM: asked the training to write a checkpoint and stop" in told
+    assert names(told, "SIGTERM", "checkpoint")
     assert "Traceback" not in told
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(recipe_file) not in listing
@@ -395,7 +403,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(
     assert process.returncode == 75, told
     result = onecurve("resume", recipe["output_dir"])
     assert result.returncode == 0, result.stderr
-    assert "Going on from" in result.stdout
+    assert "step_000000" in result.stdout
     lines = (Path(recipe["output_dir"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line["step"] for line in map(json.loads, lines) if line["event"] == "train"]
     assert steps == list(range(1, 201))
@@ -464,4 +472,4 @@ def test_a_machine_with_gpus_is_found(
     report = json.loads(onecurve("check", recipe_file, "--json", environment=fake_gpus(2)).stdout)
     assert report["facts"][1] == "chosen    multi_gpu (DDP)"
     # The GPUs are a script's; the PyTorch of a machine without any is built without CUDA.
-    assert all("built without CUDA" in finding["message"] for finding in report["findings"])
+    assert all(names(finding["message"], "CUDA") for finding in report["findings"])

@@ -14,6 +14,7 @@ import pexpect
 import pytest
 
 from tests.launcher.conftest import ROOT
+from tests.messages import names
 
 Terminal = Callable[..., Any]
 
@@ -53,32 +54,32 @@ def _finish(child: Any) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "exit_code", "expected"),
+    ("words", "exit_code", "needed"),
     [
-        (["run", "RECIPE", "--dry-run"], 0, "because"),
-        (["check", "RECIPE"], 0, "nothing stands in the way"),
-        (["check", "RECIPE", "--train_file", "nowhere.jsonl"], 2, "error     train_file: 'nowhere.jsonl' does not exist"),
-        (["plan", "RECIPE", "--devices", "8xH100-80GB"], 0, "recommended"),
-        (["compare", "ONE", "TWO"], 0, "learning_rate"),
-        (["watch", "ONE"], 0, "finished"),
-        (["report", "ONE"], 0, "report.html"),
-        (["resume", "ONE", "--dry-run"], 2, "onecurve: "),
-        (["predict", "ONE", "--input", "a.csv", "--output", "b.csv"], 2, "has no final/"),
-        (["--help"], 0, "Commands:"),
+        (["run", "RECIPE", "--dry-run"], 0, ("cpu",)),
+        (["check", "RECIPE"], 0, ("model", "bert")),
+        (["check", "RECIPE", "--train_file", "nowhere.jsonl"], 2, ("error", "train_file", "'nowhere.jsonl'")),
+        (["plan", "RECIPE", "--devices", "8xH100-80GB"], 0, ("DDP", "FSDP2", "ZeRO-3")),
+        (["compare", "ONE", "TWO"], 0, ("learning_rate",)),
+        (["watch", "ONE"], 0, ("finished",)),
+        (["report", "ONE"], 0, ("report.html",)),
+        (["resume", "ONE", "--dry-run"], 2, ("onecurve", "model_name_or_path")),
+        (["predict", "ONE", "--input", "a.csv", "--output", "b.csv"], 2, ("final/",)),
+        (["--help"], 0, ("Commands:",)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_a_screen_of_each_command(
     words: list[str],
     exit_code: int,
-    expected: str,
+    needed: tuple[str, ...],
     terminal: Terminal,
     recipe_file: Path,
     write_run: Callable[..., Path],
 ) -> None:
     runs = {"ONE": write_run("one"), "TWO": write_run("two", learning_rate=3.0), "RECIPE": recipe_file}
     code, shown = _finish(terminal(*(runs.get(word, word) for word in words)))
-    assert expected in shown
+    assert names(shown, *needed)
     assert code == exit_code
     assert "Traceback" not in shown
     wide = [line for line in shown.splitlines() if len(line) > 80 and not _COPYABLE.search(line)]
@@ -181,17 +182,17 @@ def test_a_screen_of_slurms_commands(
     code, shown = _finish(terminal("submit", recipe_file, "--dry-run"))
     assert (code, "Job 7 to start now" in shown, "finetune.sh --config" in shown) == (0, True, True), shown
     code, shown = _finish(terminal("cancel", "7"))
-    assert (code, shown.strip()) == (0, "job 7 is ended; submit it again to go on from its last checkpoint")
+    assert (code, len(shown.strip().splitlines())) == (0, 1), shown
+    assert names(shown, "job 7")
     code, shown = _finish(terminal("cancel", "nowhere"))
-    assert (code, shown.strip()) == (
-        2, "onecurve: 'nowhere' is neither a job's number nor a run directory of one"
-    )  # fmt: skip
+    assert (code, len(shown.strip().splitlines())) == (2, 1), shown
+    assert names(shown, "onecurve", "'nowhere'")
 
 
 @pytest.mark.slow
 def test_a_screen_of_fetch(terminal: Terminal, recipe_file: Path) -> None:
     code, shown = _finish(terminal("fetch", recipe_file))
-    assert (code, "ready for machines without a network" in shown) == (0, True), shown
+    assert (code, names(shown, str(recipe_file))) == (0, True), shown
 
 
 @pytest.mark.slow
@@ -202,13 +203,13 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_the_training(
     child.timeout = 300
     child.expect(r"tokens/s")
     child.sendintr()
-    child.expect("asked the training to write a checkpoint and stop")
+    child.expect("SIGINT")
     assert _finish(child)[0] == 75
     steps = (Path(recipe["output_dir"]) / "metrics.jsonl").read_text(encoding="utf-8").count("\n")
     assert 0 < steps < 600
     child = terminal("resume", recipe["output_dir"])
     child.timeout = 300
-    child.expect("Going on from")
+    child.expect("step_000000")
     assert _finish(child)[0] == 0
     child = terminal(
         "predict", recipe["output_dir"], "--input", recipe["validation_file"], "--output", tmp_path / "labelled.jsonl"

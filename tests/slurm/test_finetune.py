@@ -17,6 +17,7 @@ import torch
 
 from tests.conftest import ROOT, Run
 from tests.jobs import Job
+from tests.messages import names
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import skip
 
@@ -135,7 +136,7 @@ def test_granted_gpus_are_counted_on_each_node(
         found = json.loads((tmp_path / f"slurm-{job_id}-node0.out").read_text(encoding="utf-8"))["findings"]
         errors = [finding["message"] for finding in found if finding["severity"] == "error"]
         assert len(errors) == num_errors
-        assert all("is built without CUDA" in message for message in errors)
+        assert all(names(message, "CUDA") for message in errors)
 
     for rank in (0, 1):
         choice = json.loads((tmp_path / f"slurm-{several}-node{rank}.out").read_text(encoding="utf-8"))
@@ -150,10 +151,10 @@ def test_granted_gpus_are_counted_on_each_node(
 
     job, log = cluster.wait(hidden), read_log(tmp_path, hidden)
     assert (job.state, job.exit_code) == ("FAILED", 2), log
-    assert "Slurm granted 2 GPUs on this node, but nvidia-smi shows none" in log
+    assert names(log, "2 GPUs", "nvidia-smi")
     refused = cluster.run("sbatch", "--gpus-per-node=5", *words, folder=tmp_path)
     assert refused.returncode != 0
-    assert "Requested node configuration is not available" in refused.stderr
+    assert names(refused.stderr, "node configuration")
 
 
 def test_stopped_twice_and_queued_again(
@@ -171,7 +172,7 @@ def test_stopped_twice_and_queued_again(
         assert cluster.job(dependent).state == "PENDING", "a job that is queued again has not ended"
     job, log = cluster.wait(job_id), read_log(tmp_path, job_id)
     assert (job.state, job.exit_code, job.num_restarts) == ("COMPLETED", 0, 2), log
-    assert log.count("the time limit is near: asked for a checkpoint") == 2
+    assert log.count("the time limit is near") == 2
     assert all(f"start {number}, on node" in log for number in (1, 2, 3)), "the log of each start is kept"
 
     assert train({**recipe, **LONG, "output_dir": str(tmp_path / "whole")}).exit_code == 0
@@ -258,7 +259,7 @@ def test_power_cut(
         cluster.start_node(lost)
     assert (job.state, job.exit_code, job.num_restarts) == ("COMPLETED", 0, 1), log
     assert job.nodes == ("node2" if num_nodes == 1 else "node[1-2]")
-    assert "Going on from" in log
+    assert re.search(r"checkpoints/step_\d+", log)
     _train_uninterrupted({**recipe, **settings, "output_dir": str(tmp_path / "whole")}, num_nodes)
     assert read_curve(run) == read_curve(tmp_path / "whole")
     wait_until(lambda: cluster.node_states() == ["idle", "idle"], "both nodes are back", 120)
@@ -274,20 +275,20 @@ def test_a_wrong_recipe_fails_at_once(cluster: Cluster, write_recipe: WriteRecip
     job, log = cluster.wait(job_id), (tmp_path / f"slurm-{job_id}.out").read_text(encoding="utf-8")
     assert time.monotonic() - started < 30
     assert (job.state, job.exit_code, job.num_restarts) == ("FAILED", 2, 0), log
-    assert "learning_rat: unknown key; did you mean learning_rate?" in log
+    assert names(log, "learning_rat", "learning_rate")
     assert "Traceback" not in read_log(tmp_path, job_id)
     assert cluster.wait(dependent, seconds=30).state == "CANCELLED"
 
-    for words, told in (
-        ([], "no recipe"),
-        (["--config"], "no recipe"),
-        (["--config", "nowhere.yaml"], "no such file"),
-        (["--config", path, "--learning_rate"], "--learning_rate: needs a value"),
+    for words, needed in (
+        ([], "recipe"),
+        (["--config"], "recipe"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", path, "--learning_rate"], "--learning_rate"),
     ):
         job_id = cluster.submit(FINETUNE, *words, folder=tmp_path)
         job, log = cluster.wait(job_id), read_log(tmp_path, job_id)
         assert (job.state, job.exit_code) == ("FAILED", 2), log
-        assert told in log
+        assert names(log, needed)
 
 
 def test_wrong_data_fails_on_all_nodes(
@@ -408,7 +409,7 @@ def test_a_job_that_gets_nowhere_is_not_queued_for_ever(
             count.unlink()
     job, log = cluster.wait(job_id, "FAILED", seconds=60), read_log(tmp_path, job_id)
     assert (job.exit_code, job.num_restarts) == (75, 2), log
-    assert "no step was made in two starts" in log
+    assert names(log, "two starts")
 
 
 def test_a_job_that_may_not_be_queued_again_says_so(
@@ -420,7 +421,7 @@ def test_a_job_that_may_not_be_queued_again_says_so(
     job, log = cluster.wait(job_id, seconds=60), read_log(tmp_path, job_id)
     assert (job.state, job.exit_code, job.num_restarts) == ("FAILED", 75, 0), log
     assert "scontrol requeue: " in log, "what Slurm says of it"
-    assert "could not be queued again; submit it again to go on" in log
+    assert names(log, "queued", "submit")
 
 
 def test_a_controller_that_refuses_at_first_is_asked_again(

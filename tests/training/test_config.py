@@ -21,6 +21,7 @@ from onecurve.training.config import (
 )
 from onecurve.training.tasks.text_classification import TextClassificationRecipe
 from tests.conftest import ROOT
+from tests.messages import names
 
 BASE = {"model_name_or_path": "model", "train_file": "train.jsonl"}
 
@@ -72,20 +73,20 @@ def test_flags_are_written_as_people_write_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "problem"),
+    ("arguments", "needed"),
     [
-        (["seed", "7"], "'seed': expected --key value"),
-        (["--seed"], "--seed: needs a value"),
-        (["--seed", "--max_length", "9"], "--seed: needs a value"),
-        (["--seed", "1", "--seed=2"], "--seed: given twice"),
-        (["--config", "a.yaml", "--config", "b.yaml"], "--config: given twice"),
+        (["seed", "7"], ("'seed'",)),
+        (["--seed"], ("--seed",)),
+        (["--seed", "--max_length", "9"], ("--seed",)),
+        (["--seed", "1", "--seed=2"], ("--seed",)),
+        (["--config", "a.yaml", "--config", "b.yaml"], ("--config",)),
     ],
     ids=str,
 )
-def test_a_malformed_command_line_is_refused(arguments: list[str], problem: str) -> None:
+def test_a_malformed_command_line_is_refused(arguments: list[str], needed: tuple[str, ...]) -> None:
     with pytest.raises(RecipeError, match="the command line") as caught:
         parse_arguments(arguments)
-    assert problem in caught.value.problems
+    assert any(names(problem, *needed) for problem in caught.value.problems)
 
 
 def test_eval_only_is_a_switch_and_no_setting(tmp_path: Path) -> None:
@@ -121,13 +122,15 @@ def test_a_precision_that_is_true_is_refused() -> None:
 @pytest.mark.parametrize("value", ["true", "no"])
 def test_a_boolean_is_no_number(key: str, value: str) -> None:
     (problem,) = refuse(f"--{key}", value)
-    assert problem == f"{key}: must be a number, got a boolean"
+    assert problem.startswith(f"{key}: ")
+    assert names(problem, "number", "boolean")
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "nan", "inf", "1e999"])
 def test_only_finite_numbers_are_numbers(value: str) -> None:
     (problem,) = refuse("--learning_rate", value)
-    assert problem.startswith("learning_rate: must be a finite number, got ")
+    assert problem.startswith("learning_rate: ")
+    assert names(problem, "finite")
 
 
 @pytest.mark.parametrize("text", ["2024", "0123", "2026-11-23", "1e5", "yes", "a: b", "[x"])
@@ -167,16 +170,19 @@ def test_a_recipe_cannot_be_changed() -> None:
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest_name(key: str, nearest: str) -> None:
-    assert refuse(f"--{key}", "1") == [f"{key}: unknown key; did you mean {nearest}?"]
+    (problem,) = refuse(f"--{key}", "1")
+    assert problem.startswith(f"{key}: ")
+    assert names(problem, nearest)
 
 
 def test_an_unknown_key_like_no_other_is_told_where_the_keys_are() -> None:
-    assert refuse("--zzz", "1") == ["zzz: unknown key; docs/recipes.md lists the valid keys"]
+    (problem,) = refuse("--zzz", "1")
+    assert names(problem, "zzz", "docs/recipes.md")
 
 
 @pytest.mark.parametrize("key", ["gradient_accumulation_steps", "num_processes", "local_rank"])
 def test_what_is_derived_or_belongs_to_a_topology_is_no_key(key: str) -> None:
-    assert refuse(f"--{key}", "2")[0].startswith(f"{key}: unknown key")
+    assert refuse(f"--{key}", "2")[0].startswith(f"{key}: ")
 
 
 @pytest.mark.parametrize(
@@ -190,39 +196,39 @@ def test_what_is_derived_or_belongs_to_a_topology_is_no_key(key: str) -> None:
 def test_a_wrong_choice_is_told_with_the_nearest_one(key: str, value: str, nearest: str) -> None:
     (problem,) = refuse(f"--{key}", value)
     assert problem.startswith(f"{key}: ")
-    assert problem.endswith(f"; did you mean {nearest}?")
+    assert names(problem, value, nearest)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "problem"),
+    ("arguments", "needed"),
     [
-        (["--dataset_name", "x"], "train_file and dataset_name: give one of them, not both"),
-        (["--train_file", "null"], "train_file or dataset_name: one of them must say what to train on"),
-        (["--num_warmup_steps", "5", "--warmup_ratio", "0.1"], "num_warmup_steps and warmup_ratio: give one"),
-        (["--per_device_batch_tokens", "99", "--max_length", "100"], "per_device_batch_tokens: 99 cannot hold one"),
-        (["--early_stopping_patience", "2"], "early_stopping_patience: needs metric_for_best_model"),
+        (["--dataset_name", "x"], ("train_file", "dataset_name")),
+        (["--train_file", "null"], ("train_file", "dataset_name")),
+        (["--num_warmup_steps", "5", "--warmup_ratio", "0.1"], ("num_warmup_steps", "warmup_ratio")),
+        (["--per_device_batch_tokens", "99", "--max_length", "100"], ("per_device_batch_tokens", "99", "100")),
+        (["--early_stopping_patience", "2"], ("early_stopping_patience", "metric_for_best_model")),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_keys_that_contradict_each_other_are_refused(arguments: list[str], problem: str) -> None:
+def test_keys_that_contradict_each_other_are_refused(arguments: list[str], needed: tuple[str, ...]) -> None:
     (found,) = refuse(*arguments)
-    assert found.startswith(problem)
+    assert names(found, *needed)
 
 
 def test_all_problems_come_at_once_and_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         resolve("seeds: 1\nmax_length: 1\nwarmup_ratio: 2\nreport_to: none\n", folder=tmp_path)
     assert [problem.partition(":")[0] for problem in caught.value.problems] == ["seeds", "max_length", "warmup_ratio"]
-    assert str(caught.value).startswith(f"3 problems in {tmp_path / 'recipe.yaml'}:\n  seeds")
+    assert names(caught.value, "3 problems", str(tmp_path / "recipe.yaml"), "seeds")
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"a: [", "not valid YAML"),
-        (b"- a\n- b\n", "must be a flat mapping"),
-        (b"1: 2\n", "must be a flat mapping"),
-        (b"a: \xe9", "cannot be read"),
+        (b"a: [", "YAML"),
+        (b"- a\n- b\n", "mapping"),
+        (b"1: 2\n", "mapping"),
+        (b"a: \xe9", "UTF-8|utf-8"),
     ],
     ids=str,
 )
@@ -237,7 +243,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, pro
 # config.yaml ---------------------------------------------------------------------------------------------------------
 
 TRICKY: dict[str, Any] = {
-    "output_dir": "folder with: colon # and hash",
+    "output_dir": "out: colon # and hash",
     "text_column": "no",
     "label_column": "yes",
     "train_file": ["ä/1.jsonl", "- b.csv"],

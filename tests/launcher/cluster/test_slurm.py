@@ -15,6 +15,7 @@ from onecurve.launcher.cluster.queue import QueueState, find_job, parse_queue_li
 from onecurve.launcher.cluster.request import Request
 from onecurve.launcher.cluster.sbatch import check_folder, render_comparison, render_sweep, render_training
 from onecurve.launcher.errors import UsageError
+from tests.messages import names, naming
 
 ROOT = Path("/project")
 RUN = Path("/data/a run")
@@ -95,13 +96,13 @@ def test_control_characters_are_refused(text: str) -> None:
 
 
 def test_an_option_that_is_none_is_refused() -> None:
-    with pytest.raises(UsageError, match="give an option of sbatch"):
+    with pytest.raises(UsageError, match=naming("sbatch")):
         render_training(ROOT, Request(recipe="r", options=("rm.sh",)), RUN)
 
 
 @pytest.mark.parametrize("folder", ["/data/100%j", "/a\\b", "/a\nb"])
 def test_a_folder_that_sbatch_reads_as_a_pattern_is_refused(folder: str) -> None:
-    with pytest.raises(UsageError, match="submit from another folder"):
+    with pytest.raises(UsageError, match=naming("folder")):
         check_folder(Path(folder))
     check_folder(Path("/it's $(fine) *"))
 
@@ -130,9 +131,9 @@ def test_a_line_of_squeue() -> None:
     line = f"{'RUNNING':<30}{'None':<80}{'2':<12}{'1-02:00:00':<24}{'gpu[1-2]':<400}"
     state = parse_queue_line("7", line)
     assert state == QueueState("7", "RUNNING", "None", 2, "gpu[1-2]", "1-02:00:00")
-    assert state.describe() == "Slurm job 7: RUNNING on gpu[1-2] for 1-02:00:00 more; queued again 2 times"
+    assert names(state.describe(), "job 7", "RUNNING", "gpu[1-2]", "1-02:00:00", "2 times")
     waiting = QueueState("8", "PENDING", "Resources", 0, "", "2:00:00")
-    assert waiting.describe() == "Slurm job 8: PENDING (Resources)"
+    assert names(waiting.describe(), "job 8", "PENDING", "Resources")
     assert not waiting.is_over
     assert QueueState("8", "OUT_OF_MEMORY", "None", 0, "n1", "0:00").is_over
 

@@ -14,6 +14,7 @@ from onecurve.launcher.facts.machine import (
     first_host,
     parse_nvidia_devices,
 )
+from tests.messages import naming
 
 TWO = "0, GPU-aa, NVIDIA A100-SXM4-80GB, 81920, 0, 8.0, 550.54.15\n1, GPU-bb, NVIDIA A100-SXM4-80GB, 81920, 900, 8.0, 550.54.15\n"
 
@@ -86,7 +87,7 @@ def test_several_tasks_a_node_are_refused() -> None:
         "SLURM_STEP_NUM_TASKS": "8",
         "SLURM_STEP_NODELIST": "n[1-2]",
     }
-    with pytest.raises(Unsuitable, match=r"8 tasks on 2 nodes.*--ntasks-per-node=1"):
+    with pytest.raises(Unsuitable, match=naming("8 tasks", "2 nodes", "--ntasks-per-node=1")):
         find_slurm_step(step)
 
 

@@ -16,6 +16,7 @@ from onecurve.launcher.launching.command import Command
 from onecurve.launcher.launching.ending import Ending, judge
 from onecurve.launcher.launching.supervise import supervise, supervise_with_restarts
 from tests.conftest import ROOT
+from tests.messages import names, naming
 
 NOISE = """\
 onecurve: model_name_or_path: 'x' does not exist
@@ -62,29 +63,31 @@ def test_an_unfinished_traceback_is_not_swallowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("return_code", "status", "exit_code", "told"),
+    ("return_code", "status", "exit_code", "needed"),
     [
-        (0, {"state": "finished", "exit_code": 0}, 0, ""),
-        (1, {"state": "failed", "exit_code": 2, "message": "said already"}, 2, ""),
-        (1, {"state": "failed", "exit_code": 3, "message": "said already"}, 3, ""),
-        (1, {"state": "preempted", "exit_code": 75}, 75, ""),
+        (0, {"state": "finished", "exit_code": 0}, 0, ()),
+        (1, {"state": "failed", "exit_code": 2, "message": "said already"}, 2, ()),
+        (1, {"state": "failed", "exit_code": 3, "message": "said already"}, 3, ()),
+        (1, {"state": "preempted", "exit_code": 75}, 75, ()),
         (
             1,
             {"state": "failed", "exit_code": 1, "step": 4, "message": "KeyError: x"},
             1,
-            "failed at step 4: KeyError: x",
+            ("step 4", "KeyError: x"),
         ),
-        (1, {"state": "running", "exit_code": None, "step": 9}, 1, "killed or died at step 9"),
-        (-9, None, 1, "ended with signal 9 before the training could say why"),
-        (1, {"state": "finished", "exit_code": 0}, 1, "finished, but accelerate launch ended with exit code 1"),
-        (0, None, 0, ""),
+        (1, {"state": "running", "exit_code": None, "step": 9}, 1, ("step 9",)),
+        (-9, None, 1, ("signal 9",)),
+        (1, {"state": "finished", "exit_code": 0}, 1, ("accelerate launch", "exit code 1")),
+        (0, None, 0, ()),
     ],
 )
-def test_the_status_is_the_truth(return_code: int, status: dict[str, object] | None, exit_code: int, told: str) -> None:
+def test_the_status_is_the_truth(
+    return_code: int, status: dict[str, object] | None, exit_code: int, needed: tuple[str, ...]
+) -> None:
     ending = judge(return_code, status)
     assert ending.exit_code == exit_code
-    assert told in ending.message
-    assert bool(told) == bool(ending.message)
+    assert names(ending.message, *needed)
+    assert bool(needed) == bool(ending.message)
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 75])
@@ -103,7 +106,7 @@ def test_a_crash_is_tried_again_until_it_ends_well_or_is_stopped() -> None:
     said: list[str] = []
     endings = [Ending(1, "died"), Ending(1, "died"), Ending(0)]
     assert supervise_with_restarts(lambda attempt: endings[attempt], 2, said.append).exit_code == 0
-    assert said[1] == "died; restart 2 of 2 from the last checkpoint"
+    assert names(said[1], "restart 2 of 2")
     assert supervise_with_restarts(lambda attempt: endings[attempt], 1, said.append).exit_code == 1
     assert supervise_with_restarts(lambda _: Ending(1, was_stopped=True), 3, said.append).was_stopped
 
@@ -241,9 +244,9 @@ def test_a_forced_end_loses_the_steps_since_the_last_checkpoint() -> None:
     )
     ending = supervise(Command((sys.executable, "-c", code), {}, 1), None)
     assert (ending.exit_code, ending.was_stopped) == (1, True)
-    assert "ended at once, as asked" in ending.message
+    assert names(ending.message, "ended at once")
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(LaunchFailed, match="could not be started"):
+    with pytest.raises(LaunchFailed, match=naming(str(tmp_path / "nothing"))):
         supervise(Command((str(tmp_path / "nothing"),), {}, 1), None)

@@ -14,6 +14,7 @@ from onecurve.launcher.planning.memory import count_checkpoint_bytes, count_fina
 from onecurve.launcher.preflight.output import check_disk
 from onecurve.training.config import Recipe, build_recipe
 from onecurve.training.recovery.milestones import Milestones
+from tests.messages import names
 
 _Usage = namedtuple("_Usage", "total used free")
 
@@ -50,7 +51,7 @@ def test_checkpoints_that_are_there_need_no_more_room(
     shape = load_shape(whole.model_name_or_path)
     free = count_final_bytes(shape)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(free, 0, free))
-    assert "1 checkpoints and final/ take" in check_disk(whole, shape)[0].message
+    assert names(check_disk(whole, shape)[0].message, "1 checkpoints", "final/")
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint / "optimizer.safetensors").write_bytes(b"x" * count_checkpoint_bytes(shape))

@@ -17,6 +17,7 @@ from onecurve.launcher.errors import Unsuitable
 from onecurve.launcher.views.charts import choose_ticks, draw_chart, smooth, thin_out
 from onecurve.launcher.views.report import write_report
 from tests.launcher.conftest import Onecurve
+from tests.messages import naming
 
 _HOSTILE = "</title></script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'"
 _VOID = {"meta", "br", "img"}
@@ -112,7 +113,7 @@ def test_a_browser_runs_nothing_of_it(hostile_run: Path) -> None:
 def test_a_run_without_a_step_has_a_page(write_run: Callable[..., Path]) -> None:
     run = write_run("a", state="running")
     (run / "metrics.jsonl").unlink()
-    assert "No step was written yet" in write_report(run).read_text(encoding="utf-8")
+    assert "<svg" not in write_report(run).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -146,8 +147,6 @@ def test_points_are_drawn_where_they_belong() -> None:
 def test_a_page_that_cannot_be_written_is_told(write_run: Callable[..., Path]) -> None:
     run = write_run("a")
     (run / "report.html").mkdir()
-    with pytest.raises(
-        Unsuitable, match=r"report\.html can't be written: Is a directory; make the run directory writable"
-    ):
+    with pytest.raises(Unsuitable, match=naming(str(run / "report.html"), "Is a directory")):
         write_report(run)
     assert not list(run.glob(".report.html.*"))

@@ -29,6 +29,7 @@ from onecurve.training.data.plan import (
     permute,
 )
 from tests.conftest import ROOT
+from tests.messages import naming
 
 Lengths = NDArray[np.int64]
 
@@ -274,7 +275,7 @@ def test_processes_without_an_example_run_a_stand_in_that_teaches_nothing(
 
 
 def test_no_memory_bound_holds_an_example_that_is_too_long() -> None:
-    with pytest.raises(ValueError, match="example 2 has 9 tokens, more than 8"):
+    with pytest.raises(ValueError, match=naming("example 2", "9 tokens", "8")):
         cut_micro_batches(np.array([0, 1, 2]), np.array([3, 4, 9]), 2, 8, max_tokens=8)
 
 

@@ -24,6 +24,7 @@ from onecurve.training.data.plan import MicroBatch
 from onecurve.training.data.preparation import PreparedData, Split, hold_out, prepare_data
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks import build_task
+from tests.messages import naming
 
 Rows = list[dict[str, Any]]
 Prepare = Callable[..., PreparedData]
@@ -258,7 +259,7 @@ def test_a_failure_leaves_no_folder_and_the_next_start_succeeds(
 
 
 def test_bad_input_leaves_no_folder(prepare: Prepare, own_cache: Path) -> None:
-    with pytest.raises(BadInput, match="row 4: column 'label' is empty"):
+    with pytest.raises(BadInput, match=naming("row 4", "'label'")):
         prepare([*ROWS[:3], {"text": "x", "label": None}, *ROWS[3:]])
     assert folders(own_cache) == []
 
