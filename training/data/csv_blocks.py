@@ -59,13 +59,13 @@ class _Block:
 
     Attributes:
         num_lines: line feeds.
-        num_records: line feeds that have an even number of quotes before them.
+        ends: positions of the line feeds that have an even number of quotes before them.
         quotes: positions of double quotes.
     """
 
     content: bytes
     num_lines: int
-    num_records: int
+    ends: NDArray[np.int64]
     quotes: NDArray[np.int64]
 
 
@@ -81,22 +81,22 @@ def _read_block(file: BinaryIO, offset: int) -> _Block | None:
         line_ends, quotes = find_bytes(octets, "\n"), find_bytes(octets, '"')
         ends = line_ends[np.searchsorted(quotes, line_ends) % 2 == 0] if len(quotes) else line_ends
         if len(content) < size or size > 4 * MAX_CHARACTERS:
-            return _Block(content, len(line_ends), len(ends), quotes)
+            return _Block(content, len(line_ends), ends, quotes)
         if len(ends):
             end = int(ends[-1]) + 1
-            return _Block(content[:end], int(np.searchsorted(line_ends, end)), len(ends), quotes[quotes < end])
+            return _Block(content[:end], int(np.searchsorted(line_ends, end)), ends, quotes[quotes < end])
         size *= 2
 
 
 def _parse_plain(block: _Block, schema: pa.Schema, delimiter: str) -> pa.Table | None:
     """The records of a block that can be read in one way only; None for any other block.
 
-    Arrow refuses a record of another width than the schema, and in a table of several columns a blank line.
+    Arrow refuses a record of another width than the schema, but not a blank line.
     """
     import pyarrow as pa
     import pyarrow.csv
 
-    if not _is_plain(block, delimiter):
+    if not _is_plain(block, delimiter) or (len(schema) > 1 and _has_blank_lines(block)):
         return None
     try:
         table = pyarrow.csv.read_csv(
@@ -109,7 +109,7 @@ def _parse_plain(block: _Block, schema: pa.Schema, delimiter: str) -> pa.Table |
         )
     except pa.ArrowException:
         return None
-    return table if len(table) == block.num_records else None
+    return table if len(table) == len(block.ends) else None
 
 
 def _is_plain(block: _Block, delimiter: str) -> bool:
@@ -127,6 +127,12 @@ def _is_plain(block: _Block, delimiter: str) -> bool:
         and _are_among(octets[opened - 1], f'{delimiter}\n"')
         and _are_among(octets[closed + 1], f'{delimiter}\n\r"')
     )
+
+
+def _has_blank_lines(block: _Block) -> bool:
+    octets = np.frombuffer(block.content, np.uint8)
+    lengths = np.diff(block.ends, prepend=-1) - 1
+    return bool((lengths == 0).any() or ((lengths == 1) & (octets[block.ends - 1] == ord("\r"))).any())
 
 
 def _are_among(octets: NDArray[np.uint8], characters: str) -> bool:

@@ -98,7 +98,7 @@ def _parse_plain(block: bytes, known: pa.Schema) -> pa.Table | None:
         if any(measure_depth(field.type) > MAX_DEPTH + 1 for field in table.schema):
             return None
         return conform(table, unify_schemas(known, table.schema))
-    except (pa.ArrowException, MixedKinds):
+    except (pa.ArrowException, MixedKinds, RecursionError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,3 +64,14 @@ def count_rows(path: Path) -> int:
 
     with pyarrow.parquet.ParquetFile(path) as file:
         return int(file.metadata.num_rows)
+
+
+def find_class_names(table: pa.Table) -> dict[str, list[str]]:
+    """Names of the classes of each column whose numbers mean one, as `datasets` writes them into Parquet files."""
+    features = (table.schema.metadata or {}).get(_FEATURES)
+    found = {}
+    for column, feature in (json.loads(features)["info"]["features"] if features is not None else {}).items():
+        inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
+            found[column] = list(inner["names"])
+    return found

@@ -217,7 +217,7 @@ def _check_columns(path: Path, found: pa.Schema, first: Path, known: pa.Schema) 
         raise BadInput(
             f"{path}: {' and '.join(differing)}, compared with the columns of {first}; give all files the same"
         )
-    if found.metadata != known.metadata:  # A class's number would mean another name.
+    if (found.metadata or {}) != (known.metadata or {}):  # A class's number would mean another name.
         raise BadInput(f"{path}: declares other features (such as names of classes) than {first}; write them alike")
 
 

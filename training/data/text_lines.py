@@ -41,17 +41,18 @@ class Lines:
             raise StopIteration
         self.number += 1
         is_first, self.offset = self.offset == 0, self.offset + len(raw)
-        if b"\0" in raw:
-            raise BadInput(f"{self.path}, line {self.number}: holds a NUL byte; is it a text file, saved as UTF-8?")
         if len(raw) == MAX_LINE_BYTES:
             raise BadInput(f"{self.path}, line {self.number}: has no end within {len(raw):,} bytes")
         try:
-            return raw.decode("utf-8-sig" if is_first else "utf-8")
+            line = raw.decode("utf-8-sig" if is_first else "utf-8")
         except UnicodeDecodeError as error:
             byte = f"0x{raw[error.start]:02x}"
             raise BadInput(
                 f"{self.path}, line {self.number}: byte {byte} is not UTF-8; save the file as UTF-8"
             ) from None
+        if "\0" in line:
+            raise BadInput(f"{self.path}, line {self.number}: holds a NUL byte; is it a text file, saved as UTF-8?")
+        return line
 
     def skip_mark(self) -> None:
         """Go on behind the byte order mark, if the file starts with one; nothing was read before."""
