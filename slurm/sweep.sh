@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# One recipe with many settings: a job array, one run a task, each in a run directory of its own. `onecurve submit RECIPE
-# --array SWEEP.yaml` counts the runs and submits this twice; by hand, for 4 runs, at most 2 of them at once:
+# One recipe with many settings: a job array with one run per task, each in its own run directory. `onecurve submit RECIPE
+# --array SWEEP.yaml` counts the runs and submits this twice; by hand, for 4 runs, at most 2 of them at a time:
 #
 #   sbatch --array 0-3%2 slurm/sweep.sh --config RECIPE.yaml --sweep SWEEP.yaml [--key value ...]
 #   sbatch --dependency afterany:JOB slurm/sweep.sh --config RECIPE.yaml --sweep SWEEP.yaml [--key value ...]
 #
-# The first is the array: each task is slurm/finetune.sh with the settings of its run. The second, without an array,
-# compares the runs. What a sweep file holds: docs/slurm.md.
+# The first is the array: each task runs slurm/finetune.sh with the settings of its run. The second, without an array,
+# compares the runs. docs/slurm.md describes the sweep file.
 #
 #SBATCH --job-name=onecurve
 #SBATCH --nodes=1
@@ -28,7 +28,7 @@ fi
 cd "$SLURM_SUBMIT_DIR"
 command -v onecurve >/dev/null || export PATH=$SLURM_SUBMIT_DIR/.venv/bin:$PATH
 if ! onecurve=$(command -v onecurve); then
-    printf 'onecurve: not installed: run make setup, or submit from the project folder or an active environment\n' >&2
+    printf 'onecurve: not installed: run make setup, or submit from the project folder or with its environment active\n' >&2
     exit 2
 fi
 
@@ -39,8 +39,8 @@ fi
 python=${onecurve%/*}/python
 [[ -x $python ]] || python=python3
 mapfile -d '' -t words < <("$python" -m onecurve.launcher.cluster.sweep "${task[@]}" "$@")
-wait "$!" # The exit code of what mapfile has read; this shell ends with it if it is not 0.
+wait "$!" # The exit code of the command that mapfile read; if it is not 0, this shell exits with it.
 
-# In this shell's place: Slurm's signals go to its process.
+# exec, because Slurm sends its signals to this process.
 export COLUMNS=${COLUMNS-160}
 exec "${words[@]}"
