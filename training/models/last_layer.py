@@ -43,9 +43,8 @@ def install(model: torch.nn.Module) -> bool:
     base: Any = model.base_model
     is_of_bert = family in _BERT_FAMILIES
     layer = (base.encoder if is_of_bert else base.transformer).layer[-1]
-    models: Any = sys.modules[
-        type(layer).__module__
-    ]  # Look it up now: FSDP2 replaces the layer's class by one of another module.
+    # Look the module up now: FSDP2 replaces the layer's class by one of another module.
+    models: Any = sys.modules[type(layer).__module__]
     if is_of_bert:
         compute = partial(_compute_bert, getattr(models, f"{family}CrossAttention"))
     else:
