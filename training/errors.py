@@ -17,11 +17,13 @@ Every other exception is a bug or a failure of the machine: exit code 1, with it
 
 from __future__ import annotations
 
+from onecurve.training import launch_protocol
+
 
 class Fault(Exception):
     """An error whose message tells the user what to do; `exit_code` is what the process returns."""
 
-    exit_code = 1
+    exit_code = launch_protocol.FAILED
     is_of_one_rank = False
     """Whether only this rank may have the error. Other faults occur on all ranks, and rank 0 alone reports them."""
 
@@ -29,13 +31,13 @@ class Fault(Exception):
 class BadInput(Fault):
     """The data, the model or the machine cannot do what the recipe asks."""
 
-    exit_code = 2
+    exit_code = launch_protocol.BAD_INPUT
 
 
 class WrongTopology(Fault):
     """The number of processes is not the requested one."""
 
-    exit_code = 2
+    exit_code = launch_protocol.BAD_INPUT
 
 
 class LostLauncher(Fault):
@@ -50,10 +52,10 @@ class LostLauncher(Fault):
 class Diverged(Fault):
     """The loss is not finite."""
 
-    exit_code = 3
+    exit_code = launch_protocol.DIVERGED
 
 
 class Preempted(Fault):
     """Stopped on request: a training resumes from its last checkpoint, a prediction starts again."""
 
-    exit_code = 75
+    exit_code = launch_protocol.PREEMPTED

@@ -87,7 +87,7 @@ def report_outcome(main: Callable[[Sequence[str], Outcome], None], arguments: Se
     try:
         main(arguments, outcome)
     except (Fault, RecipeError) as error:
-        exit_code = error.exit_code if isinstance(error, Fault) else 2
+        exit_code = error.exit_code if isinstance(error, Fault) else launch_protocol.BAD_INPUT
         message = str(error)
         _try_to_write_status(outcome, "preempted" if isinstance(error, Preempted) else "failed", exit_code, message)
         if is_main_process() or (isinstance(error, Fault) and error.is_of_one_rank):
@@ -98,31 +98,33 @@ def report_outcome(main: Callable[[Sequence[str], Outcome], None], arguments: Se
         return exit_code
     except KeyboardInterrupt as error:
         _report_interrupt(outcome, str(error))
-        return 1
+        return launch_protocol.FAILED
     except Exception as error:
         explanation = _explain(error)
-        _try_to_write_status(outcome, "failed", 1, explanation or f"{type(error).__name__}: {error}")
+        _try_to_write_status(
+            outcome, "failed", launch_protocol.FAILED, explanation or f"{type(error).__name__}: {error}"
+        )
         if explanation is not None:
             print(f"onecurve: {explanation}", file=sys.stderr, flush=True)
         else:
             # Every rank prints its traceback: the rank that failed first has the cause, and it need not be rank 0.
             traceback.print_exc()
-        return 1
-    _try_to_write_status(outcome, "finished", 0, "")
-    return 0
+        return launch_protocol.FAILED
+    _try_to_write_status(outcome, "finished", launch_protocol.FINISHED, "")
+    return launch_protocol.FINISHED
 
 
 def end_immediately(outcome: Outcome) -> NoReturn:
     """End this process from any thread, without waiting for the other ranks."""
     _report_interrupt(outcome)
-    os._exit(1)
+    os._exit(launch_protocol.FAILED)
 
 
 def _report_interrupt(outcome: Outcome, message: str = "") -> None:
     message = message or (
         "interrupted without a checkpoint; steps after the last one are lost. Start it again to resume from there"
     )
-    _try_to_write_status(outcome, "failed", 1, message)
+    _try_to_write_status(outcome, "failed", launch_protocol.FAILED, message)
     if is_main_process():
         print(f"onecurve: {message}", file=sys.stderr, flush=True)
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from onecurve.training.config import Recipe
 
+CHECKPOINT_PATTERN = "step_*"
+"""Of the names of checkpoint folders, in the order of their steps."""
+
 # Files of one checkpoint.
 WEIGHTS_FILE = "model.safetensors"
 """Weights and saved buffers by parameter name."""
@@ -140,4 +143,4 @@ class RunDirectory:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """As `RunDirectory.list_checkpoints`, for a folder of checkpoints."""
-    return sorted(folder.glob("step_*"))
+    return sorted(folder.glob(CHECKPOINT_PATTERN))

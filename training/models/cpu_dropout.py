@@ -1,12 +1,12 @@
-"""Dropout and attention for a CPU, where PyTorch's own dropout takes half of a step.
+"""Faster dropout and attention on a CPU, where PyTorch's own dropout takes half of a step.
 
-`bernoulli_` draws one slow number for each element, and attention with dropout falls back to a path that draws a mask of
-examples x heads x length^2 of them. Here one 64-bit draw decides for eight elements, and a mask is applied as a bitwise
-"and". Only what a module computes is exchanged, never a parameter: the model that is saved is plain transformers.
+`bernoulli_` draws one slow random number for each element, and SDPA with dropout falls back to a path that draws a mask of
+examples x heads x length^2 of them. Here one 64-bit random number decides for eight elements, and a bitwise "and" applies
+the mask. Only the computation of modules is replaced, never a parameter: the saved model is a plain transformers model.
 
-The random bytes come from torch's default generator, which `begin_micro_batch` seeds with (seed, step, process): a resumed
-step and a recomputed layer (gradient checkpointing) draw the same mask. Other elements are dropped than `torch` would
-drop, with the same probability; the recipe's `dropout_masks: torch` brings torch's own back.
+The random bytes come from torch's default generator, which `begin_micro_batch` seeds with (seed, step, rank): a resumed
+step and a recomputed layer (gradient checkpointing) draw the same mask. Compared with torch: same drop rate, different
+masks. The recipe's `dropout_masks: torch` uses torch's own.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from onecurve.training.config import Recipe
 
-# The name under which transformers finds the attention below.
 ATTENTION = "onecurve_cpu"
+"""The name under which transformers finds the attention below."""
 
-# A byte decides: of rarer events it can't tell the probability.
+# Each decision takes one byte, which is too coarse for smaller probabilities.
 _MIN_PROBABILITY = 1 / 64
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def install(model: torch.nn.Module, recipe: Recipe) -> bool:
-    """Exchange the dropout of a model that trains on a CPU, and its attention unless the recipe names one.
+    """Replace the dropout of a model that trains on a CPU, and its attention unless the recipe names one.
 
-    Left as it is: a model with a probability too small for bytes; attention that is not transformers' common interface;
-    dropout that a model's code calls as a function. A compiled layer has its own way.
+    Not replaced: the dropout of a model with a probability too small for bytes; attention that does not use transformers'
+    common interface; dropout that a model calls as a function. With torch.compile, nothing is replaced.
 
     Returns:
-        Whether anything was exchanged.
+        Whether anything was replaced.
     """
     if recipe.dropout_masks != "bytes" or recipe.torch_compile:
         return False
@@ -48,9 +48,9 @@ def install(model: torch.nn.Module, recipe: Recipe) -> bool:
         for name, child in list(parent.named_children()):
             if child in found:
                 setattr(parent, name, ByteDropout(child.p))
-    can_exchange = getattr(model, "_supports_sdpa", False) and model._can_set_attn_implementation()  # type: ignore[operator]
+    can_replace = getattr(model, "_supports_sdpa", False) and model._can_set_attn_implementation()  # type: ignore[operator]
     gains = bool(found) or recipe.mixed_precision == "bf16"
-    uses_attention = recipe.attn_implementation is None and can_exchange and gains
+    uses_attention = recipe.attn_implementation is None and can_replace and gains
     if uses_attention:
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
         ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, build_attention_mask)
@@ -59,34 +59,34 @@ def install(model: torch.nn.Module, recipe: Recipe) -> bool:
 
 
 def draw_kept(num_elements: int, probability: float) -> torch.Tensor:
-    """Which elements dropout keeps.
+    """Draw which elements dropout keeps.
 
     Args:
-        probability: of an element to be dropped, between 1/64 and 1.
+        probability: that an element is dropped, between 1/64 and 1.
 
     Returns:
-        [num_elements] int16: all bits set where an element is kept, none where it is dropped.
+        [num_elements] int16: all bits are set for an element that is kept, none for one that is dropped.
     """
-    # A byte below `threshold` keeps. The threshold is one of the two integers around its exact value, drawn so that each
-    # element is dropped with exactly this probability.
+    # An element is kept if its byte is below `threshold`. The threshold is one of the two integers around its exact value,
+    # drawn at random so that each element is dropped with exactly this probability.
     exact = (1 - probability) * 256
     threshold = math.floor(exact) + int(torch.rand(()).item() < exact % 1)
     limit = threshold * 256 - 32768  # The same for the upper byte of a signed 16-bit number.
     num_words = -(-num_elements // 8)
     words = torch.empty(num_words, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     kept = torch.empty(2, len(words), dtype=torch.int16)
-    # clamp leaves limit - 1 below the limit and limit elsewhere: -1 and 0 once the limit is taken away.
+    # clamp gives limit - 1 below the limit and limit elsewhere; minus the limit, that is -1 (all bits) and 0 (none).
     torch.clamp(words, limit - 1, limit, out=kept[0])
     torch.clamp(words.bitwise_left_shift_(8), limit - 1, limit, out=kept[1])
     return kept.sub_(limit).flatten()[:num_elements]
 
 
 def keep(values: torch.Tensor, kept: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """`values` with zeros where `kept` has no bits.
+    """`values`, with zeros for the elements that are dropped.
 
     Args:
         values: any shape, contiguous, of 2, 4 or 8 bytes a number.
-        kept: as `draw_kept` made it.
+        kept: from `draw_kept`.
     """
     integers = _INTEGERS[values.element_size()]
     target = torch.empty_like(values) if out is None else out
@@ -112,7 +112,7 @@ class ByteDropout(torch.nn.Dropout):
     """torch.nn.Dropout with masks of random bytes."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """`input` with elements dropped and the others scaled, in training; else `input`."""
+        """In training, `input` with some elements dropped and the others scaled; else `input`."""
         if not self.training or self.p == 0:
             return input
         return _Dropout.apply(input, self.p)  # type: ignore[no-any-return, no-untyped-call]
@@ -122,10 +122,10 @@ class ByteDropout(torch.nn.Dropout):
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(queries keys^T scale + mask), dropped, times values: the textbook's operations, one after the other.
+    """dropout(softmax(queries keys^T scale + mask)) values, as separate operations.
 
-    Queries, keys and values [examples, heads, length, head size] are laid out once for the six matrix products: `matmul`
-    would copy them for each.
+    Queries, keys and values [examples, heads, length, head size] are made contiguous once for all six matrix products;
+    `matmul` would copy them for each.
     """
 
     @staticmethod
@@ -175,7 +175,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _is_narrow(weights: torch.Tensor) -> bool:
-    """Whether a row is shorter than one bfloat16 vector: torch then takes number by number, in float32 it does not."""
+    """Whether a row is shorter than one vector register of bfloat16: torch's bfloat16 softmax is then not vectorized."""
     return weights.dtype == torch.bfloat16 and weights.shape[-1] < 32
 
 
@@ -202,7 +202,7 @@ def _lay_out(tensor: torch.Tensor, factor: float | None = None) -> torch.Tensor:
 def _add_mask(scores: torch.Tensor, mask: torch.Tensor) -> None:
     """Add a mask [examples, 1, queries or 1, keys] to scores [examples, heads, queries, keys], in place."""
     num_examples, num_keys = scores.shape[0], scores.shape[-1]
-    if mask.shape[2] == 1 and num_keys > num_examples:  # Padding of few long texts: only its columns are written.
+    if mask.shape[2] == 1 and num_keys > num_examples:  # Padding of a few long texts: write only the padded columns.
         for example, hidden in enumerate(mask[:, 0, 0] < 0):
             columns = hidden.nonzero().flatten()
             if len(columns):
@@ -212,7 +212,7 @@ def _add_mask(scores: torch.Tensor, mask: torch.Tensor) -> None:
 
 
 def _narrow(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask in another type; float32's lowest number is bfloat16's -inf, and a row of these would give NaN."""
+    """Convert a mask. In bfloat16, float32's lowest number is -inf, and a row of -inf gives NaN, so it is clamped."""
     return mask.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
@@ -227,20 +227,22 @@ def attend(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of transformers: ours where it is the faster one, SDPA elsewhere.
+    """An attention function for transformers: ours where it is faster, else SDPA.
 
-    Without dropout SDPA's fused kernel wins in float32, and wherever no gradient is needed.
+    SDPA's fused kernel is faster without dropout in float32, and without gradients.
 
     Args:
         query, key, value: [examples, heads, length, head size]; keys and values may have fewer heads.
-        attention_mask: [examples, 1, length or 1, length], 0 or very negative; None hides nothing.
+        attention_mask: [examples, 1, length or 1, length], 0 or very negative; None masks nothing.
 
     Returns:
-        [examples, length, heads, head size], and no weights.
+        [examples, length, heads, head size], and no attention weights.
     """
-    looks_back = attention_mask is None and (is_causal if is_causal is not None else getattr(module, "is_causal", True))
+    masks_future = attention_mask is None and (
+        is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    )
     has_more = any(others.get(name) is not None for name in ("position_bias", "cache", "softcap", "s_aux"))
-    is_plain = not looks_back and not has_more and query.dtype == key.dtype == value.dtype
+    is_plain = not masks_future and not has_more and query.dtype == key.dtype == value.dtype
     gains = (dropout >= _MIN_PROBABILITY) or (dropout == 0 and query.dtype == torch.bfloat16)
     if not (is_plain and gains and torch.is_grad_enabled()):
         mask = None if attention_mask is None else _narrow(attention_mask, query.dtype)
@@ -257,13 +259,13 @@ def attend(
 def build_attention_mask(
     *, attention_mask: torch.Tensor | None = None, kv_length: int, mask_function: Any, **others: Any
 ) -> torch.Tensor | None:
-    """A mask function of transformers: one row an example where only padding is hidden, else what eager attention takes.
+    """A mask function for transformers: one row an example if only padding is masked, else the mask of eager attention.
 
     Args:
-        attention_mask: [examples, length] true for tokens.
+        attention_mask: [examples, length], true for tokens.
 
     Returns:
-        [examples, 1, length or 1, length], 0 for what is seen and very negative elsewhere; None hides nothing.
+        [examples, 1, length or 1, length], very negative where it masks and 0 elsewhere; None masks nothing.
     """
     if mask_function is bidirectional_mask_function and others.get("local_size") is None:
         if attention_mask is None or bool(attention_mask.all()):

@@ -1,8 +1,8 @@
-"""A classifier that reads one token needs no more than that token from its last layer.
+"""A classifier that reads only the first token needs only that token from the last layer.
 
-The heads of BERT, its kin and DistilBERT look at the first token alone. What the last layer computes of the others is thrown
-away: their queries, their attention, their feed-forward network, ten twelfths of the layer. Left out, logits and gradients
-stay what they were (tests/training/models/test_last_layer.py); what is saved is a plain transformers model.
+The heads of BERT, models like it, and DistilBERT read the first token only. What the last layer computes for the other
+tokens is never used: their queries, attention and feed-forward network, ten twelfths of the layer. Without it, logits and
+gradients stay the same (tests/training/models/test_last_layer.py). The saved model is a plain transformers model.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS
 from onecurve.training.models.cpu_dropout import ATTENTION
 
-# Copies of one code: their layers have the same parts, and a cross-attention of the same parameters, whose queries come from
-# one tensor and whose keys and values from another.
+# Their code is copied from BERT: the layers have the same parts, and a cross-attention with the same parameters, which takes
+# its queries from one tensor, and its keys and values from another.
 _BERT_FAMILIES = ("Bert", "Camembert", "Electra", "Roberta", "XLMRoberta")
 
-# These take one query for many keys; others build masks for as many of both.
+# These accept one query for many keys; the masks of others need as many queries as keys.
 _ATTENTIONS = ("eager", "sdpa", ATTENTION)
 
 
 def install(model: torch.nn.Module) -> bool:
-    """Let the last layer compute the first token only, where the model's head reads no other.
+    """Make the last layer compute only the first token, if the model's head reads no other.
 
-    For the model as it was loaded, after its attention was chosen and before it is prepared.
+    Call it after the model's attention is chosen, and before the model is prepared.
 
     Returns:
-        Whether it does from now on.
+        Whether the layer was changed.
     """
     family = type(model).__name__.removesuffix("ForSequenceClassification")
     if family not in FIRST_TOKEN_CLASSIFIERS.values() or not type(model).__module__.startswith("transformers.models."):
@@ -43,7 +43,8 @@ def install(model: torch.nn.Module) -> bool:
     base: Any = model.base_model
     is_of_bert = family in _BERT_FAMILIES
     layer = (base.encoder if is_of_bert else base.transformer).layer[-1]
-    models: Any = sys.modules[type(layer).__module__]  # Now: FSDP2 gives the layer a class of another module.
+    # Look the module up now: FSDP2 replaces the layer's class by one of another module.
+    models: Any = sys.modules[type(layer).__module__]
     if is_of_bert:
         compute = partial(_compute_bert, getattr(models, f"{family}CrossAttention"))
     else:
@@ -56,7 +57,7 @@ def install(model: torch.nn.Module) -> bool:
         *others: None,
         **more: Any,
     ) -> torch.Tensor:
-        mask = None if attention_mask is None else attention_mask[:, :, :1]  # Of the first query.
+        mask = None if attention_mask is None else attention_mask[:, :, :1]  # The rows of the first query.
         return compute(layer, hidden_states[:, :1], hidden_states, mask)
 
     layer.forward = MethodType(forward, layer)
@@ -66,7 +67,13 @@ def install(model: torch.nn.Module) -> bool:
 def _compute_bert(
     cross_attention: Any, layer: Any, first: torch.Tensor, every: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """[examples, 1, hidden size] of the first token, [examples, length, hidden size] of all, to the first's output."""
+    """The layer's output [examples, 1, hidden size] for the first token.
+
+    Args:
+        first: [examples, 1, hidden size], the first token.
+        every: [examples, length, hidden size], all tokens.
+        mask: [examples, heads or 1, 1, length].
+    """
     context, _ = cross_attention.forward(layer.attention.self, first, every, mask)
     return layer.feed_forward_chunk(layer.attention.output(context, first))  # type: ignore[no-any-return]
 
@@ -74,7 +81,7 @@ def _compute_bert(
 def _compute_distilbert(
     eager_attention: Any, layer: Any, first: torch.Tensor, every: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """As `_compute_bert`; DistilBERT has no cross-attention, so these are its self-attention's lines for two tensors."""
+    """As `_compute_bert`. DistilBERT has no cross-attention, so this repeats its self-attention for two tensors."""
     attention = layer.attention
     queries, keys, values = (
         project(tokens).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
@@ -85,6 +92,3 @@ def _compute_distilbert(
     context, _ = attend(attention, queries, keys, values, mask, dropout=dropout, scaling=attention.scaling)
     attended = layer.sa_layer_norm(attention.out_lin(context.flatten(2)) + first)
     return layer.output_layer_norm(layer.ffn(attended) + attended)  # type: ignore[no-any-return]
-
-
-__all__ = ["install"]

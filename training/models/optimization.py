@@ -16,7 +16,7 @@ from onecurve.training.config import Recipe
 def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) with decoupled decay on weight matrices and embeddings only."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Biases and the gains of norms are vectors. Their decay would pull activations towards zero, not regularize.
+    # Biases and the weights of norms are vectors. To decay them would shrink activations, not regularize.
     decayed = [parameter for parameter in trained if parameter.ndim >= 2]
     undecayed = [parameter for parameter in trained if parameter.ndim < 2]
     return torch.optim.AdamW(
@@ -29,7 +29,7 @@ def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps: int) -> Any:
-    """The schedule, stepped once per update. It is not prepared: accelerate would step it once per process."""
+    """The schedule, to be stepped once per update. Do not prepare it: accelerate would step it once per process."""
     num_warmup_steps = recipe.num_warmup_steps or math.ceil(recipe.warmup_ratio * num_steps)
     specific: dict[str, Any] = {}
     if recipe.lr_scheduler_type in ("cosine_with_min_lr", "cosine_warmup_with_min_lr"):
@@ -37,7 +37,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps:
     if recipe.lr_scheduler_type == "warmup_stable_decay":
         specific["num_decay_steps"] = max(1, num_steps // 10)
     if recipe.lr_scheduler_type == "polynomial":
-        # transformers ends at 1e-7 or fails, and divides by the steps that warm-up leaves.
+        # transformers ends at 1e-7 and refuses lower rates, and divides by the number of steps after warm-up.
         specific["lr_end"] = min(1e-7, recipe.learning_rate / 10)
         num_steps = max(num_steps, num_warmup_steps + 1)
     return get_scheduler(
@@ -50,14 +50,14 @@ def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps:
 
 
 def needs_metric(recipe: Recipe) -> bool:
-    """Whether the schedule moves after an evaluation, by its loss, instead of after each step."""
+    """Whether the schedule steps after each evaluation, by its loss, instead of after each step."""
     return recipe.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
 
 
 def clip_gradients(accelerator: Accelerator, model: torch.nn.Module, max_grad_norm: float) -> torch.Tensor:
-    """Clip to the global norm and return the norm before clipping, the same number under every strategy.
+    """Clip by the global norm, and return the norm before clipping; it is the same under every strategy.
 
-    Under DeepSpeed the engine has clipped already, in `backward`; here only its norm is read.
+    Under DeepSpeed, the engine has clipped already, in `backward`; only its norm is read here.
     """
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
     if accelerator.distributed_type == DistributedType.FSDP:

@@ -47,13 +47,15 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
     shards = launch.is_distributed and (launch.uses_deepspeed or launch.uses_fsdp)
     if shards and not has_accelerator:
         rehearsal.join_group(launch.uses_deepspeed, timeout)
+    allows_tf32 = torch.backends.cuda.matmul.allow_tf32
     accelerator = Accelerator(
         cpu=not has_accelerator and not shards,
         mixed_precision=recipe.mixed_precision,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timeout),
-            # The buffers of transformers are constants; DDP would broadcast them in each forward.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # The buffers of transformers are constants; DDP would broadcast them in each forward. As views into DDP's
+            # buckets, gradients need no second copy.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
         # The plan sets how many micro-batches a step has and when it ends, not the end of the loader.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
@@ -66,6 +68,8 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
     )
+    # With torch.compile, accelerate turns float32 products on a GPU into TF32. Precision is for the recipe to choose.
+    torch.backends.cuda.matmul.allow_tf32 = allows_tf32
     if accelerator.num_processes != launch.num_processes:
         raise WrongTopology(
             f"the launcher started {launch.num_processes} processes, but the process group has "

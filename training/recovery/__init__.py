@@ -1,1 +1,1 @@
-"""Checkpoints, resumption, stops, and what to do about hangs and full memory."""
+"""Checkpoints, resume, requested stops, hangs, and out of memory."""

@@ -22,6 +22,7 @@ from onecurve.training.errors import Fault
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.states import NamedTensors, Tensors, count_updates, unwrap, whole_moments, whole_weights
 from onecurve.training.recovery.checkpoints import find_checkpoint
+from onecurve.training.recovery.host_copy import HostCopy
 from onecurve.training.recovery.manifest import write_manifest
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.recovery.publishing import link_best, publish, remove, sync
@@ -42,8 +43,8 @@ class CheckpointWriter:
     scheduler: Any
     run: RunDirectory
     save_total_limit: int | None
-    _weights: Tensors = field(default_factory=dict)
-    _moments: Tensors = field(default_factory=dict)
+    _weights: HostCopy = field(default_factory=HostCopy)
+    _moments: HostCopy = field(default_factory=HostCopy)
     _thread: threading.Thread | None = None
     _problem: str | None = None
 
@@ -61,8 +62,6 @@ class CheckpointWriter:
         self._copy(whole_weights(self.accelerator, self.model), self._weights)
         self._copy(whole_moments(self.accelerator, self.model, self.optimizer), self._moments)
         if self.accelerator.is_main_process:
-            if torch.accelerator.is_available():
-                torch.accelerator.synchronize()
             best = None if progress.best_step is None else self.run.checkpoint(progress.best_step)
             arguments = (self.run.checkpoint(progress.step), json.dumps(progress.to_dict()), best, is_best)
             # Not a daemon thread: the interpreter waits for it before it exits.
@@ -95,20 +94,18 @@ class CheckpointWriter:
             Fault: on every rank: a checkpoint or final/ could not be written, or weights differ when read back.
         """
         self.wait()
-        self._moments.clear()  # Room for the model that is read back.
+        self._moments.tensors.clear()  # Room for the model that is read back.
         self._copy(whole_weights(self.accelerator, self.model), self._weights)
-        if self.accelerator.is_main_process and torch.accelerator.is_available():
-            torch.accelerator.synchronize()
         inner = unwrap(self.model)
 
         def fill(staging: Path) -> None:
-            check_free_space(target, _count_bytes(self._weights))
-            inner.save_pretrained(staging, state_dict=dict(self._weights))
+            check_free_space(target, self._weights.count_bytes())
+            inner.save_pretrained(staging, state_dict=dict(self._weights.tensors))
             tokenizer.save_pretrained(staging)
             (staging / "README.md").write_text(model_card, encoding="utf-8")
-            dtype = next(iter(self._weights.values())).dtype
+            dtype = next(iter(self._weights.tensors.values())).dtype
             again = type(inner).from_pretrained(staging, dtype=dtype).state_dict()
-            for name, tensor in self._weights.items():
+            for name, tensor in self._weights.tensors.items():
                 if name not in again or not torch.equal(again[name], tensor):
                     raise Fault(f"{name} differs from the trained weights when read back")
 
@@ -131,20 +128,17 @@ class CheckpointWriter:
         if agreed is not None:
             raise Fault(agreed)
 
-    def _copy(self, tensors: NamedTensors, buffers: Tensors) -> None:
+    def _copy(self, tensors: NamedTensors, target: HostCopy) -> None:
         """Take part in gathering each tensor, and keep it on rank 0."""
         for name, tensor in tensors:
-            if not self.accelerator.is_main_process:
-                continue
-            if name not in buffers:
-                buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            buffers[name].copy_(tensor, non_blocking=True)
+            if self.accelerator.is_main_process:
+                target.store(name, tensor)
 
     def _write(self, target: Path, progress: str, best: Path | None, is_best: bool) -> None:
         def fill(staging: Path) -> None:
-            check_free_space(target, _count_bytes(self._weights) + _count_bytes(self._moments))
-            _save_tensors(self._weights, staging / WEIGHTS_FILE)
-            _save_tensors(self._moments, staging / MOMENTS_FILE)
+            check_free_space(target, self._weights.count_bytes() + self._moments.count_bytes())
+            _save_tensors(self._weights.tensors, staging / WEIGHTS_FILE)
+            _save_tensors(self._moments.tensors, staging / MOMENTS_FILE)
             (staging / PROGRESS_FILE).write_text(progress, encoding="utf-8")
             write_manifest(staging)
 
@@ -178,7 +172,3 @@ def _save_tensors(tensors: Tensors, path: Path) -> None:
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten().view(torch.uint8)  # As numbers, NaN differs from itself.
-
-
-def _count_bytes(tensors: Tensors) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())

@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 
 _COLLECTIVES = (os.path.join("torch", "distributed", ""), os.path.join("torch", "nn", "parallel", "distributed.py"))
 
-# A collective on a GPU returns at once. A rank then waits where it reads the result: in these functions, with the end of
-# the file's path. `.cpu()` and similar are native and have no frame of their own.
-_WAITS_FOR_DEVICE = (
+# A collective on a GPU returns at once. A rank then waits where it reads the result: in these functions (None: any) of the
+# files whose paths end so. `.cpu()` and similar are native and have no frame of their own.
+_WAITS_FOR_DEVICE: tuple[tuple[str | None, str], ...] = (
     ("_engine_run_backward", os.path.join("torch", "autograd", "graph.py")),
     ("_write_step", os.path.join("training", "record", "reporter.py")),
-    ("<genexpr>", os.path.join("training", "record", "evaluation.py")),
+    (None, os.path.join("training", "record", "evaluation.py")),
     ("_pad_across_processes", os.path.join("accelerate", "utils", "operations.py")),
-    ("synchronize", os.path.join("torch", "accelerator", "__init__.py")),
+    ("copy_in_pieces", os.path.join("training", "recovery", "host_copy.py")),
 )
 
 _TRAINING = Path(__file__).resolve().parents[1]
@@ -125,7 +125,7 @@ def is_waiting(frames: list[FrameType]) -> bool:
     """
     innermost = frames[0].f_code
     return any(part in innermost.co_filename for part in _COLLECTIVES) or any(
-        innermost.co_name == name and innermost.co_filename.endswith(path) for name, path in _WAITS_FOR_DEVICE
+        name in (None, innermost.co_name) and innermost.co_filename.endswith(path) for name, path in _WAITS_FOR_DEVICE
     )
 
 

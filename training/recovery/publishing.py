@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from onecurve.training.run_directory import RunDirectory
+from onecurve.training.run_directory import CHECKPOINT_PATTERN, RunDirectory
 
 _STAGING, _REPLACED = ".tmp", ".replaced"
 
@@ -60,7 +60,7 @@ def clean_up(folder: Path) -> None:
 
     Only for the process that holds the lock of the run directory.
     """
-    for staging in folder.glob(f".step_*{_STAGING}"):
+    for staging in folder.glob(f".{CHECKPOINT_PATTERN}{_STAGING}"):
         shutil.rmtree(staging)
     for replaced in list_replaced(folder):
         target = folder / replaced.name[1:].removesuffix(_REPLACED)
@@ -81,12 +81,12 @@ def _replaced_path(target: Path) -> Path:
 
 def list_replaced(folder: Path) -> list[Path]:
     """Checkpoints that were about to be replaced when a process was killed."""
-    return sorted(folder.glob(f".step_*{_REPLACED}"))
+    return sorted(folder.glob(f".{CHECKPOINT_PATTERN}{_REPLACED}"))
 
 
 def list_unpublished(folder: Path) -> list[Path]:
     """What a killed process left of the checkpoints in `folder`: staging and replaced folders."""
-    return sorted(folder.glob(".step_*"))
+    return sorted(folder.glob(f".{CHECKPOINT_PATTERN}"))
 
 
 def sync(path: Path) -> None:

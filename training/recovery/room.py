@@ -10,6 +10,7 @@ from onecurve.training.recovery.host_memory import measure_available_memory
 from onecurve.training.recovery.publishing import list_unpublished, staging_path
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.units import GIB
+from onecurve.training.writable import find_existing_parent
 
 
 def check_room(run: RunDirectory, state_bytes: int, weight_bytes: int, num_checkpoints: int) -> None:
@@ -30,7 +31,7 @@ def check_room(run: RunDirectory, state_bytes: int, weight_bytes: int, num_check
             f"{memory / GIB:.3g} GiB are available: use a smaller model, or a machine with more memory"
         )
     needed = num_checkpoints * state_bytes + weight_bytes - _count_existing_bytes(run)
-    free = _measure_free_space(run.path)
+    free = _count_free_bytes(run.path)
     if needed > free:
         raise BadInput(
             f"output_dir {str(run.path)!r}: {num_checkpoints} checkpoints of {state_bytes / GIB:.3g} GiB and the final "
@@ -45,7 +46,7 @@ def check_free_space(target: Path, num_bytes: int) -> None:
     Raises:
         Fault: there is too little disk space.
     """
-    free = _measure_free_space(target)
+    free = _count_free_bytes(target)
     if free < num_bytes:
         raise Fault(f"it needs {num_bytes / GIB:.3g} GiB, {free / GIB:.3g} GiB are free on its disk; free some space")
 
@@ -56,7 +57,5 @@ def _count_existing_bytes(run: RunDirectory) -> int:
     return sum(path.stat().st_size for folder in folders for path in folder.glob("*") if path.is_file())
 
 
-def _measure_free_space(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+def _count_free_bytes(path: Path) -> int:
+    return shutil.disk_usage(find_existing_parent(path)).free

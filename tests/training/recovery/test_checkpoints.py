@@ -253,7 +253,7 @@ def test_the_final_model_needs_no_memory_for_moments(writer: CheckpointWriter, m
     held: list[int] = []
 
     def note(target: Path, fill: Any) -> None:
-        held.append(len(writer._moments))
+        held.append(len(writer._moments.tensors))
 
     monkeypatch.setattr(checkpoint_writer, "publish", note)
     writer.save_final(None, "", writer.run.final)
@@ -333,9 +333,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
 def test_a_copy_uses_the_same_memory_again(writer: CheckpointWriter) -> None:
     save(writer, Progress(1))
-    places = {name: tensor.data_ptr() for name, tensor in {**writer._weights, **writer._moments}.items()}
+    places = {
+        name: tensor.data_ptr() for name, tensor in {**writer._weights.tensors, **writer._moments.tensors}.items()
+    }
     save(writer, Progress(2))
-    assert {name: tensor.data_ptr() for name, tensor in {**writer._weights, **writer._moments}.items()} == places
+    assert {
+        name: tensor.data_ptr() for name, tensor in {**writer._weights.tensors, **writer._moments.tensors}.items()
+    } == places
 
 
 def test_a_failed_write_is_known_before_the_next_one(writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch) -> None:
