@@ -67,7 +67,7 @@ def iterate_tables(path: Path, known: pa.Schema) -> Iterator[pa.Table]:
             else:
                 file.seek(lines.offset)
                 tables = _parse_with_json(lines, lines.offset + len(block), known, num_rows)
-                num_blank += sum(not line.strip(b" \t\n\r") for line in block.splitlines())
+                num_blank += sum(not line.strip(b" \t\n\r") for line in block.removesuffix(b"\n").split(b"\n"))
             for table in tables:
                 known, num_rows = table.schema, num_rows + len(table)
                 yield table
@@ -93,13 +93,21 @@ def _parse_plain(block: bytes, known: pa.Schema) -> pa.Table | None:
         if any(has_type(field.type, types.is_temporal) for field in table.schema):
             schema = pa.schema([pa.field(field.name, _keep_text(field.type)) for field in table.schema])
             table = _parse_with_arrow(block, schema, is_complete=False)
-        if table.num_rows != num_lines or not all(map(_is_exact, table.itercolumns())):
+        if not table.num_columns or table.num_rows != num_lines or not all(map(_is_exact, table.itercolumns())):
             return None
-        if any(measure_depth(field.type) > MAX_DEPTH + 1 for field in table.schema):
+        if any(measure_depth(field.type) > MAX_DEPTH + 1 or _has_inner_null(field.type) for field in table.schema):
             return None
+        table.validate()
         return conform(table, unify_schemas(known, table.schema))
     except (pa.ArrowException, MixedKinds, RecursionError):
         return None
+
+
+def _has_inner_null(found: pa.DataType) -> bool:
+    """Whether nothing but null is inside a list or an object. Arrow's parser loses count of these."""
+    from pyarrow import types
+
+    return not types.is_null(found) and has_type(found, types.is_null)
 
 
 def _count_plain_lines(block: bytes) -> int | None:
@@ -203,6 +211,8 @@ def build_table(path: Path, rows: list[Row], known: pa.Schema, num_before: int) 
     names = dict.fromkeys(known.names)
     for row in rows:
         names.update(dict.fromkeys(row))
+    if rows and not names:
+        raise BadInput(f"{path}, row {num_before + 1}: has no keys; expected an object with a key for each column")
     fields, arrays = [], []
     for name in names:
         values = [row.get(name) for row in rows]
@@ -216,8 +226,7 @@ def build_table(path: Path, rows: list[Row], known: pa.Schema, num_before: int) 
             _refuse_value(path, name, values, before, num_before)
         fields.append(pa.field(name, found))
         arrays.append(array)
-    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-    return table if names else pa.table({"": pa.nulls(len(rows))}).select([])
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def _is_finite(column: Any) -> bool:

@@ -149,7 +149,18 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
     columns = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        _cast(table[field.name], field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _cast(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
+    import pyarrow as pa
+    from pyarrow import types
+
+    if column.type == wanted:
+        return column
+    if has_type(wanted, types.is_null):  # Arrow's cast of nulls inside a list loses count of them.
+        return pa.chunked_array([pa.array(column.to_pylist(), wanted)])
+    return column.cast(wanted)

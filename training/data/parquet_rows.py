@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecurve.training.data.csv_rows import check_names
-from onecurve.training.data.kinds import decode_type
+from onecurve.training.data.kinds import conform, decode_type
 from onecurve.training.errors import BadInput
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def iterate_tables(path: Path) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([], schema)
         num_rows = 0
         for batch in file.iter_batches(batch_size=_choose_batch_size(file.metadata)):
-            table = pa.Table.from_batches([batch]).cast(schema)
+            table = conform(pa.Table.from_batches([batch]), schema)
             try:
                 table.validate(full=True)
             except pa.ArrowInvalid as error:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from onecurve.training.data import csv_blocks, json_blocks, json_rows
@@ -123,6 +123,7 @@ def test_text_tables_come_back(
 @quickly
 @given(rows=rows_of_json(), is_ascii=st.booleans(), size=block_sizes, is_array=st.booleans())
 def test_json_comes_back(rows: list[dict[str, Any]], is_ascii: bool, size: int, is_array: bool, tmp_path: Path) -> None:
+    assume(not rows or rows[0])  # A first block of objects without a key is refused.
     path = tmp_path / "a.json"
     if is_array:
         path.write_text(json.dumps(rows, ensure_ascii=is_ascii), encoding="utf-8")
@@ -135,6 +136,7 @@ def test_json_comes_back(rows: list[dict[str, Any]], is_ascii: bool, size: int, 
 @quickly
 @given(rows=rows_of_json())
 def test_parquet_comes_back(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    assume(any(rows) or not rows)
     schema = pa.schema([])
     table = json_blocks.build_table(tmp_path, rows, schema, 0)
     if (
@@ -249,7 +251,9 @@ def test_damaged_json_is_read_right_or_refused(
         assert number_free(prune(found)) == number_free(prune(expected)), content
     else:
         # Two kinds in a column, or a number beyond 64 bits, are refused by row though each line is JSON.
-        assert re.search(r"a\.jsonl, " + (r"(line|row) \d+" if expected is None else r"row \d+: column"), refusal)
+        assert re.search(
+            r"a\.jsonl, " + (r"(line|row) \d+" if expected is None else r"row \d+: (column|has no keys)"), refusal
+        )
 
 
 def number_free(value: Any) -> Any:
