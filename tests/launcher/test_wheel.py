@@ -76,14 +76,15 @@ def test_the_wheel_claims_no_name_but_onecurve(installed: Path) -> None:
 
 
 def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
-    own = {f"onecurve/{path.name}" for path in (ROOT / "onecurve").glob("*.py")}
+    own = {f"onecurve/{path.name}" for path in (ROOT / "onecurve").iterdir() if path.is_file()}
+    assert "onecurve/py.typed" in own
     expected = own | {
         f"onecurve/{path.relative_to(ROOT)}"
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {Path(name).suffix for name in expected} == {".py", ".yaml", ".html", ".sh"}
+    assert {Path(name).suffix for name in expected - own} == {".py", ".yaml", ".html", ".sh"}
     assert list_package(wheel) == expected
     with zipfile.ZipFile(wheel) as file:
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in file.namelist())

@@ -23,12 +23,6 @@ from tests.conftest import ROOT, TINY
 Recipe = dict[str, Any]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_processes() -> None:
-    """One thread each, as in all tests that start processes."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, news: Path, tmp_path_factory: pytest.TempPathFactory) -> onecurve.Run:
     """A training on one process, without a recipe file."""

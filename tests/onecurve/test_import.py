@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 
@@ -56,3 +58,13 @@ def test_every_exception_is_public(home: str) -> None:
     )
     assert "BadInput" in names or "UsageError" in names
     assert set(names) <= set(onecurve.__all__)
+
+
+def test_the_guide_uses_public_names_only() -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Attribute)]
+    used = {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "onecurve"}
+    assert {"train", "load_run", "Preempted"} <= used <= set(onecurve.__all__)
+    of_run = {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "run"}
+    assert {"metrics", "evaluate", "predict"} <= of_run <= set(dir(onecurve.Run))

@@ -35,7 +35,6 @@ def executed(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         (folder / name).symlink_to(ROOT / name)
     variables = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "OMP_NUM_THREADS": "1",
         "IPYTHONDIR": str(folder / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
     }
@@ -57,7 +56,7 @@ def test_the_notebook_runs_and_learns(executed: tuple[Path, Any]) -> None:
     assert "\x1b" not in printed, "no terminal's control characters"
     values = [ast.literal_eval(text) for kind, text in outputs if kind == "execute_result" and text.startswith("{")]
     evaluation = next(value for value in values if "eval_loss" in value)
-    assert 0.4 < evaluation["eval_accuracy"] <= 1
+    assert 0.7 < evaluation["eval_accuracy"] <= 1
     assert evaluation["eval_accuracy"] == pytest.approx(run.evaluations[-1]["eval_accuracy"], abs=1e-4)
 
 
