@@ -100,7 +100,4 @@ def _describe(error: Exception) -> tuple[int, str]:
         return 2, f"{error.format_message()} (onecurve --help lists commands and options)"
     if isinstance(error, typer.Abort):
         return 130, "aborted"
-    return (
-        1,
-        f"unexpected {type(error).__name__}: {error} (this is a bug; --debug shows its traceback, please report it)",
-    )
+    return 1, f"unexpected {type(error).__name__}: {error} (a bug, please report it; --debug shows the traceback)"

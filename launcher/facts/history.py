@@ -22,8 +22,8 @@ class History:
     Attributes:
         sources: where each setting came from: flag, recipe or default.
         steps: a line of metrics.jsonl for each step, in order.
-        evaluations: likewise, of the validation data.
-        test: the metrics of the test data; empty where there is none.
+        evaluations: a line for each evaluation of the validation data.
+        test: the metrics of the test data; empty if there is none.
     """
 
     path: Path
@@ -54,21 +54,21 @@ class History:
 
     @property
     def num_restarts(self) -> int | None:
-        """Starts after the first; None where the training did not count them."""
+        """Starts after the first; None if the training did not count them."""
         count = self.environment.get("num_starts")
         return count - 1 if isinstance(count, int) else None
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """Peak memory of the process that used most; None where the training did not write it."""
+        """Peak memory of the process that used most; None if the training did not write it."""
         return max((line["peak_memory_bytes"] for line in self.steps if "peak_memory_bytes" in line), default=None)
 
 
 def check_run(path: Path) -> RunDirectory:
-    """The run directory of that path, if a training has written there.
+    """The run directory at that path.
 
     Raises:
-        NotARun: it has not.
+        NotARun: no training has written there.
     """
     if not path.is_dir():
         raise NotARun(f"{str(path)!r} is not a folder; give the output_dir of a training")
@@ -152,7 +152,7 @@ class MetricsFile:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none that can be read."""
+    """The object in a JSON file; empty if there is none, or it can't be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

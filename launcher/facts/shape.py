@@ -266,7 +266,7 @@ def _count_mixtral(config: Mapping[str, Any], values: Mapping[str, Any], head_ou
 
 
 def _count_unknown(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
-    """The feed-forward with three matrices where the config looks like a Llama, BERT's otherwise."""
+    """Counted like a Llama if the config looks like one, else like a BERT."""
     if "rms_norm_eps" in config or "num_key_value_heads" in config:
         return _count_llama(config, values, head_outputs)
     return _count_bert(config, values, head_outputs)

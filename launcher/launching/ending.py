@@ -20,7 +20,7 @@ class Ending:
         message: one line for the user; empty if the training has printed its own.
         was_stopped: a signal or a STOP file asked for the end.
         was_orphaned: the training stopped only because accelerate launch was killed.
-        cause: the training's own message about its end; empty where it finished, or could not write one.
+        cause: the training's own message about its end; empty if it finished, or could not write one.
     """
 
     exit_code: int

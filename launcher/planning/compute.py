@@ -24,7 +24,7 @@ def count_communication(
     """Bytes that each device sends in one step.
 
     A ring moves (P-1)/P of the data for a gather or a reduce-scatter and twice that for an all-reduce (Patarasuk and
-    Yuan 2009). DDP all-reduces the gradients once a step. ZeRO-1 and 2 reduce-scatter gradients and gather weights: the
+    Yuan 2009). DDP all-reduces the gradients once per step. ZeRO-1 and 2 reduce-scatter gradients and gather weights: the
     same volume. ZeRO-3 and FSDP gather the weights twice for each micro-batch and scatter gradients: 1.5 times the volume
     (Rajbhandari et al. 2020, section 7).
     """

@@ -104,7 +104,7 @@ def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
 def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes: int) -> MemoryEstimate:
     """Peak bytes on one device in a training step, after the first steps, which have no moments yet.
 
-    Gradients grow as activations are freed, so with one micro-batch a step the peak holds the larger of the two; with
+    Gradients grow as activations are freed, so with one micro-batch per step the peak holds the larger of the two; with
     several, the gradients of the first ones stay beside the activations of the next. ZeRO-2 and 3 always hold memory for
     their part of the gradients.
     """

@@ -38,7 +38,7 @@ class StrategyPlan:
     """One strategy on the devices that were asked about.
 
     Attributes:
-        fits: on the device, and on the host where something moves there.
+        fits: on the device, and on the host if the strategy offloads to it.
         largest_batch: the largest per_device_batch_size that fits.
         communication_bytes: sent by each device in one step.
     """
@@ -51,7 +51,7 @@ class StrategyPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All the arithmetic of one recipe on one set of devices."""
+    """The arithmetic of one recipe on one set of devices."""
 
     shape: ModelShape
     data: DataEstimate
@@ -75,12 +75,12 @@ class Plan:
 
     @property
     def device_hours(self) -> float | None:
-        """Time times devices."""
+        """Hours times devices."""
         return None if self.seconds is None else self.seconds * self.num_processes / 3600
 
 
 def build_plan(recipe: Recipe, shape: ModelShape, data: DataEstimate, cluster: Cluster) -> Plan:
-    """All the arithmetic of a recipe."""
+    """Compute everything that `onecurve plan` shows."""
     devices, num_nodes, mfu = cluster.devices, cluster.num_nodes, cluster.mfu
     num_processes = devices.count * num_nodes
     work = build_work(recipe, shape, devices.kind, recipe.max_length, num_processes)

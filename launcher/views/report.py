@@ -99,7 +99,7 @@ def describe_result(history: History) -> list[tuple[str, str]]:
             ("training time", format_seconds(seconds)),
             ("device-hours", format_result(count_device_hours(history))),
             ("tokens", format_count(tokens)),
-            ("tokens a second", f"{tokens / seconds:,.0f}"),
+            ("tokens per second", f"{tokens / seconds:,.0f}"),
         ]
     if history.peak_memory_bytes is not None:
         tiles.append(("peak memory", f"{format_gib(history.peak_memory_bytes)} GiB"))
@@ -117,7 +117,7 @@ def build_charts(history: History) -> list[tuple[str, str]]:
         ("loss", "loss"),
         ("learning rate", "learning_rate"),
         ("gradient norm, before clipping", "grad_norm"),
-        ("tokens a second", "tokens_per_second"),
+        ("tokens per second", "tokens_per_second"),
     ):
         points = _pick(history.steps, key)
         dots = _pick(history.evaluations, "eval_loss") if key == "loss" else []

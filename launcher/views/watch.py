@@ -85,7 +85,8 @@ def _describe_surroundings(view: View) -> list[str]:
     if view.num_restarts:
         lines.append(f"restarted {'once' if view.num_restarts == 1 else f'{view.num_restarts} times'}")
     if view.restarts_left:
-        lines.append(f"restarting from its last checkpoint; {view.restarts_left} more restarts allowed")
+        number = f"{view.restarts_left} more restart{'s' * (view.restarts_left != 1)}"
+        lines.append(f"restarting from its last checkpoint; {number} allowed")
     if view.queue_state is not None:
         lines.append(view.queue_state)
     if view.is_stale:

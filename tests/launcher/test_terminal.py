@@ -111,7 +111,7 @@ def test_watch_follows_over_a_restart(terminal: Terminal, write_run: Callable[..
     child = terminal("watch", run, "--every", "0.2")
     child.expect("running")
     write_state(run, "failed", 1, restarts_left=1)
-    child.expect("starts again from its last checkpoint")
+    child.expect("1 more restart")
     write_state(run, "running", None)
     child.expect("running")
     write_state(run, "failed", 1)

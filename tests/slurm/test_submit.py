@@ -134,7 +134,7 @@ def test_an_array_is_cancelled_after_a_task_has_ended(
     wait_until(lambda: "RUNNING" not in cluster.run(*states).stdout, "the third ends", 60)
     again = onecurve("cancel", array)
     assert again.returncode == 2
-    assert "is over" in again.stderr
+    assert f"job {array}" in again.stderr
 
 
 def test_an_array_whose_comparison_is_refused_is_known(

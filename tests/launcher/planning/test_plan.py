@@ -109,7 +109,7 @@ def test_every_format_is_counted(suffix: str, tmp_path: Path) -> None:
             writer.writeheader()
             writer.writerows(rows)
     data = estimate_data(
-        Recipe.model_validate({"model_name_or_path": "x", "train_file": str(path), "validation_file": str(path)})
+        build_recipe({"model_name_or_path": "x", "train_file": str(path), "validation_file": str(path)})
     )
     assert data.num_examples == 7
     assert data.source == "characters, 7 rows"
