@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from onecurve.training.units import GIB as GIB
+
 MIB = 1024**2
-GIB = 1024**3
 
 
 def format_gib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""Units of memory."""
+"""Units of memory, for training and launcher."""
 
 GIB = 2**30
 """Bytes."""

@@ -99,7 +99,7 @@ def check_processes() -> None:
 
 
 def check_store() -> None:
-    """Stop if the store through which the ranks find each other is gone.
+    """Stop if the store through which the ranks find each other does not exist any more.
 
     Torch retries an unreachable store until the collective timeout. torch's agent hosts the store, in the launcher or on
     the first machine, and opens it before it starts any rank; so a refused connection means that the agent has died.

@@ -1,4 +1,4 @@
-"""Writes checkpoints and the final model while the training goes on.
+"""Writes checkpoints, while the training continues, and the final model.
 
 Training waits only while the state is copied to host memory. A thread of rank 0 writes the copy, reads it back and
 publishes it. Rank 0 needs host memory for the whole state: in float32, 12 bytes a parameter (weight and two moments).
@@ -51,7 +51,7 @@ class CheckpointWriter:
     def save(self, progress: Progress, is_best: bool = False) -> None:
         """Copy the state of all ranks, and start to write it as checkpoints/step_N; `best` will link to it if it is best.
 
-        Returns after the copy: the training may go on and change its weights.
+        Returns after the copy: the training may continue and change its weights.
 
         Raises:
             Fault: on every rank, if the previous checkpoint could not be written.

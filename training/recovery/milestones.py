@@ -14,7 +14,7 @@ from onecurve.training.schedule import count_most_checkpoints
 
 @dataclass
 class Progress:
-    """Where a training stands: all that a resume needs besides weights and moments.
+    """How far a training is: all that a resume needs besides weights and moments.
 
     Attributes:
         step: steps done.

@@ -145,19 +145,6 @@ def _refuse_older(named: Path, newest: Path | None, run: RunDirectory) -> None:
         )
 
 
-def _with_same_data(start: Start, data: PreparedData) -> Start:
-    """Refuse data that have changed since the checkpoint was written: another curve. The next one will know them."""
-    for name, split in (("train", data.train), ("validation", data.validation)):
-        known = start.progress.data.get(name, split.digest)
-        start.progress.data[name] = split.digest
-        if known.startswith(DIGEST_PREFIX) and known != split.digest:
-            raise BadInput(
-                f"{split.origin}: the {name} data have changed (rows, labels or tokens) since {start.checkpoint} was written; "
-                "put back what was there to go on, or choose another output_dir to begin anew"
-            )
-    return start
-
-
 def _refuse_another_recipe(run: RunDirectory, resolved: ResolvedRecipe, is_finished: bool) -> None:
     differing = find_differing_keys(run, resolved.recipe, FREE_KEYS)
     if not differing:
@@ -174,6 +161,7 @@ def _check_data(start: Start, data: PreparedData) -> Start:
     for name, split in (("train", data.train), ("validation", data.validation)):
         known = start.progress.data.get(name, split.digest)
         start.progress.data[name] = split.digest
+        # Digests of other versions of the data's format cannot be compared.
         if known.startswith(DIGEST_PREFIX) and known != split.digest:
             raise BadInput(
                 f"{split.origin}: the {name} data have changed (rows, labels or tokens) since {start.checkpoint} was written; "

@@ -87,7 +87,7 @@ class Watchdog:
         self._last_beat = now
 
     def shorten_limit(self) -> None:
-        """Wait only seconds from now on: this training was told to end, perhaps because another rank died."""
+        """Wait only seconds from now on: this rank received SIGTERM, perhaps because another rank died."""
         self._is_limit_short = True
         self._last_beat = time.monotonic()
 

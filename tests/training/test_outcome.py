@@ -1,10 +1,8 @@
-"""How a run ends is told: exit code, one message, a status file; and files are replaced whole."""
+"""How a run ends: exit code, one message, a status file."""
 
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import pytest
 
 from onecurve.training import outcome as outcomes
-from onecurve.training.atomic_files import write_atomically
 from onecurve.training.config import RecipeError
 from onecurve.training.errors import BadInput, Diverged, Fault, Preempted, WrongTopology
 from onecurve.training.outcome import Outcome, report_outcome
@@ -21,9 +18,9 @@ from tests.messages import names
 
 @pytest.fixture
 def status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ONECURVE_STATUS_FILE", str(tmp_path / "told.json"))
+    monkeypatch.setenv("ONECURVE_STATUS_FILE", str(tmp_path / "status.json"))
     monkeypatch.delenv("RANK", raising=False)
-    return tmp_path / "told.json"
+    return tmp_path / "status.json"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -31,51 +28,11 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-# Writing -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "file.json"
-    write_atomically(path, "first")
-    before = path.open(encoding="utf-8")
-    write_atomically(path, "zweiter: ä")
-    with before:
-        assert before.read() == "first", "who had it open still reads the old file"
-    assert path.read_text(encoding="utf-8") == "zweiter: ä"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
-    path = tmp_path / "file.json"
-    write_atomically(path, "old")
-
-    def fail(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, function, fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "file", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(tmp_path / "file", "new \ud800")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
-
-
-# Outcomes ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_run_that_ends_well_is_finished(status: Path, tmp_path: Path) -> None:
     seen = []
 
     def main(arguments: Sequence[str], outcome: Outcome) -> None:
-        assert not status.exists(), "nothing is told before there is a run"
+        assert not status.exists(), "no status before there is a run"
         outcome.add_status_file(tmp_path / "run" / "status.json", 3)
         seen.append(read(status))
         outcome.step = 8
@@ -98,7 +55,7 @@ def test_a_run_that_ends_well_is_finished(status: Path, tmp_path: Path) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_a_fault_is_told_in_one_message(
+def test_a_fault_is_reported_in_one_message(
     status: Path, capsys: pytest.CaptureFixture[str], error: Exception, exit_code: int, state: str
 ) -> None:
     def main(arguments: Sequence[str], outcome: Outcome) -> None:
@@ -151,7 +108,7 @@ def test_a_status_that_cannot_be_written_hides_no_fault(
     assert "onecurve: loss is nan" in shown
 
 
-def test_only_rank_0_speaks(status: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_rank_0_reports(status: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     waited = []
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(outcomes, "_wait_for_main", lambda seconds: waited.append(True))
@@ -161,15 +118,15 @@ def test_only_rank_0_speaks(status: Path, monkeypatch: pytest.MonkeyPatch, capsy
         raise BadInput("the same on every rank")
 
     assert report_outcome(main, []) == 2
-    assert waited, "rank 0 is given the time to tell it"
+    assert waited, "rank 0 has time to report it"
     assert not status.exists()
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
 
-@pytest.mark.parametrize(("error", "is_told"), [(ValueError("a bug"), True), (BadInput("a bad row"), False)])
-def test_the_status_of_a_crash_says_that_another_start_follows(
-    error: Exception, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("error", "is_retried"), [(ValueError("a bug"), True), (BadInput("a bad row"), False)])
+def test_the_status_of_a_crash_counts_the_starts_that_follow(
+    error: Exception, is_retried: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONECURVE_STATUS_FILE", str(tmp_path / "status.json"))
     monkeypatch.setenv("ONECURVE_RESTARTS_LEFT", "2")
@@ -178,4 +135,4 @@ def test_the_status_of_a_crash_says_that_another_start_follows(
         raise error
 
     report_outcome(fail, [])
-    assert read(tmp_path / "status.json").get("restarts_left") == (2 if is_told else None)
+    assert read(tmp_path / "status.json").get("restarts_left") == (2 if is_retried else None)

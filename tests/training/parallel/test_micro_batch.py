@@ -1,4 +1,4 @@
-"""What each micro-batch is told. Launches that are refused: tests/test_smoke.py."""
+"""The beginning of a micro-batch: its random numbers."""
 
 from __future__ import annotations
 
