@@ -14,7 +14,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -223,12 +224,23 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 def _parse_flag(kind: type[Recipe], key: str, text: str) -> object:
     field = kind.model_fields.get(key)
-    if field is not None and field.annotation in (str, str | None):
+    is_list = text.lstrip().startswith("[")
+    if field is not None and _takes_text(field.annotation) and not is_list:
         return None if text == "null" else text  # A revision 0123 or a folder 2026-11-23 is text, whatever YAML thinks.
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Whether a key takes free text or a list of texts, and nothing else."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return all(_takes_text(kind) for kind in arguments if kind is not type(None))
+    if origin is Annotated:
+        return _takes_text(arguments[0])
+    return annotation is str or (origin is tuple and arguments[0] is str)
 
 
 def _describe_unknown(key: str, task: type[Task]) -> str:
