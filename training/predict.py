@@ -59,7 +59,7 @@ from onecurve.training.tasks.base import Rows
 
 
 class Stopped(Exception):
-    """This process was asked to stop; the others are told when all meet."""
+    """This process was asked to stop; the other ranks learn of it when all ranks synchronize."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def check_stop() -> None:
     """Look whether the launcher asks for a stop; before each batch.
 
     Raises:
-        Stopped: it does, or is gone.
+        Stopped: it does, or it has died.
     """
     path = os.environ.get("ONECURVE_STOP_FILE")
     if launcher_has_died() or (path is not None and os.path.exists(path)):

@@ -88,7 +88,7 @@ def train(session: Session) -> Evaluation:
             break
         except MicroBatchTooLarge:
             pass
-        shrink_micro_batches(session)  # Out here the error is gone, and with it the tensors that its frames held.
+        shrink_micro_batches(session)  # Outside of `except` the error and the tensors that its frames held are freed.
     session.reporter.flush()
     return evaluation or evaluate_validation(session)
 
@@ -161,7 +161,7 @@ def evaluate_validation(session: Session) -> Evaluation:
 
 
 def stop(session: Session) -> None:
-    """Write a checkpoint and end with exit code 75: the next start goes on from here."""
+    """Write a checkpoint and end with exit code 75: the next start resumes from it."""
     session.reporter.flush()
     with session.watchdog.slow_phase():
         session.checkpoints.save(session.progress)

@@ -1,4 +1,4 @@
-"""Features of prepared examples on disk: written batch by batch, read memory-mapped, so that nobody holds a data set.
+"""Features of prepared examples on disk: written batch by batch, read memory-mapped, so that no process holds them all.
 
 A dense feature is one file of numbers [examples, ...]; a ragged one is a file of all its values and one of where each
 example ends. Processes of one machine share the pages of both.

@@ -154,7 +154,7 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
 def _master_dtype() -> torch.dtype:
     """float32 master weights: mixed precision is autocast's business.
 
-    `ONECURVE_FLOAT64=1` is the referee of `make invariance`: it tells float noise from a fault, and is no way to train.
+    `ONECURVE_FLOAT64=1` is the referee of `make invariance`: it separates float noise from a fault, and is not for training.
     """
     return torch.float64 if os.environ.get("ONECURVE_FLOAT64") == "1" else torch.float32
 

@@ -6,7 +6,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from onecurve.training.data.plan import MicroBatch, derive_key
+from onecurve.training.data.permutation import derive_key
+from onecurve.training.data.plan import MicroBatch
 
 
 def begin_micro_batch(accelerator: Accelerator, plan: MicroBatch, seed: int) -> float:

@@ -27,7 +27,9 @@ def quiet_third_parties() -> None:
     warnings.filterwarnings("ignore")
     for name in ("DeepSpeed", "accelerate", "torch.distributed", "filelock"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # Its errors are raised as well, and told in our words.
+    logging.getLogger("datasets").setLevel(
+        logging.CRITICAL
+    )  # Its errors are raised as well, and reported in our words.
     import transformers
 
     transformers.logging.set_verbosity_error()

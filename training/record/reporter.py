@@ -105,7 +105,7 @@ class Reporter:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
         if self._file is not None:
-            with contextlib.suppress(OSError):  # What could not be written has been told by then.
+            with contextlib.suppress(OSError):  # The error has been reported by then.
                 self._file.close()
 
     def log_step(
@@ -220,7 +220,7 @@ def _list_some(numbers: list[int]) -> str:
 
 
 def cut_back(metrics: Path, progress: Progress) -> str | None:
-    """Drop what a run that goes on from `progress` writes again, atomically; a half-written line goes as well.
+    """Drop, atomically, the lines that a run resumed at `progress` writes again, and a half-written last line.
 
     Returns:
         What to say of lines that are missing; None where none is.

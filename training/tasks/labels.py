@@ -5,8 +5,8 @@ For tasks whose rows have labels of their own. Everything is computed on whole c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -198,6 +198,46 @@ def refuse_empty(rows: Rows, column: str, values: pa.Array) -> None:
     place = pc.index(is_empty, True).as_py()
     if place >= 0:
         rows.refuse(place, f"column {column!r} is empty; every row needs a label")
+
+
+def find_label_problem(label: Any, name: str, problem_type: str) -> str | None:
+    """What is wrong with the label of one row, as far as can be seen without the others; None where nothing is."""
+    if label is None or label == "":
+        return f"label column {name!r} is empty; every row needs a label"
+    if problem_type == "regression":
+        try:
+            float(label)
+        except (TypeError, ValueError):
+            return f"label column {name!r} holds {label!r:.40}, which is not a number"
+    if problem_type == "single_label_classification" and isinstance(label, float | list | dict):
+        kind = type(label).__name__
+        return f"label column {name!r} holds {kind} {label!r:.40}; classes are integers or strings (see problem_type)"
+    return None
+
+
+def compute_class_weights(
+    wanted: Literal["balanced"] | Mapping[str, float], names: Sequence[str], classes: Array
+) -> list[float]:
+    """The weight of each class; `balanced` is num_examples / (num_classes * examples of the class), as in scikit-learn.
+
+    Args:
+        names: of the classes.
+        classes: [examples] of the training data.
+
+    Raises:
+        BadInput: `wanted` does not name each class once.
+    """
+    if wanted == "balanced":
+        per_class = np.maximum(np.bincount(classes, minlength=len(names)), 1)
+        balanced: list[float] = (len(classes) / (len(names) * per_class)).tolist()
+        return balanced
+    unknown, missing = [name for name in wanted if name not in names], [name for name in names if name not in wanted]
+    if unknown or missing:
+        raise BadInput(
+            f"class_weights: must name each label once; unknown {unknown}, missing {missing}, "
+            f"labels are {shorten_names(names)}"
+        )
+    return [wanted[name] for name in names]
 
 
 def to_name(value: object) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Files, Number, Recipe
 from onecurve.training.tasks.base import Forward, Rows, Task
-from onecurve.training.tasks.texts import encode_texts
+from onecurve.training.tasks.texts import check_texts, encode_texts, find_text_problem
 
 if TYPE_CHECKING:
     import torch
@@ -98,22 +98,12 @@ class TextClassification(Task):
 
     def find_row_problem(self, row: Mapping[str, Any], with_targets: bool = True) -> str | None:
         """An empty text, or a label that can't be one."""
-        for name in self.text_columns:
-            text = row.get(name)
-            if text is not None and not isinstance(text, str):
-                return f"text column {name!r} holds {type(text).__name__} {text!r:.40}, not text"
-            if not text or not text.strip():
-                return f"text column {name!r} is empty; fill or remove the row"
-        for name in self.label_columns if with_targets else ():
-            label = row.get(name)
-            if label is None or label == "":
-                return f"label column {name!r} is empty; every row needs a label"
-            if self.problem_type == "regression" and not _is_number(label):
-                return f"label column {name!r} holds {label!r:.40}, which is no number"
-            if self.problem_type == "single_label_classification" and isinstance(label, float | list | dict):
-                kind = type(label).__name__
-                return f"label column {name!r} holds {kind} {label!r:.40}; classes are integers or strings (see problem_type)"
-        return None
+        from onecurve.training.tasks.labels import find_label_problem
+
+        problems = [find_text_problem(row.get(name), name) for name in self.text_columns]
+        if with_targets:
+            problems += [find_label_problem(row.get(name), name, self.problem_type) for name in self.label_columns]
+        return next((problem for problem in problems if problem is not None), None)
 
     # Rows -> examples -----------------------------------------------------------------------------------------------
 
@@ -136,23 +126,8 @@ class TextClassification(Task):
 
     def check(self, rows: Rows) -> None:
         """Texts and labels of every row."""
-        self._check_texts(rows)
+        check_texts(rows, self.text_columns)
         self.encode_labels(rows)
-
-    def _check_texts(self, rows: Rows) -> None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        for name in self.text_columns:
-            column = rows.table.column(name)
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                raise BadInput(f"{rows.origin}: text column {name!r} must hold text, it holds {column.type}")
-            start = 0
-            for chunk in column.chunks:  # A whole column may not fit into memory.
-                place = pc.index(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(chunk), ""), True), True).as_py()
-                if place >= 0:
-                    rows.refuse(start + place, f"text column {name!r} is empty; fill or remove the row")
-                start += len(chunk)
 
     def encode_labels(self, rows: Rows) -> Array:
         """Labels as the loss takes them.
@@ -187,29 +162,12 @@ class TextClassification(Task):
         return examples
 
     def conclude(self, examples: Mapping[str, Any]) -> None:
-        """Class weights; `balanced` is num_examples / (num_classes * examples of the class), scikit-learn's definition."""
-        import numpy as np
+        """Class weights."""
+        from onecurve.training.tasks.labels import compute_class_weights
 
-        wanted, names = self.recipe.class_weights, self.label_names
-        if wanted is None:
-            return
-        if wanted == "balanced":
-            classes = examples["labels"][:]
-            per_class = np.maximum(np.bincount(classes, minlength=len(names)), 1)
-            self.facts["class_weights"] = (len(classes) / (len(names) * per_class)).tolist()
-            return
-        unknown, missing = (
-            [name for name in wanted if name not in names],
-            [name for name in names if name not in wanted],
-        )
-        if unknown or missing:
-            from onecurve.training.tasks.labels import shorten_names
-
-            raise BadInput(
-                f"class_weights: must name each label once; unknown {unknown}, missing {missing}, "
-                f"labels are {shorten_names(names)}"
-            )
-        self.facts["class_weights"] = [wanted[name] for name in names]
+        if self.recipe.class_weights is not None:
+            weights = compute_class_weights(self.recipe.class_weights, self.label_names, examples["labels"][:])
+            self.facts["class_weights"] = weights
 
     def counts(self, examples: Mapping[str, Any]) -> Array:
         """1, or the weight of the example's class."""
@@ -385,11 +343,3 @@ class TextClassification(Task):
 
 def _has_head(config: Any) -> bool:
     return any("Classification" in name for name in config.architectures or [])
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True

@@ -5,7 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Recipe
+from onecurve.training.tasks.base import Rows
+
+
+def find_text_problem(text: Any, name: str) -> str | None:
+    """What is wrong with a text of one row; None where nothing is."""
+    if text is not None and not isinstance(text, str):
+        return f"text column {name!r} holds {type(text).__name__} {text!r:.40}, not text"
+    if not text or not text.strip():
+        return f"text column {name!r} is empty; fill or remove the row"
+    return None
+
+
+def check_texts(rows: Rows, columns: Sequence[str]) -> None:
+    """Refuse columns that hold no text, or an empty one.
+
+    Raises:
+        BadInput: naming the column, and the first row at fault.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name in columns:
+        column = rows.table.column(name)
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise BadInput(f"{rows.origin}: text column {name!r} must hold text, it holds {column.type}")
+        start = 0
+        for chunk in column.chunks:  # A whole column may not fit into memory.
+            place = pc.index(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(chunk), ""), True), True).as_py()
+            if place >= 0:
+                rows.refuse(start + place, f"text column {name!r} is empty; fill or remove the row")
+            start += len(chunk)
 
 
 def encode_texts(texts: Sequence[Sequence[str]], tokenizer: Any, recipe: Recipe) -> dict[str, list[list[int]]]:
@@ -17,7 +49,7 @@ def encode_texts(texts: Sequence[Sequence[str]], tokenizer: Any, recipe: Recipe)
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and set(names) <= {"input_ids", "token_type_ids"}:
-        # What transformers does in its call, without the offsets and masks that nobody reads.
+        # What transformers does in its call, without the offsets and masks, which are not needed.
         backend.no_padding()
         backend.enable_truncation(recipe.max_length, direction=tokenizer.truncation_side)
         encodings = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))

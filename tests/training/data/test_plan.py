@@ -18,16 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
-from onecurve.training.data.plan import (
-    EvaluationPlan,
-    MicroBatch,
-    Order,
-    TrainingPlan,
-    cut,
-    cut_micro_batches,
-    derive_key,
-    permute,
-)
+from onecurve.training.data.permutation import derive_key, permute
+from onecurve.training.data.plan import EvaluationPlan, MicroBatch, Order, TrainingPlan, cut, cut_micro_batches
 from tests.conftest import ROOT
 from tests.messages import naming
 
