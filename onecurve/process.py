@@ -109,7 +109,7 @@ def build_error(exit_code: int, answer: dict[str, Any] | None) -> BaseException:
     from onecurve.training.errors import BadInput, Diverged, Fault, Preempted
 
     if answer is None:
-        if exit_code == 130:
+        if exit_code in (130, -signal.SIGINT):
             return KeyboardInterrupt()
         ended = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
         return errors.LaunchFailed(f"the launcher ended with {ended} and no answer; what it printed may say why")

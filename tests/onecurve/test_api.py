@@ -142,6 +142,7 @@ def test_bad_data_has_the_message_of_the_command_line(recipe: Recipe, tmp_path: 
     assert "row 202" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_divergence_is_raised(recipe: Recipe) -> None:
     with pytest.raises(onecurve.Diverged, match="step"):
         onecurve.train(**{**recipe, "learning_rate": 1e30, "max_train_steps": 40})
