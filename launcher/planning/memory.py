@@ -46,6 +46,7 @@ USABLE_HOST_SHARE = 0.9
 # DeepSpeed's defaults, in numbers: reduce_bucket_size and stage3_max_live_parameters.
 _ZERO_BUCKET = 500_000_000
 _ZERO_LIVE_PARAMETERS = 1_000_000_000
+_LARGEST_BATCH_TRIED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,7 @@ def largest_batch(
     work: Work,
     num_processes: int,
     device_bytes: int,
-    overhead_bytes: int = GPU_OVERHEAD_BYTES,
-    limit: int = 1 << 16,
+    overhead_bytes: int,
 ) -> int:
     """The largest per_device_batch_size that fits; 0 if not even one example does."""
 
@@ -190,7 +190,7 @@ def largest_batch(
         tried = replace(work, num_examples=num_examples)
         return fits(estimate_memory(shape, strategy, tried, num_processes), device_bytes, overhead_bytes)
 
-    low, high = 0, limit
+    low, high = 0, _LARGEST_BATCH_TRIED
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits_with(middle) else (low, middle - 1)
