@@ -223,7 +223,7 @@ def test_a_process_that_never_joins_the_group_is_named(recipe: Settings, tmp_pat
     job = Job({**recipe, **LONG, "hang_timeout_seconds": 0.5}, "multi_cpu", 2, script=str(script))
     jobs.append(job)
     assert job.wait_for_end() < 60
-    assert re.search(r"rank 1 [a-z ]*training/building.py:\d+ \(_build\)", job.output)
+    assert re.search(r"rank 1 [a-z ]*training/building.py:\d+ \(\w+\)", job.output)
     assert "in stay_away" in (job.path / "hangs" / "process_00001.txt").read_text()
 
 

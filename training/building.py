@@ -284,7 +284,7 @@ def shrink_micro_batches(session: Session) -> None:
         DistributedType.FSDP,
     ):
         raise out_of_memory.OutOfMemory(
-            f"process {accelerator.process_index} ran out of memory at step {step + 1}; start it again, and it resumes "
+            f"rank {accelerator.process_index} ran out of memory at step {step + 1}; start it again, and it resumes "
             f"from the last checkpoint with micro-batches of at most {size} (the curve stays the same)"
         )
     session.model.zero_grad()  # The optimizer's, as accelerate wraps it, does nothing in the middle of a step.
