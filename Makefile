@@ -50,7 +50,7 @@ invariance: build/demo/complete
 	.venv/bin/python -m benchmarks.invariance
 
 soak: build/demo/complete
-	.venv/bin/python -m tests.soak
+	.venv/bin/python -m tools.soak
 
 references: build/demo/complete
 	.venv/bin/python -m benchmarks.references

@@ -19,8 +19,8 @@ import torch
 from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Run, to_flags
-from tests.jobs import Job, read_status, without_time
 from tests.messages import names
+from tools.jobs import Job, read_status, without_time
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]

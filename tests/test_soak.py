@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import soak
+from tools.soak import soak
 
 
 @pytest.mark.slow

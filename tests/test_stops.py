@@ -18,8 +18,8 @@ import pytest
 
 from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Launch, Run, to_flags
-from tests.jobs import Job, cut_short, read_status, without_time
 from tests.messages import names
+from tools.jobs import Job, cut_short, read_status, without_time
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Launch, Run
-from tests.jobs import cut_short
 from tests.messages import names
+from tools.jobs import cut_short
 
 STEPS = {"max_train_steps": 5, "eval_steps": 4, "checkpointing_steps": 4}
 

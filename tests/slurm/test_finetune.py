@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, Run
-from tests.jobs import Job
 from tests.messages import names
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import skip
+from tools.jobs import Job
 
 pytestmark = pytest.mark.slow
 

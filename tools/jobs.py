@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.conftest import ROOT, Run, to_flags
+from tools.trainings import ROOT, Run, to_flags
 
 
 class Job:
@@ -134,6 +134,7 @@ def without_time(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_status(path: Path) -> dict[str, Any]:
+    """The status of a run directory."""
     content: dict[str, Any] = json.loads((path / "status.json").read_text(encoding="utf-8"))
     return content
 

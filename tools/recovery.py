@@ -1,9 +1,9 @@
 """How long a training of two processes takes to recover from each fault: writes benchmarks/recovery.md.
 
-    python -m tests.recovery
+    python -m tools.recovery
 
 Each fault hits the same training in turn: seconds until all its processes had ended, then, started again, until it has
-written a newer checkpoint than any before. tests/test_faults.py and tests/soak.py show that nothing is lost.
+written a newer checkpoint than any before. tests/test_faults.py and tools/soak.py show that nothing is lost.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.training.recovery.checkpoints import find_checkpoint
-from tests.conftest import ROOT, build_news, build_tiny_model
-from tests.jobs import Job
+from tools.jobs import Job
+from tools.trainings import ROOT, build_news, build_tiny_model
 
 SETTINGS = {
     "max_length": 64, "train_batch_size": 16, "per_device_batch_size": 8, "checkpointing_steps": 10, "eval_steps": 100_000,
@@ -107,7 +107,7 @@ def main() -> None:
     lines = [
         "# How long recovery takes",
         "",
-        f"<!-- Written by tests/recovery.py on {date.today()}. -->",
+        f"<!-- Written by tools/recovery.py on {date.today()}. -->",
         "",
         f"Two processes, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}; one strike each. Nearly all of the",
         "second column is the import of packages.",

@@ -1,6 +1,6 @@
 """A hundred random kills of one training, and a curve that shows none of them: `make soak`.
 
-    python -m tests.soak --kills 100 --launched 30
+    python -m tools.soak --kills 100 --launched 30
 
 Of the kills, `--launched` hit rank 0, rank 1, the launcher or all of them, of `accelerate launch` with two processes; the
 others hit one process that is forked from a server with everything imported, which makes a start ten times as fast. Of
@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.training.recovery.checkpoints import find_checkpoint
-from tests.conftest import DEMO, ROOT, build_news, build_tiny_model, to_flags
-from tests.jobs import Job, count_lines, read_status, saving, without_time
+from tools.jobs import Job, count_lines, read_status, saving, without_time
+from tools.trainings import DEMO, ROOT, build_news, build_tiny_model, to_flags
 
 SETTINGS = {
     "max_length": 64, "train_batch_size": 16, "per_device_batch_size": 8, "learning_rate": 1e-3, "dropout": 0.1,
@@ -211,9 +211,9 @@ def describe(tally: Tally) -> str:
     lines = [
         "# A training that is killed again and again",
         "",
-        "<!-- Written by tests/soak.py. -->",
+        "<!-- Written by tools/soak.py. -->",
         "",
-        f"`python -m tests.soak` on {date.today()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the end: "
+        f"`python -m tools.soak` on {date.today()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the end: "
         f"{num_kills} kills (`kill -9`). **Lost: nothing.**",
         "Every checkpoint that had its name was whole after each kill, and in the end each curve and the final weights were,",
         "bit for bit, those of a run that nobody touched. Seconds are medians, with the slowest.",

@@ -1,0 +1,179 @@
+"""Run `accelerate launch`: for real, or by a server that has torch imported already (`tools.launch_server`).
+
+python -m tools.launches --config_file accelerate_configs/multi_cpu.yaml training/run.py --config RECIPE.yaml
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+
+# Variables that are read when a rank runs. Others may be read at import, which the server has behind it.
+_READ_LATE = ("ONECURVE_", "ACCELERATE_", "PYTEST_", "TORCH_EXTENSIONS_DIR", "PYTHONPATH", "MLFLOW_", "WANDB_")
+
+
+def build_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's variables, and those of a rehearsal on a CPU; scripts outside the checkout find its modules.
+
+    One thread each: two processes with two threads on two cores wait for each other.
+    """
+    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), **(more or {})}
+
+
+def build_arguments(
+    topology: str, num_processes: int | None, options: Sequence[str], script: str, arguments: Sequence[str]
+) -> list[str]:
+    """Arguments of `accelerate launch`: a topology as it is rehearsed, at a port that is free."""
+    words = ["--config_file", f"accelerate_configs/{topology}.yaml"]
+    if num_processes is not None:
+        words += ["--num_processes", str(num_processes)]
+    # Port 0: any that is free, as other trainings may run beside this one.
+    return [*words, "--main_process_port", "0", "--mixed_precision", "no", *options, script, *arguments]
+
+
+def launch_for_real(
+    arguments: Sequence[str], environment: Mapping[str, str], timeout_seconds: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `accelerate launch` as a new process; raises `subprocess.TimeoutExpired`."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A server that is ready."""
+
+    process: subprocess.Popen[str]
+    address: str
+    folder: tempfile.TemporaryDirectory[str]
+
+
+class LaunchServer:
+    """Starts launches from a process that has imported torch; that process begins with the first of them."""
+
+    def __init__(self) -> None:
+        self._server: _Server | None = None
+        self._environment = build_environment()
+
+    def __enter__(self) -> LaunchServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def serves(self, environment: Mapping[str, str]) -> bool:
+        """Whether a launch with these variables can be forked: none that is read at import differs."""
+        names = {
+            name
+            for name in environment.keys() | self._environment.keys()
+            if environment.get(name) != self._environment.get(name)
+        }
+        return sys.platform == "linux" and all(name.startswith(_READ_LATE) for name in names)
+
+    def launch(
+        self, arguments: Sequence[str], environment: Mapping[str, str], timeout_seconds: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `accelerate launch` with these arguments; raises `subprocess.TimeoutExpired`."""
+        if not self.serves(environment):
+            return launch_for_real(arguments, environment, timeout_seconds)
+        if self._server is None:
+            self._server = _start(self._environment)
+        with (
+            socket.socket(socket.AF_UNIX) as connection,
+            tempfile.TemporaryFile("w+", encoding="utf-8") as stdout,
+            tempfile.TemporaryFile("w+", encoding="utf-8") as stderr,
+        ):
+            connection.connect(self._server.address)
+            socket.send_fds(connection, [b"\0"], [stdout.fileno(), stderr.fileno()])
+            request = {"arguments": list(arguments), "environment": dict(environment), "folder": str(ROOT)}
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            exit_code = _wait(connection, arguments, timeout_seconds)
+            return subprocess.CompletedProcess(list(arguments), exit_code, _read(stdout), _read(stderr))
+
+    def close(self) -> None:
+        """End the server."""
+        if self._server is not None:
+            assert self._server.process.stdin is not None
+            self._server.process.stdin.close()
+            self._server.process.wait()
+            self._server.folder.cleanup()
+            self._server = None
+
+
+def _start(environment: Mapping[str, str]) -> _Server:
+    folder = tempfile.TemporaryDirectory(prefix="onecurve-launches-")
+    address = str(Path(folder.name) / "socket")
+    variables = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / "launch_server.py"), address],
+        cwd=ROOT,
+        env=variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) != "ready\n":
+        if not line:
+            raise RuntimeError(f"the launch server ended with exit code {process.wait()} before it was ready")
+    process.stdout.close()
+    return _Server(process, address, folder)
+
+
+def _wait(connection: socket.socket, arguments: Sequence[str], timeout_seconds: float | None) -> int:
+    """The exit code of the launcher that the server has started; past the time limit it is killed with its ranks."""
+    with connection.makefile("rb") as stream:
+        launcher = int(stream.readline())
+        connection.settimeout(timeout_seconds)
+        try:
+            return int(stream.readline())
+        except TimeoutError:
+            _kill(launcher)
+            raise subprocess.TimeoutExpired(list(arguments), timeout_seconds or 0.0) from None
+
+
+def _kill(launcher: int) -> None:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(launcher)
+        for member in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                member.send_signal(signal.SIGKILL)
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+if __name__ == "__main__":
+    with LaunchServer() as server:
+        result = server.launch(sys.argv[1:], build_environment())
+    sys.stdout.write(result.stdout)
+    sys.stderr.write(result.stderr)
+    sys.exit(result.returncode)
