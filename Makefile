@@ -1,6 +1,6 @@
 # make demo     set up and fine-tune a real model on real text
-# make test     set up and pass the tests (under 10 minutes on 2 cores)
-# make test-all the slower tests as well: Slurm, faults, the matrix (under 60 minutes)
+# make test     set up and pass the tests (about 5 minutes on 2 cores)
+# make test-all the slower tests as well: Slurm, faults, the matrix (about 25 minutes)
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 20 minutes)
 # make soak     a hundred random kills, and a curve that shows none of them (about 20 minutes)
@@ -41,10 +41,10 @@ demo: build/demo/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/demo.yaml
 
 test: build/demo/complete
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --durations=10
 
 test-all: build/demo/complete
-	$(PYTEST) -m slow --durations=0 --durations-min=1
+	$(PYTEST) -m slow --durations=10
 
 invariance: build/demo/complete
 	.venv/bin/python -m benchmarks.invariance

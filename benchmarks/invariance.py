@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from tools.launches import LaunchServer, build_arguments, build_environment, launch_for_real
+from tools.trainings import to_flags
 
 ROOT = Path(__file__).parent.parent
 
@@ -145,7 +147,10 @@ def build_data(folder: Path) -> None:
         shutil.copy(demo / "model" / name, folder / "model" / name)
 
 
-def train(cell: Cell, folder: Path) -> Curve:
+Launch = Callable[[Sequence[str], Mapping[str, str]], subprocess.CompletedProcess[str]]
+
+
+def train(cell: Cell, folder: Path, launch: Launch = launch_for_real) -> Curve:
     """Run a cell, unless it has run already, and read what it left.
 
     Raises:
@@ -171,24 +176,9 @@ def train(cell: Cell, folder: Path) -> Curve:
             **KINDS[cell.kind],
         }
         topology = STRATEGIES.get(cell.strategy, "cpu")
-        command = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            f"accelerate_configs/{topology}.yaml",
-        ]
-        command += ["--num_processes", str(cell.num_processes), "training/run.py"]
-        for key, value in settings.items():
-            command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-        variables = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-            "ONECURVE_CACHE": str(folder / "cache"),
-        }
-        variables["ONECURVE_FLOAT64"] = "1" if cell.is_float64 else "0"
-        result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+        variables = {"ONECURVE_CACHE": str(folder / "cache"), "ONECURVE_FLOAT64": "1" if cell.is_float64 else "0"}
+        words = build_arguments(topology, cell.num_processes, (), "training/run.py", to_flags(settings))
+        result = launch(words, build_environment(variables))
         if result.returncode:
             raise RuntimeError(f"{cell.name} failed:\n{result.stderr[-3000:]}")
     found = json.loads((output / "environment.json").read_text())["topology"]
@@ -268,6 +258,7 @@ def main() -> int:
     """Run the matrix, print it and write the page; returns 1 when a cell breaks the invariant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="strategies to run, such as ddp,zero3; the page is then not written")
+    parser.add_argument("--real", action="store_true", help="start each training anew, not from the launch server")
     parser.add_argument("--folder", help="keep the trainings here, and go on with what is there")
     options = parser.parse_args()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="onecurve-invariance-"))
@@ -278,16 +269,18 @@ def main() -> int:
     cells = [cell for cell in build_matrix() if options.only is None or cell.strategy in options.only.split(",")]
     found: list[tuple[Cell, Deviation]] = []
     faults = 0
-    for number, cell in enumerate(cells, start=1):
-        deviation = compare(train(cell, folder), train(cell.reference, folder))
-        found.append((cell, deviation))
-        fault = deviation.find_fault(cell.is_float64)
-        faults += fault is not None
-        figures = f"loss {deviation.loss:.1e}, grad_norm {deviation.grad_norm:.1e}, weights {deviation.weights:.1e}"
-        console.print(f"{number}/{len(cells)}  {cell.name}: {figures}: {fault or 'holds'}", highlight=False)
+    with LaunchServer() as server:
+        launch: Launch = launch_for_real if options.real else server.launch
+        for number, cell in enumerate(cells, start=1):
+            deviation = compare(train(cell, folder, launch), train(cell.reference, folder, launch))
+            found.append((cell, deviation))
+            fault = deviation.find_fault(cell.is_float64)
+            faults += fault is not None
+            figures = f"loss {deviation.loss:.1e}, grad_norm {deviation.grad_norm:.1e}, weights {deviation.weights:.1e}"
+            console.print(f"{number}/{len(cells)}  {cell.name}: {figures}: {fault or 'holds'}", highlight=False)
     print_matrix(console, found)
     if options.only is None:
-        (ROOT / "docs" / "INVARIANCE.md").write_text(format_page(found), encoding="utf-8")
+        (ROOT / "docs" / "INVARIANCE.md").write_text(format_page(found, find_revision()), encoding="utf-8")
     if options.folder is None:
         shutil.rmtree(folder)
     return 1 if faults else 0
@@ -311,12 +304,19 @@ def print_matrix(console: Console, found: list[tuple[Cell, Deviation]]) -> None:
     console.print(table)
 
 
-def format_page(found: list[tuple[Cell, Deviation]]) -> str:
+def find_revision() -> str:
+    """The commit that is measured, marked if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def format_page(found: list[tuple[Cell, Deviation]], revision: str) -> str:
     """docs/INVARIANCE.md."""
     lines = [
         "# One recipe, one loss curve: the matrix",
         "",
-        "Written by `make invariance`. Every line is a real training: 200 examples of 3 to 100 words, batch 16, four epochs",
+        f"Written by `make invariance` at commit {revision}. Every line is a real training: 200 examples of 3 to 100",
+        "words, batch 16, four epochs",
         "(the last batch of each has 8 examples), 52 steps, AdamW with decay and clipping, dropout 0, float32, a BERT with two",
         "layers. It is compared, step by step, with one process that puts each batch through the model at once. The figures",
         "are the largest relative deviation of any step; the bounds are 1e-5 (loss), 1e-4 (gradient norm) and 1e-5 (final",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.invariance import Cell, build_data, compare, read_curve, train
+from tools.launches import LaunchServer
 
 CELLS = [
     pytest.param(Cell("ddp", 2, "3"), id="ddp"),
@@ -17,11 +18,11 @@ CELLS = [
     pytest.param(Cell("zero1", 2, "3"), id="zero1", marks=pytest.mark.slow),
     pytest.param(Cell("zero2", 2, "16"), id="zero2", marks=pytest.mark.slow),
     pytest.param(Cell("zero3", 2, "1"), id="zero3", marks=pytest.mark.slow),
-    pytest.param(Cell("ddp", 2, "3", "class weights"), id="class weights", marks=pytest.mark.slow),
+    pytest.param(Cell("zero1", 2, "3", "class weights"), id="class weights", marks=pytest.mark.slow),
     pytest.param(Cell("zero2", 2, "3", "label smoothing"), id="label smoothing", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "3", "several labels"), id="several labels", marks=pytest.mark.slow),
-    pytest.param(Cell("ddp", 2, "3", "regression"), id="regression", marks=pytest.mark.slow),
-    pytest.param(Cell("zero3", 2, "3", "pairs"), id="pairs", marks=pytest.mark.slow),
+    pytest.param(Cell("zero3", 2, "256 tokens", "regression"), id="regression", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "1", "pairs"), id="pairs", marks=pytest.mark.slow),
     pytest.param(Cell("ddp", 2, "3", is_float64=True), id="ddp in float64", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "3", is_float64=True), id="fsdp2 in float64", marks=pytest.mark.slow),
 ]
@@ -35,15 +36,15 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_curve_is_that_of_one_process(folder: Path, cell: Cell) -> None:
-    curve = train(cell, folder)
+def test_the_curve_is_that_of_one_process(folder: Path, cell: Cell, launch_server: LaunchServer) -> None:
+    curve = train(cell, folder, launch_server.launch)
     assert len(curve.losses) == 52
     assert curve.examples[12][0] == 8, "the last batch of an epoch is uneven"
-    assert compare(curve, train(cell.reference, folder)).find_fault(cell.is_float64) is None
+    assert compare(curve, train(cell.reference, folder, launch_server.launch)).find_fault(cell.is_float64) is None
 
 
-def test_a_deviation_is_seen(folder: Path) -> None:
-    reference = train(Cell("one process", 1, "16"), folder)
+def test_a_deviation_is_seen(folder: Path, launch_server: LaunchServer) -> None:
+    reference = train(Cell("one process", 1, "16"), folder, launch_server.launch)
     assert compare(reference, reference).find_fault(is_float64=True) is None
     for fault, curve in {
         "loss deviates": replace(reference, losses=reference.losses * (1 + 2e-5 * (np.arange(52) == 40))),

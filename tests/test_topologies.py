@@ -52,7 +52,7 @@ def test_a_topology_says_when_to_use_it_and_owns_no_mathematics(name: str) -> No
 )
 def test_a_topology_trains(recipe: dict[str, Any], launch: Launch, reference: list[float], name: str) -> None:
     processes, options, strategy = EXPECTED[name]
-    run = launch({**recipe, **LONGER}, topology=name, num_processes=processes, launcher_options=options)
+    run = launch({**recipe, **LONGER}, topology=name, num_processes=processes, launcher_options=options, is_real=True)
     assert run.exit_code == 0, run.stderr
     topology = run.read("environment.json")["topology"]
     assert (topology["num_processes"], topology["strategy"]) == (processes or 1, strategy)
