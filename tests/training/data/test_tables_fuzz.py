@@ -22,7 +22,7 @@ from onecurve.training.data import csv_blocks, json_blocks, json_rows
 from onecurve.training.data.tables import count_rows, read_chunks, read_table
 from onecurve.training.errors import BadInput
 
-quickly = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quickly = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 TRICKY = [
     "",
