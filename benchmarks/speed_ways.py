@@ -310,7 +310,7 @@ class GatedLoader:
         batches = iter(self.loader)
         batch = next(batches)
         while True:
-            if batch["plan"].position == 0:
+            if batch["micro_batch"].position == 0:
                 self.gate.after_step()
             self.turn.append(dict(batch))
             yield batch
@@ -328,19 +328,19 @@ class GatedLoader:
 def run_onecurve(workload: Workload, settings: Mapping[str, str], flags: list[str]) -> None:
     """training/run.py, with its loader behind a gate."""
     from onecurve.training import run
-    from onecurve.training.building import Training, build
+    from onecurve.training.building import Session, build
     from onecurve.training.outcome import report_outcome
 
-    def build_gated(*arguments: Any, **options: Any) -> Training:
-        training = build(*arguments, **options)
+    def build_gated(*arguments: Any, **options: Any) -> Session:
+        session = build(*arguments, **options)
         gate = Gate(
-            training.accelerator.unwrap_model(training.model), Path(settings["validation_file"]), training.tokenizer
+            session.accelerator.unwrap_model(session.model), Path(settings["validation_file"]), session.tokenizer
         )
-        gated = GatedLoader(training.train_loader, gate)
+        gated = GatedLoader(session.train_loader, gate)
         gate.extra = gated.take
-        gate.answers["floor"] = lambda: run_floor(training, gated.last_turn)
+        gate.answers["floor"] = lambda: run_floor(session, gated.last_turn)
         answer({"ready": True})
-        return dataclasses.replace(training, train_loader=gated)  # type: ignore[arg-type]
+        return dataclasses.replace(session, train_loader=gated)  # type: ignore[arg-type]
 
     run.build = build_gated
     recipe = {
@@ -356,19 +356,19 @@ def run_onecurve(workload: Workload, settings: Mapping[str, str], flags: list[st
     sys.exit(report_outcome(run.main, [word for key, value in recipe.items() for word in (f"--{key}", value)] + flags))
 
 
-def run_floor(training: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
+def run_floor(session: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
     """Nothing but forward, backward, clip and step, on batches that are there already."""
-    model, optimizer = training.accelerator.unwrap_model(training.model), training.optimizer.optimizer
+    model, optimizer = session.accelerator.unwrap_model(session.model), session.optimizer.optimizer
     forward = type(model).forward  # Without accelerate's wrapping.
     started, cpu_started = time.perf_counter(), time.process_time()
     for batch in batches:
-        inputs = {name: tensor for name, tensor in batch.items() if name not in ("plan", "labels")}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in ("micro_batch", "labels")}
         with torch.autocast(DEVICE, torch.bfloat16):
             logits = forward(model, **inputs).logits
         loss = torch.nn.functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
-        (loss / batch["plan"].global_count).backward()  # type: ignore[no-untyped-call]
-        if batch["plan"].is_last:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), training.recipe.max_grad_norm)
+        (loss / batch["micro_batch"].global_count).backward()  # type: ignore[no-untyped-call]
+        if batch["micro_batch"].is_last:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), session.recipe.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from onecurve.training.data.columns import Array
+from onecurve.training.data.parquet_rows import find_class_names
 from onecurve.training.data.sources import describe_missing_column, find_files
 from onecurve.training.data.tables import read_table
 from onecurve.training.errors import BadInput
@@ -112,7 +113,8 @@ class Sources:
             paths = self.files[name]
             origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
             (scratch / name).mkdir(parents=True)
-            return RawSplit(read_table(paths, scratch / name), origin, {})
+            table = read_table(paths, scratch / name)
+            return RawSplit(table, origin, find_class_names(table))
         recipe, wanted = self._recipe, self._hub_split(name)
         if recipe.dataset_name is None or wanted is None:
             return None

@@ -18,6 +18,7 @@ from onecurve.training.data import csv_blocks, json_blocks
 from onecurve.training.data.parquet_rows import find_class_names
 from onecurve.training.data.tables import count_rows, read_chunks, read_head, read_table
 from onecurve.training.errors import BadInput
+from tests.messages import names, naming
 
 Read = Callable[..., list[dict[str, Any]]]
 
@@ -107,27 +108,27 @@ def test_a_blank_line_of_one_column_is_an_empty_cell(read: Read) -> None:
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        ('text,label\na,neg\n"b,pos\nc,neg\n"d,pos\n', "line 3"),
-        ('text,label\na,neg\n"b,pos\nc,neg\n', "line 3"),
-        ('text,label\na,"neg\nb,pos\n', "line 2"),
-        ('text,label\n"a",neg\n"b ""c""",neg\n"d\ne",pos\nf,"x\n', "line 6"),
-        ('text,label\n"a" b,neg\n', "line 2"),
-        ("text,label\nthe, match ended,neg\n", "line 2: 3 fields where the header has 2"),
-        ("text,label\na,neg\nb\n", "line 3: 1 fields where the header has 2"),
-        ('text,label\n"a\nb",neg\nc,d,e\n', "line 4: 3 fields where the header has 2"),
-        ("text,label\na,0\n   \n", "line 3: 1 fields where the header has 2"),
-        ("text;label\na;0\nb, c;0\n", "line 3: 2 fields where the header has 1"),
-        ("text,label,label\na,0,1\n", "'label'"),
-        ("text,label,\na,0,\n", "column 3"),
-        (",text\n0,a\n", "column 1"),
-        ("text,label\na,0\nb\0,1\n", "line 3"),
-        ("text,label\na,0\rb,1\n", "line 2"),
-        ("text,label\ra,0\r", "line 1"),
-        (b"text,label\na,0\ncaf\xe9,1\n", "line 3: byte 0xe9"),
-        ("text,label\na,0\n".encode("utf-16"), "line 1: byte 0xff"),
+        ('text,label\na,neg\n"b,pos\nc,neg\n"d,pos\n', ("line 3",)),
+        ('text,label\na,neg\n"b,pos\nc,neg\n', ("line 3",)),
+        ('text,label\na,"neg\nb,pos\n', ("line 2",)),
+        ('text,label\n"a",neg\n"b ""c""",neg\n"d\ne",pos\nf,"x\n', ("line 6",)),
+        ('text,label\n"a" b,neg\n', ("line 2",)),
+        ("text,label\nthe, match ended,neg\n", ("line 2", "3 fields", "has 2")),
+        ("text,label\na,neg\nb\n", ("line 3", "1 fields", "has 2")),
+        ('text,label\n"a\nb",neg\nc,d,e\n', ("line 4", "3 fields", "has 2")),
+        ("text,label\na,0\n   \n", ("line 3", "1 fields", "has 2")),
+        ("text;label\na;0\nb, c;0\n", ("line 3", "2 fields", "has 1")),
+        ("text,label,label\na,0,1\n", ("'label'",)),
+        ("text,label,\na,0,\n", ("column 3",)),
+        (",text\n0,a\n", ("column 1",)),
+        ("text,label\na,0\nb\0,1\n", ("line 3",)),
+        ("text,label\na,0\rb,1\n", ("line 2",)),
+        ("text,label\ra,0\r", ("line 1",)),
+        (b"text,label\na,0\ncaf\xe9,1\n", ("line 3: byte 0xe9",)),
+        ("text,label\na,0\n".encode("utf-16"), ("line 1: byte 0xff",)),
     ],
 )  # fmt: skip
-def test_a_wrong_csv_is_refused_with_its_line(content: str | bytes, place: str, tmp_path: Path) -> None:
+def test_a_wrong_csv_is_refused_with_its_line(content: str | bytes, place: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     said = set()
@@ -141,7 +142,7 @@ def test_a_wrong_csv_is_refused_with_its_line(content: str | bytes, place: str, 
         said.add(str(caught.value))
     message = said.pop()
     assert f"{path}" in message
-    assert place in message
+    assert names(message, *place)
     assert not said, "training, predict and check use the same words"
 
 
@@ -320,7 +321,7 @@ def test_files_are_read_as_one(read: Read) -> None:
     ]  # fmt: skip
     assert [row["label"] for row in read(labels(None), labels(1), labels(2.5), suffix=".jsonl")] == [None, 1.0, 2.5]
     assert read('{"a": 1}\n', '{"b": "x"}\n', suffix=".jsonl") == [{"a": 1, "b": None}, {"a": None, "b": "x"}]
-    with pytest.raises(BadInput, match=r"b\.csv: lacks label and adds lable"):
+    with pytest.raises(BadInput, match=naming("b.csv", "label", "lable")):
         read("text,label\nx,0\n", "text,lable\nx,0\n")
     with pytest.raises(BadInput, match=r"b\.jsonl, row 1: column 'label'"):
         read(labels(1), labels("1"), suffix=".jsonl")
@@ -351,7 +352,7 @@ def test_parquet_keeps_its_types(tmp_path: Path) -> None:
     pa.parquet.write_table(wider, paths[1])
     assert read_table(paths, tmp_path).column("label").to_pylist() == [1, 2, None] * 1_000 + [2**40] * 3_000
     pa.parquet.write_table(table.set_column(1, "label", pa.array(["1"] * 3_000)), paths[1])
-    with pytest.raises(BadInput, match=r"b\.parquet: column 'label'"):
+    with pytest.raises(BadInput, match=naming("b.parquet", "'label'")):
         read_table(paths, tmp_path)
 
 

@@ -203,7 +203,8 @@ def test_a_damaged_csv_is_read_right_or_refused(
         assert [[cell or "" for cell in row.values()] for row in found] == expected, content
     else:
         assert expected is None, f"{content!r} is {expected}, refused as {refusal}"
-        assert re.search(r"a\.csv(, line \d+|: has several columns|: column \d+ of the header)", refusal)
+        assert "a.csv" in refusal
+        assert re.search(r"line \d+|columns? ", refusal)
 
 
 def try_to_read(path: Path) -> tuple[list[dict[str, Any]] | None, str]:
