@@ -94,6 +94,7 @@ def measure_tokenizing(num_rounds: int, lock: Lock) -> dict[str, list[float]]:
     from onecurve.training.data.preparation import prepare_data
     from onecurve.training.models.loading import load_config, load_tokenizer
     from onecurve.training.tasks import build_task
+    from onecurve.training.tasks.texts import encode_texts
 
     datasets.disable_progress_bars()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -105,7 +106,6 @@ def measure_tokenizing(num_rounds: int, lock: Lock) -> dict[str, list[float]]:
         None,
         {"model_name_or_path": str(DEMO / "model"), "train_file": str(file), "validation_fraction": "0.001"},
     ).recipe
-    task = build_task(recipe)
     tokenizer = load_tokenizer(recipe, load_config(recipe))
     bare = Tokenizer.from_file(str(DEMO / "model" / "tokenizer.json"))
     bare.enable_truncation(512)
@@ -118,7 +118,7 @@ def measure_tokenizing(num_rounds: int, lock: Lock) -> dict[str, list[float]]:
         return sum(
             len(ids)
             for start in range(0, len(texts), 2000)
-            for ids in task.tokenize(tokenizer, {"text": texts[start : start + 2000]})["input_ids"]
+            for ids in encode_texts([texts[start : start + 2000]], tokenizer, recipe)["input_ids"]
         )
 
     def run_all() -> int:

@@ -38,7 +38,7 @@ if [[ -n ${SLURM_ARRAY_TASK_ID-} ]]; then
 fi
 python=${onecurve%/*}/python
 [[ -x $python ]] || python=python3
-mapfile -d '' -t words < <("$python" -m onecurve.launcher.cluster.sweep "${task[@]}" "$@")
+mapfile -d '' -t words < <("$python" -P -m onecurve.launcher.cluster.sweep "${task[@]}" "$@")
 wait "$!" # The exit code of the command that mapfile read; if it is not 0, this shell exits with it.
 
 # exec, because Slurm sends its signals to this process.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 # Classifiers that read the first token alone, by config.model_type; their classes are named <prefix>ForSequenceClassification.
 # The last layer of these computes that token only (models/last_layer.py).
 FIRST_TOKEN_CLASSIFIERS = {
@@ -12,3 +15,26 @@ FIRST_TOKEN_CLASSIFIERS = {
     "roberta": "Roberta",
     "xlm-roberta": "XLMRoberta",
 }
+
+# Models whose positions begin behind the padding token's number: so many fewer can be used.
+_POSITIONS_BEHIND_PADDING = frozenset(
+    {
+        "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
+        "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+    }
+)  # fmt: skip
+
+# Models that see only how far apart two tokens are: a text may have any length.
+_RELATIVE_POSITIONS = frozenset({"longt5", "mt5", "switch_transformers", "t5", "transfo-xl", "umt5", "xlnet"})
+
+
+def count_positions(config: Mapping[str, Any]) -> int | None:
+    """The most tokens that a model takes, from its config.json; None where there is no limit, or none is known."""
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    has_none = config.get("model_type") in _RELATIVE_POSITIONS or config.get("position_biased_input") is False
+    if not isinstance(positions, int) or positions <= 0 or has_none:
+        return None
+    if config.get("model_type") in _POSITIONS_BEHIND_PADDING:
+        padding = config.get("pad_token_id")
+        return positions - (1 if padding is None else int(padding)) - 1
+    return positions

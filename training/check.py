@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
+from onecurve.training.lasting_output import protect_output
 from onecurve.training.models.loading import build_model, count_parameters, load_config, load_tokenizer
 from onecurve.training.outcome import Outcome, report_outcome
 from onecurve.training.record.console import quiet_third_parties
@@ -48,4 +49,5 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     sys.exit(report_outcome(main, sys.argv[1:]))

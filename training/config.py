@@ -13,14 +13,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import ValidationError
 
+from onecurve.training import recipe_yaml
 from onecurve.training.recipe import FREE_KEYS, Recipe, RecipeError, find_nearest
+from onecurve.training.recipe_yaml import Nodes, compose_recipe, construct_values, parse_flag
 from onecurve.training.tasks import TASKS, Task, find_task
 
 __all__ = [
@@ -108,8 +108,12 @@ def find_task_name(path: str | None, flags: Mapping[str, str] | None = None) -> 
     Raises:
         RecipeError: the file can't be read.
     """
-    from_file = _read_yaml(path) if path is not None else {}
-    return str({**from_file, **(flags or {})}.get("task", Recipe.model_fields["task"].default))
+    nodes = compose_recipe(path) if path is not None else {}
+    return _name_task(nodes, flags or {})
+
+
+def _name_task(nodes: Nodes, flags: Mapping[str, str]) -> str:
+    return flags.get("task") or recipe_yaml.find_task(nodes) or str(Recipe.model_fields["task"].default)
 
 
 def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> ResolvedRecipe:
@@ -120,15 +124,14 @@ def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> Res
     """
     flags = dict(flags or {})
     eval_only = flags.pop("eval_only", "false").lower() == "true"
-    from_file = _read_yaml(path) if path is not None else {}
+    nodes = compose_recipe(path) if path is not None else {}
     origin = path if path is not None else "the command line"
-    merged = {**from_file, **flags}
     try:
-        task = find_task(str(merged.get("task", Recipe.model_fields["task"].default)))
+        task = find_task(_name_task(nodes, flags))
     except RecipeError as error:
         raise RecipeError(origin, error.problems) from None
-    # A flag is text; YAML gives it the type that the same words would have in the recipe.
-    from_flags = {key: _parse_flag(task.recipe_class, key, value) for key, value in flags.items()}
+    from_file = construct_values(origin, nodes, task.recipe_class)
+    from_flags = {key: parse_flag(task.recipe_class, key, value) for key, value in flags.items()}
     recipe = _validate(task, {**from_file, **from_flags}, origin)
     sources: dict[str, Source] = {
         key: "flag" if key in from_flags else "recipe" if key in from_file else "default" for key in known_keys(task)
@@ -202,45 +205,6 @@ def find_contradictions(recipe: Recipe, task: type[Task]) -> list[str]:
     if recipe.early_stopping_patience is not None and recipe.metric_for_best_model is None:
         problems.append("early_stopping_patience: needs metric_for_best_model to say what 'better' means")
     return problems + task.find_contradictions(recipe)
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(path, ["no such file"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(path, [f"cannot be read: {error}"]) from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(path, ["not valid YAML: " + " ".join(str(error).split())]) from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise RecipeError(path, ["must be a flat mapping of keys to values, one `key: value` a line"])
-    return content
-
-
-def _parse_flag(kind: type[Recipe], key: str, text: str) -> object:
-    field = kind.model_fields.get(key)
-    is_list = text.lstrip().startswith("[")
-    if field is not None and _takes_text(field.annotation) and not is_list:
-        return None if text == "null" else text  # A revision 0123 or a folder 2026-11-23 is text, whatever YAML thinks.
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _takes_text(annotation: Any) -> bool:
-    """Whether a key takes free text or a list of texts, and nothing else."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        return all(_takes_text(kind) for kind in arguments if kind is not type(None))
-    if origin is Annotated:
-        return _takes_text(arguments[0])
-    return annotation is str or (origin is tuple and arguments[0] is str)
 
 
 def _describe_unknown(key: str, task: type[Task]) -> str:

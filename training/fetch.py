@@ -23,6 +23,7 @@ from onecurve.training.cache import find_cache
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import BadInput
+from onecurve.training.lasting_output import protect_output
 from onecurve.training.models.loading import find_revision, load_config, load_tokenizer
 from onecurve.training.outcome import Outcome, report_outcome
 from onecurve.training.record.console import quiet_third_parties
@@ -75,4 +76,5 @@ def _describe_size(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    protect_output()
     sys.exit(report_outcome(main, sys.argv[1:]))

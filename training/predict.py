@@ -35,6 +35,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
+from onecurve.training import launch_protocol
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.loading import Collator
 from onecurve.training.data.plan import EvaluationPlan
@@ -49,6 +50,7 @@ from onecurve.training.data.tables import (
     write_chunk,
 )
 from onecurve.training.errors import BadInput, Preempted
+from onecurve.training.lasting_output import protect_output
 from onecurve.training.models.loading import load_model_class, load_tokenizer
 from onecurve.training.parallel.launch import Launch, check_processes, check_store, find_unsupported_precision
 from onecurve.training.process import launcher_has_died
@@ -177,7 +179,7 @@ def check_stop() -> None:
     Raises:
         Stopped: it does, or it has died.
     """
-    path = os.environ.get("ONECURVE_STOP_FILE")
+    path = os.environ.get(launch_protocol.STOP_FILE)
     if launcher_has_died() or (path is not None and os.path.exists(path)):
         raise Stopped
 
@@ -283,4 +285,5 @@ def _pick(values: Any, indices: NDArray[Any]) -> Any:
 
 
 if __name__ == "__main__":
+    protect_output()
     sys.exit(report_outcome(main, sys.argv[1:]))

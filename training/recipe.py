@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -55,6 +57,17 @@ def _to_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _expand_path(value: object) -> object:
+    """`~` and variables, as a shell would put them in; a variable that is not set is an error."""
+    if not isinstance(value, str):
+        return value
+    expanded = os.path.expanduser(os.path.expandvars(value))
+    unset = re.findall(r"\$\{?(\w+)", expanded)
+    if unset and "$" in value:
+        raise ValueError(f"must be a path; the variable {unset[0]} in {value!r} is not set")
+    return expanded
+
+
 def _to_precision(value: object) -> object:
     return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false.
 
@@ -65,6 +78,7 @@ def _to_task_name(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(_reject_bool)]
 Number = Annotated[float, BeforeValidator(_reject_non_finite)]
+PathText = Annotated[str, BeforeValidator(_expand_path)]
 Files = Annotated[tuple[str, ...], BeforeValidator(_to_list)]
 
 SCHEDULER_TYPES = Literal[
@@ -93,12 +107,12 @@ class ModelKeys(_Keys):
     task: Annotated[str, BeforeValidator(_to_task_name)] = Field(
         "text_classification", min_length=1, description="what the model learns to do; or `path/to/my_task.py:MyTask`"
     )
-    model_name_or_path: str = Field(min_length=1, description="a local model folder or a hub name")
+    model_name_or_path: PathText = Field(min_length=1, description="a local model folder or a hub name")
     model_revision: str = Field("main", description="the model's branch, tag or commit on the hub")
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model; off unless you say so"
     )
-    tokenizer_name: str | None = Field(None, description="a tokenizer other than the model's own")
+    tokenizer_name: PathText | None = Field(None, description="a tokenizer other than the model's own")
     dropout: Annotated[Number, Field(ge=0, lt=1)] | None = Field(
         None, description="sets every dropout probability of the model; none keeps the model's own"
     )
@@ -107,7 +121,7 @@ class ModelKeys(_Keys):
 class DataKeys(_Keys):
     """Which data it is trained on. Prepared data is kept by the values of these, of the seed and of the task's own keys."""
 
-    dataset_name: str | None = Field(None, description="a data set's name on the hub, or a save_to_disk folder")
+    dataset_name: PathText | None = Field(None, description="a data set's name on the hub, or a save_to_disk folder")
     dataset_config_name: str | None = Field(None, description="the data set's configuration, such as 'cola' of glue")
     train_file: Files | None = Field(None, description="CSV, TSV, JSON Lines or Parquet files; globs allowed")
     validation_file: Files | None = Field(None, description="as train_file; none splits the training data")
@@ -204,10 +218,10 @@ class OutputKeys(_Keys):
     save_total_limit: Annotated[Integer, Field(ge=1)] | None = Field(
         None, description="checkpoints kept, the best one besides"
     )
-    resume: str = Field(
+    resume: PathText = Field(
         "auto", min_length=1, description="auto (go on if the run directory can), never, or a checkpoint's path"
     )
-    output_dir: str = Field("runs/onecurve", min_length=1, description="the run directory")
+    output_dir: PathText = Field("runs/onecurve", min_length=1, description="the run directory")
     report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
         "none", description="tracker to log to as well"
     )

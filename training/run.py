@@ -23,6 +23,7 @@ import torch
 from onecurve.training.building import Session, build, shrink_micro_batches
 from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.errors import Diverged, Preempted
+from onecurve.training.lasting_output import protect_output
 from onecurve.training.models import optimization
 from onecurve.training.parallel.launch import check_launch
 from onecurve.training.parallel.micro_batch import begin_micro_batch
@@ -202,6 +203,7 @@ def evaluate_only(session: Session) -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     exit_code = report_outcome(main, sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()

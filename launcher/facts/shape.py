@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.launcher.errors import UncountableModel, UnreadableModel
-from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS
+from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS, count_positions
 
 _GATED_TYPES = (
     "llama",
@@ -154,7 +154,7 @@ def build_shape(config: Mapping[str, Any], head_outputs: int = _HEAD_OUTPUTS) ->
         "num_key_value_heads": number("num_key_value_heads", default=heads),
         "head_size": number("head_dim", default=hidden // heads),
         "vocab_size": number("vocab_size"),
-        "num_positions": config.get("max_position_embeddings") or config.get("n_positions"),
+        "num_positions": count_positions(config),
         "is_gated": model_type in _GATED_TYPES,
         "is_decoder": model_type in _DECODER_TYPES,
         "dropout": _attention_dropout(config),

@@ -331,3 +331,57 @@ def test_a_shipped_recipe_is_valid(path: Path) -> None:
 def test_keys_that_a_resumed_run_may_change_are_no_mathematics() -> None:
     assert set(TextClassificationRecipe.model_fields) > FREE_KEYS
     assert not {"train_batch_size", "seed", "learning_rate", "mixed_precision", "length_window"} & FREE_KEYS
+
+
+# YAML ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_lines(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolve("learning_rate: 0.1\nseed: 1\nlearning_rate: 0.2\n", folder=tmp_path)
+    (problem,) = caught.value.problems
+    assert names(problem, "learning_rate", "1", "3")
+
+
+@pytest.mark.parametrize("written", ["yes", "0123456", "1e5", "2026-11-25", "on", "~user", "0x1f", "1_000"])
+def test_text_is_taken_as_it_is_written(tmp_path: Path, written: str) -> None:
+    recipe = resolve(f"model_revision: {written}\ntrain_file: [{written}, b.csv]\n", folder=tmp_path).recipe
+    assert recipe.model_revision == written
+    assert recipe.train_file == (written, "b.csv")
+
+
+def test_names_of_labels_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    recipe = resolve("class_weights: {yes: 2, no: 1, 007: 3}\n", folder=tmp_path).recipe
+    assert isinstance(recipe, TextClassificationRecipe)
+    assert recipe.class_weights == {"yes": 2, "no": 1, "007": 3}
+
+
+@pytest.mark.parametrize("written", ["010", "-07", "00"])
+def test_an_octal_number_is_refused(tmp_path: Path, written: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolve(f"seed: {written}\n", folder=tmp_path)
+    (problem,) = caught.value.problems
+    assert names(problem, "seed", written)
+
+
+def test_null_is_no_text(tmp_path: Path) -> None:
+    recipe = resolve("tokenizer_name: null\nvalidation_split: ~\n", folder=tmp_path).recipe
+    assert (recipe.tokenizer_name, recipe.validation_split) == (None, None)
+
+
+# Paths ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["output_dir", "model_name_or_path", "resume", "tokenizer_name", "dataset_name"])
+def test_home_and_variables_are_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    base = {"model_name_or_path": "m", **({} if key == "dataset_name" else {"train_file": "t"})}
+    for written, expected in {"~/a": "/home/me/a", "$SCRATCH/b": "/scratch/b", "${SCRATCH}/c": "/scratch/c"}.items():
+        assert getattr(load_recipe(None, {**base, key: written}).recipe, key) == expected
+
+
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    (problem,) = refuse("--output_dir", "$NOWHERE/a")
+    assert names(problem, "output_dir", "NOWHERE")

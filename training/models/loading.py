@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
+from onecurve.training.architectures import count_positions
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks.base import Task
@@ -38,7 +39,7 @@ def load_config(recipe: Recipe) -> Any:
         )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and its hub client's own.
         raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    positions = count_positions(config.to_dict())
     if positions is not None and recipe.max_length > positions:
         raise BadInput(
             f"max_length: {recipe.max_length} is more than the {positions} positions of {recipe.model_name_or_path}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -76,7 +77,7 @@ def print_next(console: Console, task: Task, run: RunDirectory, seconds: float) 
         ("load it", f'{task.auto_class}.from_pretrained("{run.final}")'),
         ("look at mistakes", str(run.eval_predictions)),
         ("see the curve", str(run.metrics)),
-        ("train it again", f"onecurve run {run.config} --output_dir NEW_FOLDER"),
+        ("train it again", f"onecurve run {shlex.quote(str(run.config))} --output_dir NEW_FOLDER"),
     ):
         console.print(f"  {what:<17}{how}", markup=False, highlight=False, soft_wrap=True)
 
