@@ -126,7 +126,7 @@ def test_ranks_whose_launcher_dies_while_one_tokenizes_end(
     settings = {**recipe, "train_file": str(big)}
     job = Job(settings, topology, num_processes, environment={"ONECURVE_CACHE": str(cache)})
     jobs.append(job)
-    job.wait_until(lambda: any((cache / "prepared").glob(".*/scratch/tmp*")))
+    job.wait_until(lambda: any((cache / "prepared").glob(".*/train/input_ids.bin")))
     job.process.kill()
     assert job.wait_for_end() < 15
     assert names(job.output, "launcher", "first step")
