@@ -27,12 +27,23 @@ ROOT = Path(__file__).parent.parent
 _READ_LATE = ("ONECURVE_", "ACCELERATE_", "PYTEST_", "TORCH_EXTENSIONS_DIR", "PYTHONPATH", "MLFLOW_", "WANDB_")
 
 
+# Variables that packages set in a process that imports them, or trains. A launch begins without them.
+_SET_BY_PACKAGES = frozenset(
+    {
+        "KERAS_BACKEND", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+        "PYTORCH_NVML_BASED_CUDA_CHECK", "TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR",
+        "_MLFLOW_TELEMETRY_SESSION_ID",
+    }
+)  # fmt: skip
+
+
 def build_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's variables, and those of a rehearsal on a CPU; scripts outside the checkout find its modules.
 
     One thread each: two processes with two threads on two cores wait for each other.
     """
-    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), **(more or {})}
+    own = {name: value for name, value in os.environ.items() if name not in _SET_BY_PACKAGES}
+    return {**own, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), **(more or {})}
 
 
 def build_arguments(
