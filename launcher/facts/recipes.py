@@ -38,7 +38,7 @@ def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> Res
     words += [f"--{key}={value}" for key, value in (flags or {}).items()]
     result = subprocess.run([sys.executable, str(_DESCRIBE), *words], capture_output=True, text=True, check=False)
     try:
-        answer = json.loads(result.stdout.rpartition("\n{")[2] if "\n{" in result.stdout else result.stdout)
+        answer = json.loads(result.stdout.strip().rpartition("\n")[2])  # The task's file may print before.
     except ValueError:
         reason = result.stderr.strip().rpartition("\n")[2] or f"exit code {result.returncode}"
         raise RecipeError(path or "the command line", [f"task: its file could not be read: {reason}"]) from None

@@ -115,9 +115,13 @@ class ExamplesWriter:
 
     def _append_ragged(self, name: str, rows: Sequence[Sequence[float]]) -> None:
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        is_real = any(isinstance(row[0], float) for row in rows if len(row))
-        values = itertools.chain.from_iterable(rows)
-        flat = np.fromiter(values, dtype=np.float32 if is_real else np.int32, count=int(lengths.sum()))
+        # Of all values, not of the first: 0.5 behind a 1 would become 0.
+        flat = np.array(list(itertools.chain.from_iterable(rows)))
+        if flat.dtype.kind == "f" and len(flat):
+            flat = flat.astype(np.float32)
+        else:
+            assert not len(flat) or np.abs(flat).max() < 2**31, f"{name}: numbers of more than 32 bits"
+            flat = flat.astype(np.int32)
         self._append(name, "ragged", flat, [])
         ends = np.cumsum(lengths) + self._ends.get(name, 0)
         self._ends[name] = int(ends[-1]) if len(ends) else self._ends.get(name, 0)

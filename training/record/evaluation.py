@@ -112,13 +112,14 @@ def _gather(
         if name in task.ragged_results:
             blocks = values.reshape(accelerator.num_processes, -1)
             yield name, [piece for block, indices in zip(blocks, of_process, strict=True)
-                         for piece in _split(block, split.lengths[indices[indices >= 0]])]  # fmt: skip
+                         for piece in _split(block, split, indices[indices >= 0])]  # fmt: skip
         else:
             yield name, values if name == _STOP else values[is_real]
 
 
-def _split(values: Array, lengths: Array) -> list[Array]:
-    ends = np.cumsum(lengths)
+def _split(values: Array, split: Split, indices: Array) -> list[Array]:
+    """Cut values that stand one behind the other into those of each example, as long as its tokens."""
+    ends = np.cumsum([len(tokens) for tokens in split.examples["input_ids"][indices]])
     return np.split(values[: ends[-1]], ends[:-1]) if len(ends) else []
 
 
