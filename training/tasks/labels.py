@@ -5,6 +5,7 @@ For tasks whose rows have labels of their own. Everything is computed on whole c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -140,7 +141,7 @@ def encode_indicators(rows: Rows, columns: Sequence[str]) -> Array:
     """
     encoded = []
     for name in columns:
-        values = read_numbers(rows, name, "0 and 1")
+        values = read_numbers(rows, name, "0 and 1", takes_booleans=True)
         wrong = np.flatnonzero((values != 0) & (values != 1))
         if wrong.size:
             rows.refuse(int(wrong[0]), f"column {name!r} must be 0 or 1, got {values[wrong[0]]:g}")
@@ -161,29 +162,29 @@ def encode_numbers(rows: Rows, column: str) -> Array:
     return values
 
 
-def read_numbers(rows: Rows, column: str, expected: str) -> Array:
-    """[rows] float32 of a column of numbers, of booleans, or of text that writes numbers, as in a CSV file.
+def read_numbers(rows: Rows, column: str, expected: str, takes_booleans: bool = False) -> Array:
+    """[rows] float32 of a column of numbers, or of text that writes numbers, as in a CSV file.
 
     Args:
         expected: what the column must hold, for the message.
+        takes_booleans: true is 1 and false is 0.
     """
     values = rows.table.column(column).combine_chunks()
     kind = values.type
     refuse_empty(rows, column, values)
     if _is_string(kind):
-        return np.array(
-            [_to_number(rows, column, place, text, expected) for place, text in enumerate(values.to_pylist())]
-        )
-    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+        words = {"true": 1.0, "false": 0.0} if takes_booleans else {}
+        numbers = np.empty(len(values), dtype=np.float32)
+        for place, text in enumerate(values.to_pylist()):
+            try:
+                numbers[place] = words.get(text.strip().lower(), text)
+            except ValueError:
+                rows.refuse(place, f"column {column!r} must hold {expected}, it holds {text!r:.40}")
+        return numbers
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if not (is_number or (takes_booleans and pa.types.is_boolean(kind))):
         raise BadInput(f"{rows.origin}: column {column!r} must hold {expected}, it holds {kind}")
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float32)
-
-
-def _to_number(rows: Rows, column: str, position: int, text: str, expected: str) -> np.float32:
-    try:
-        return np.float32({"true": 1.0, "false": 0.0}.get(text.strip().lower(), text))
-    except ValueError:
-        rows.refuse(position, f"column {column!r} must hold {expected}, it holds {text!r:.40}")
 
 
 def refuse_empty(rows: Rows, column: str, values: pa.Array) -> None:
@@ -206,8 +207,10 @@ def find_label_problem(label: Any, name: str, problem_type: str) -> str | None:
         return f"label column {name!r} is empty; every row needs a label"
     if problem_type == "regression":
         try:
-            float(label)
+            is_number = not isinstance(label, bool) and math.isfinite(float(label))
         except (TypeError, ValueError):
+            is_number = False
+        if not is_number:
             return f"label column {name!r} holds {label!r:.40}, which is not a number"
     if problem_type == "single_label_classification" and isinstance(label, float | list | dict):
         kind = type(label).__name__

@@ -13,7 +13,7 @@ import pytest
 
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks.base import Rows
-from onecurve.training.tasks.labels import encode_lists, find_class_names, read_numbers
+from onecurve.training.tasks.labels import encode_lists, find_class_names, find_label_problem, read_numbers
 from tests.conftest import Run
 from tests.messages import naming
 
@@ -33,6 +33,20 @@ def test_a_list_that_names_a_label_twice_is_refused(flags: list[Any]) -> None:
 
 def test_rows_without_a_label_are_rows_of_no_label() -> None:
     assert encode_lists(rows_of(label=[[], []]), "label", ["a", "b"]).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("truth", [True, "true", "False"])
+def test_a_truth_is_a_flag_and_no_number(truth: bool | str) -> None:
+    rows = rows_of(a=[truth])
+    assert read_numbers(rows, "a", "0 and 1", takes_booleans=True).tolist() == [float(str(truth).lower() == "true")]
+    with pytest.raises(BadInput, match=naming("'a'")):
+        read_numbers(rows, "a", "numbers")
+    assert find_label_problem(truth, "a", "regression") is not None
+
+
+@pytest.mark.parametrize("label", ["nan", "inf", "one", float("nan")])
+def test_what_is_no_finite_number_is_no_target(label: Any) -> None:
+    assert find_label_problem(label, "a", "regression") is not None
 
 
 def test_numbers_of_a_text_file_are_numbers() -> None:
