@@ -146,13 +146,14 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     config = load_config(recipe)
     task.read_config(config)
     tokenizer = load_tokenizer(recipe, config)
+    task.configure_tokenizer(tokenizer)
     data = prepare_data(recipe, task, tokenizer)
     if resolved.eval_only:
         task.check_head(config)
-    note = describe_model(config, task, tokenizer)
+    notes = (describe_model(config, task, tokenizer), task.describe_left_out())
     model = build_model(recipe, config, task, tokenizer)
     return _Loaded(
-        recipe, task, tokenizer, data, model, (note,), count_parameters(model), count_state_bytes(model)
+        recipe, task, tokenizer, data, model, notes, count_parameters(model), count_state_bytes(model)
     )  # fmt: skip
 
 

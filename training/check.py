@@ -32,6 +32,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     task, config = build_task(recipe), load_config(recipe)
     task.read_config(config)
     tokenizer = load_tokenizer(recipe, config)
+    task.configure_tokenizer(tokenizer)
     data = prepare_data(recipe, task, tokenizer)
     trained, total = count_parameters(build_model(recipe, config, task, tokenizer))
     for split in (data.train, data.validation, data.test):

@@ -27,6 +27,7 @@ class PlannedExamples(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, split: Split, task: Task, tokenizer: Any) -> None:
         self.split = split
         self._collator = Collator(task, tokenizer)
+        self._names = split.examples.keys() - task.unbatched_features
 
     def __len__(self) -> int:
         return len(self.split)
@@ -34,7 +35,7 @@ class PlannedExamples(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitems__(self, micro_batch: MicroBatch) -> dict[str, Any]:
         """The tensors of one micro-batch, by feature, and "micro_batch"."""
         features = {
-            name: feature[micro_batch.indices] for name, feature in self.split.examples.items() if name != "row"
+            name: feature[micro_batch.indices] for name, feature in self.split.examples.items() if name in self._names
         }
         return {**self._collator(features), "micro_batch": micro_batch}
 
@@ -44,7 +45,7 @@ class Collator:
 
     def __init__(self, task: Task, tokenizer: Any) -> None:
         self._pad_values = task.pad_values(tokenizer)
-        self._pads_left = tokenizer.padding_side == "left"
+        self._pads_left = task.padding_side(tokenizer) == "left"
 
     def __call__(self, features: Mapping[str, Array | Sequence[Any]]) -> dict[str, torch.Tensor]:
         """Tensors of some examples.

@@ -119,6 +119,7 @@ def _build_key(recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
     digest.update(repr((tokenizer.truncation_side, sorted(tokenizer.special_tokens_map.items()))).encode())
+    digest.update(repr(getattr(tokenizer, "chat_template", None)).encode())
     return digest.hexdigest()[:32]
 
 
@@ -218,7 +219,8 @@ def _encode(folder: Path, split: RawSplit, columns: list[str], numbers: Array, t
                 batch["row"] = rows.numbers[np.asarray(batch["row"])]
             writer.write(batch)
     if not writer.num_examples:
-        raise BadInput(f"{split.origin}: no row gives an example to learn from")
+        reasons = task.describe_left_out()
+        raise BadInput(f"{split.origin}: no row gives an example to learn from" + (f". {reasons}" if reasons else ""))
 
 
 def _conclude(folder: Path, task: Task) -> str:

@@ -15,7 +15,10 @@ from onecurve.training.tasks.base import Task
 __all__ = ["TASKS", "Task", "build_task", "find_task", "is_outside"]
 
 # Where each task stands: module and class. Modules are imported when a recipe names their task.
-TASKS = {"text_classification": ("onecurve.training.tasks.text_classification", "TextClassification")}
+TASKS = {
+    "text_classification": ("onecurve.training.tasks.text_classification", "TextClassification"),
+    "causal_lm": ("onecurve.training.tasks.causal_lm", "CausalLM"),
+}
 
 
 def is_outside(name: str) -> bool:

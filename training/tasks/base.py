@@ -101,6 +101,7 @@ class Task(ABC):
         pipeline_tag: the hub's name for the task, in the model card.
         auto_class: the class of transformers that loads the model, by name.
         ragged_results: results with a value for each token of an example.
+        unbatched_features: features of prepared examples that no batch carries.
         facts: what was learned from the training data; plain values, kept with the prepared data.
         model_facts: what the pretrained model's config says of this task, such as its labels; plain values.
     """
@@ -111,6 +112,7 @@ class Task(ABC):
     pipeline_tag: ClassVar[str] = ""
     auto_class: ClassVar[str] = "AutoModel"
     ragged_results: ClassVar[frozenset[str]] = frozenset()
+    unbatched_features: ClassVar[frozenset[str]] = frozenset({"row"})
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -203,6 +205,18 @@ class Task(ABC):
 
     # Examples -> batches --------------------------------------------------------------------------------------------
 
+    def configure_tokenizer(self, tokenizer: Any) -> None:
+        """Give the tokenizer what the recipe says of it, such as a chat template; it is saved beside the model.
+
+        Raises:
+            BadInput: the recipe names what the tokenizer can't have.
+        """
+
+    def padding_side(self, tokenizer: Any) -> str:
+        """Where shorter examples of a batch are padded: "left" or "right"."""
+        side: str = tokenizer.padding_side
+        return side
+
     def pad_values(self, tokenizer: Any) -> dict[str, int]:
         """What stands in padded places of each feature; 0 where none is named."""
         return {"input_ids": tokenizer.pad_token_id, "labels": NO_TARGET}
@@ -271,6 +285,10 @@ class Task(ABC):
 
     def build_table(self, results: Mapping[str, Any]) -> Table | None:
         """A table that is printed at the end; None prints none."""
+        return None
+
+    def describe_left_out(self) -> str | None:
+        """What the user should know of rows that gave no example, or only a part of one; None for nothing."""
         return None
 
     def describe_facts(self) -> list[str]:

@@ -1,0 +1,85 @@
+"""Tiny decoders with random weights, one for each family, and a byte-level tokenizer of real text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tools.trainings import DEMO
+
+END = "<|endoftext|>"
+SPECIAL_TOKENS = (END, "<|im_start|>", "<|im_end|>", "<s>", "<|header|>", "<|turn_end|>", "<pad>")
+
+VOCABULARY = 512
+MAX_POSITIONS = 256
+
+
+def build_tokenizer(folder: Path, adds_start: bool = False, chat_template: str | None = None) -> Path:
+    """Write a byte-level BPE tokenizer, trained on the demo's texts.
+
+    Args:
+        adds_start: whether it puts "<s>" before each text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    rows = (DEMO / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:60]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([json.loads(row)["text"] for row in rows], trainer)
+    if adds_start:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=END, bos_token="<s>" if adds_start else None, chat_template=chat_template
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+_SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_POSITIONS,
+}
+
+# By family: the class of its config, and what its config has beside vocabulary and special tokens.
+FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "llama": ("LlamaConfig", {**_SHAPE, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {**_SHAPE, "head_dim": 8}),
+    "gemma3": ("Gemma3TextConfig", {**_SHAPE, "head_dim": 8, "sliding_window": 8}),
+    "mistral": ("MistralConfig", {**_SHAPE, "sliding_window": 8}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": MAX_POSITIONS}),
+    "phi": ("PhiConfig", _SHAPE),
+    "mixtral": ("MixtralConfig", {**_SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+
+
+def build_decoder(
+    folder: Path, family: str = "llama", adds_start: bool = False, chat_template: str | None = None
+) -> Path:
+    """Write a tiny causal language model with random weights, and its tokenizer."""
+    import torch
+    import transformers
+
+    build_tokenizer(folder, adds_start, chat_template)
+    torch.manual_seed(0)
+    name, shape = FAMILIES[family]
+    config = getattr(transformers, name)(
+        vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=0, bos_token_id=SPECIAL_TOKENS.index("<s>"), **shape
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
