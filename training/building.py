@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from onecurve.training.config import Recipe, ResolvedRecipe
+from onecurve.training.data.layout import Layout
 from onecurve.training.data.loading import Loader, build_evaluation_loader, build_loader
 from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
@@ -25,6 +26,7 @@ from onecurve.training.models.loading import (
     load_config,
     load_tokenizer,
 )
+from onecurve.training.models.packing import choose_layout, prepare_attention
 from onecurve.training.outcome import Outcome
 from onecurve.training.parallel.accelerator import build_accelerator
 from onecurve.training.parallel.agreement import ask_main_process
@@ -71,6 +73,7 @@ class Session:
     optimizer: Any
     scheduler: Any
     plan: TrainingPlan
+    layout: Layout
     train_loader: Loader
     validation: EvaluationData
     test: EvaluationData | None
@@ -168,7 +171,7 @@ def _join(
 ) -> Session:
     """Join the process group, prepare everything for it, and restore what the start asks for."""
     recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
-    first_note = start.message if start else None
+    notes = [start.message if start else None, *loaded.notes]
     accelerator = build_accelerator(recipe, model, watchdog.collective_timeout)
     if start is not None:
         start = agree_on_start(accelerator, start, data)
@@ -177,21 +180,20 @@ def _join(
     if accelerator.device.type == "cpu":
         cpu_dropout.install(model, recipe)
     last_layer.install(model)
+    attention = prepare_attention(model, recipe)
 
-    progress = start.progress if start else Progress()
-    plan = _build_plan(recipe, run, accelerator, data.train, progress)
     exact_weights = keep_exact_weights(accelerator, model)
-    model, optimizer, train_loader = accelerator.prepare(
-        model,
-        optimization.build_optimizer(model, recipe),
-        build_loader(data.train, task, loaded.tokenizer, plan, recipe, accelerator),
-    )
+    model, optimizer = accelerator.prepare(model, optimization.build_optimizer(model, recipe))
     set_exact_weights(model, exact_weights)
     del exact_weights  # As large as the model.
+    layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.tokenizer, recipe)
+    progress = start.progress if start else Progress()
+    plan = _build_plan(recipe, run, accelerator, data.train, progress, layout)
+    train_loader = build_loader(data.train, task, loaded.tokenizer, plan, recipe, accelerator, layout)
 
     def prepare_evaluation(split: Split) -> EvaluationData:
-        loader = build_evaluation_loader(split, task, loaded.tokenizer, recipe, accelerator)
-        return EvaluationData(split, accelerator.prepare(loader))
+        loader = build_evaluation_loader(split, task, loaded.tokenizer, recipe, accelerator, layout)
+        return EvaluationData(split, accelerator.prepare(loader), layout)
 
     session = Session(
         recipe=recipe,
@@ -206,7 +208,8 @@ def _join(
         # The schedule is not prepared: accelerate would step it once per process.
         scheduler=(scheduler := optimization.build_scheduler(optimizer, recipe, plan.stop_step)),
         plan=plan,
-        train_loader=train_loader,
+        layout=layout,
+        train_loader=accelerator.prepare(train_loader),
         validation=prepare_evaluation(data.validation),
         test=None if data.test is None else prepare_evaluation(data.test),
         milestones=Milestones(recipe, plan.order.steps_per_epoch, plan.stop_step),
@@ -219,23 +222,20 @@ def _join(
     )
     if start is not None and lock is not None:
         _begin(session, loaded, resolved, start, lock)
-        for line in (
-            first_note,
-            *loaded.notes,
-            describe_arithmetic(recipe, accelerator, plan.stop_step, plan, loaded.parameters),
-        ):
+        arithmetic = describe_arithmetic(recipe, accelerator, plan.stop_step, plan, loaded.parameters)
+        for line in (*notes, layout_note, arithmetic):
             session.reporter.say(line)
     session.stop_flag.listen()
     return session
 
 
 def _build_plan(
-    recipe: Recipe, run: RunDirectory, accelerator: Accelerator, train: Split, progress: Progress
+    recipe: Recipe, run: RunDirectory, accelerator: Accelerator, train: Split, progress: Progress, layout: Layout
 ) -> TrainingPlan:
     """Which examples make up each step, the same on every topology, and which process takes which."""
     order = Order(len(train), recipe.train_batch_size, recipe.seed, train.lengths, recipe.length_window)
     # Devices may differ, and the plan must not.
-    sizes = ask_main_process(lambda: out_of_memory.load_limits(run, _describe_memory(recipe, accelerator)))
+    sizes = ask_main_process(lambda: out_of_memory.load_limits(run, _describe_memory(recipe, accelerator, layout)))
     return TrainingPlan(
         order,
         count_steps(recipe, order.steps_per_epoch),
@@ -243,6 +243,7 @@ def _build_plan(
         **(sizes or {"max_examples": recipe.per_device_batch_size, "max_tokens": recipe.per_device_batch_tokens}),
         counts=train.counts,
         start_step=progress.step,
+        is_packed=layout.is_packed,
     )
 
 
@@ -274,7 +275,7 @@ def shrink_micro_batches(session: Session) -> None:
     accelerator, recipe, plan, step = session.accelerator, session.recipe, session.plan, session.progress.step
     max_examples, max_tokens = out_of_memory.shrink(plan, step)
     sizes = {"max_examples": max_examples, "max_tokens": max_tokens}
-    out_of_memory.save_limits(session.run, _describe_memory(recipe, accelerator), sizes)
+    out_of_memory.save_limits(session.run, _describe_memory(recipe, accelerator, session.layout), sizes)
     size = (
         f"{max_examples} example{'s' * (max_examples != 1)}"
         if max_tokens == plan.max_tokens
@@ -290,16 +291,18 @@ def shrink_micro_batches(session: Session) -> None:
         )
     session.model.zero_grad()  # The optimizer's, as accelerate wraps it, does nothing in the middle of a step.
     session.plan = replace(plan, start_step=step, max_examples=max_examples, max_tokens=max_tokens)
-    loader = build_loader(session.data.train, session.task, session.tokenizer, session.plan, recipe, accelerator)
+    data, layout = session.data.train, session.layout
+    loader = build_loader(data, session.task, session.tokenizer, session.plan, recipe, accelerator, layout)
     session.train_loader = accelerator.prepare(loader)
     session.reporter.say(f"Out of memory at step {step + 1}: from here on micro-batches have at most {size}.")
 
 
-def _describe_memory(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
+def _describe_memory(recipe: Recipe, accelerator: Accelerator, layout: Layout) -> dict[str, Any]:
     """What decides whether a micro-batch fits."""
     return {
         "per_device_batch_size": recipe.per_device_batch_size,
         "per_device_batch_tokens": recipe.per_device_batch_tokens,
         "gradient_checkpointing": recipe.gradient_checkpointing,
+        "is_packed": layout.is_packed,
         **describe_topology(accelerator),
     }

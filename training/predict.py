@@ -32,12 +32,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, send_to_device
 from numpy.typing import NDArray
 
 from onecurve.training import launch_protocol
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
-from onecurve.training.data.loading import Collator
+from onecurve.training.data.layout import Collator
 from onecurve.training.data.plan import EvaluationPlan
 from onecurve.training.data.tables import (
     FORMATS,
@@ -260,24 +260,19 @@ def label(
     for micro_batch in EvaluationPlan(lengths, 1, batch_size, task.recipe.per_device_batch_tokens):
         check_stop()
         features = {name: _pick(values, micro_batch.indices) for name, values in examples.items()}
-        batch = {name: tensor.to(accelerator.device) for name, tensor in collator(features).items()}
+        batch = send_to_device(collator(features), accelerator.device)
         with torch.no_grad(), accelerator.autocast():
             results = task.forward(model, batch, wants_results=True).results
         order += micro_batch.indices.tolist()
         for name, values in results.items():
-            found.setdefault(name, []).extend(split_results(task, name, values, batch["attention_mask"]))
+            values, is_ragged = values.cpu(), name in task.ragged_results
+            of_each = collator.layout.split(values, lengths[micro_batch.indices]) if is_ragged else values
+            found.setdefault(name, []).extend(each.numpy() for each in of_each)
     places = np.argsort(order)
     in_order: dict[str, Any] = {name: [values[place] for place in places] for name, values in found.items()}
     if of_row is not None:
         in_order["row"] = of_row
     return list(task.describe_predictions(in_order))
-
-
-def split_results(task: Task, name: str, values: torch.Tensor, attention_mask: torch.Tensor) -> list[NDArray[Any]]:
-    """A result of each example of a batch, without padding."""
-    if name not in task.ragged_results:
-        return list(values.cpu().numpy())
-    return [row[mask].cpu().numpy() for row, mask in zip(values, attention_mask.bool(), strict=True)]
 
 
 def _pick(values: Any, indices: NDArray[Any]) -> Any:

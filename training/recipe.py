@@ -185,7 +185,12 @@ class MemoryKeys(_Keys):
 
     per_device_batch_size: Annotated[Integer, Field(ge=1)] = Field(16, description="most examples in one micro-batch")
     per_device_batch_tokens: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="most padded tokens in one micro-batch"
+        None, description="most tokens in one micro-batch, padding included"
+    )
+    layout: Literal["auto", "padded", "packed"] = Field(
+        "auto",
+        description="how sequences lie in a micro-batch: in padded rows, or packed, one behind the other and without padding; "
+        "auto packs where the task and the model can",
     )
     dataloader_num_workers: Annotated[Integer, Field(ge=0, le=512)] = Field(
         0, description="loader processes of each rank"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from onecurve.training.data.columns import Array
+from onecurve.training.data.layout import Collator, Layout
 from onecurve.training.data.plan import EvaluationPlan, MicroBatch, TrainingPlan
 from onecurve.training.data.preparation import Split
 from onecurve.training.launch_protocol import STOP_SIGNALS
@@ -24,9 +22,9 @@ Loader = DataLoader[dict[str, Any]]
 class PlannedExamples(torch.utils.data.Dataset[dict[str, Any]]):
     """Turns a planned micro-batch into tensors, and passes the micro-batch itself on."""
 
-    def __init__(self, split: Split, task: Task, tokenizer: Any) -> None:
+    def __init__(self, split: Split, task: Task, tokenizer: Any, layout: Layout) -> None:
         self.split = split
-        self._collator = Collator(task, tokenizer)
+        self._collator = Collator(task, tokenizer, layout)
         self._names = split.examples.keys() - task.unbatched_features
 
     def __len__(self) -> int:
@@ -38,44 +36,6 @@ class PlannedExamples(torch.utils.data.Dataset[dict[str, Any]]):
             name: feature[micro_batch.indices] for name, feature in self.split.examples.items() if name in self._names
         }
         return {**self._collator(features), "micro_batch": micro_batch}
-
-
-class Collator:
-    """Examples side by side: ragged features padded to the longest, dense ones stacked."""
-
-    def __init__(self, task: Task, tokenizer: Any) -> None:
-        self._pad_values = task.pad_values(tokenizer)
-        self._pads_left = task.padding_side(tokenizer) == "left"
-
-    def __call__(self, features: Mapping[str, Array | Sequence[Any]]) -> dict[str, torch.Tensor]:
-        """Tensors of some examples.
-
-        Args:
-            features: of each an array [examples, ...] or a list of one-dimensional sequences.
-
-        Returns:
-            The same, [examples, ...] or [examples, longest], and "attention_mask" [examples, longest] beside "input_ids".
-        """
-        batch = {}
-        for name, values in features.items():
-            if isinstance(values, np.ndarray):
-                batch[name] = torch.from_numpy(np.array(values))
-            else:
-                batch[name] = self._pad(values, self._pad_values.get(name, 0))
-        if "input_ids" in features:
-            batch["attention_mask"] = self._pad([np.ones(len(row), dtype=np.int64) for row in features["input_ids"]], 0)
-        return batch
-
-    def _pad(self, rows: Sequence[Any], value: int) -> torch.Tensor:
-        is_real = any(np.asarray(row).dtype.kind == "f" for row in rows)
-        longest = max(map(len, rows))
-        padded = np.full((len(rows), longest), value, dtype=np.float32 if is_real else np.int64)
-        for target, row in zip(padded, rows, strict=True):
-            if self._pads_left:
-                target[longest - len(row) :] = row
-            else:
-                target[: len(row)] = row
-        return torch.from_numpy(padded)
 
 
 def _pass_through(batch: dict[str, Any]) -> dict[str, Any]:
@@ -98,10 +58,11 @@ def build_loader(
     plan: TrainingPlan | EvaluationPlan,
     recipe: Recipe,
     accelerator: Accelerator,
+    layout: Layout,
 ) -> Loader:
     """A loader over planned micro-batches, to be prepared: accelerate deals micro-batch i to process i mod P."""
     return DataLoader(
-        PlannedExamples(split, task, tokenizer),
+        PlannedExamples(split, task, tokenizer, layout),
         batch_sampler=plan,  # type: ignore[arg-type]  # yields micro-batches, not lists of numbers
         collate_fn=_pass_through,  # type: ignore[arg-type]  # the data set collates: it alone has the micro-batch
         num_workers=recipe.dataloader_num_workers,
@@ -113,10 +74,14 @@ def build_loader(
 
 
 def build_evaluation_loader(
-    split: Split, task: Task, tokenizer: Any, recipe: Recipe, accelerator: Accelerator
+    split: Split, task: Task, tokenizer: Any, recipe: Recipe, accelerator: Accelerator, layout: Layout
 ) -> Loader:
     """A loader, to be prepared, that visits each example of a split once on any number of processes."""
     plan = EvaluationPlan(
-        split.lengths, accelerator.num_processes, recipe.per_device_batch_size, recipe.per_device_batch_tokens
+        split.lengths,
+        accelerator.num_processes,
+        recipe.per_device_batch_size,
+        recipe.per_device_batch_tokens,
+        layout.is_packed,
     )
-    return build_loader(split, task, tokenizer, plan, recipe, accelerator)
+    return build_loader(split, task, tokenizer, plan, recipe, accelerator, layout)

@@ -116,6 +116,7 @@ def cut_micro_batches(
     num_processes: int,
     max_examples: int,
     max_tokens: int | None = None,
+    is_packed: bool = False,
 ) -> list[Indices]:
     """Cut one global batch into micro-batches, in the order in which they are dealt to processes 0, 1, ..., 0, 1, ...
 
@@ -127,7 +128,8 @@ def cut_micro_batches(
         lengths: tokens of every example of the data; None counts each as one.
         num_processes: processes that share the batch.
         max_examples: most examples in a micro-batch.
-        max_tokens: most padded tokens (examples x longest) in a micro-batch.
+        max_tokens: most tokens in a micro-batch, padding included.
+        is_packed: whether its sequences lie one behind the other, so that there is no padding.
 
     Raises:
         ValueError: when one example alone is longer than `max_tokens`.
@@ -141,8 +143,7 @@ def cut_micro_batches(
     num_pieces = -(-at_least // num_processes) * num_processes
     while num_pieces < len(examples):
         offsets = cut(sorted_lengths, num_pieces, max_examples)
-        padded_tokens = np.diff(offsets) * sorted_lengths[offsets[1:] - 1]
-        if max_tokens is None or padded_tokens.max() <= max_tokens:
+        if max_tokens is None or count_tokens(sorted_lengths, offsets, is_packed).max() <= max_tokens:
             break
         num_pieces += num_processes
     else:  # One example each, and nothing for the processes that are left.
@@ -152,6 +153,14 @@ def cut_micro_batches(
     # Every second round is dealt backwards, so that the longest texts don't always fall to the last process.
     rounds = [pieces[start : start + num_processes] for start in range(0, num_pieces, num_processes)]
     return [piece for number, dealt in enumerate(rounds) for piece in (dealt[::-1] if number % 2 else dealt)]
+
+
+def count_tokens(sorted_lengths: NDArray[Any], offsets: NDArray[np.int64], is_packed: bool) -> NDArray[np.int64]:
+    """[pieces] tokens that each piece takes in memory: those of its examples, or examples x longest in padded rows."""
+    if is_packed:
+        return np.diff(np.concatenate([[0], np.cumsum(sorted_lengths, dtype=np.int64)])[offsets])
+    counts: NDArray[np.int64] = np.diff(offsets) * sorted_lengths[offsets[1:] - 1]
+    return counts
 
 
 @dataclass(frozen=True)
@@ -200,6 +209,7 @@ class TrainingPlan:
         start_step: 0-based first step; a resumed run starts where its checkpoint ended.
         stop_step: 0-based step to end before.
         counts: [num_examples] what each example adds to its step's count (its class weight); None counts each as 1.
+        is_packed: whether the sequences of a micro-batch lie one behind the other, without padding.
     """
 
     order: Order
@@ -209,6 +219,7 @@ class TrainingPlan:
     max_tokens: int | None = None
     counts: NDArray[Any] | None = None
     start_step: int = 0
+    is_packed: bool = False
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for step in range(self.start_step, self.stop_step):
@@ -221,12 +232,15 @@ class TrainingPlan:
         """The micro-batches of one step on all processes, in process order."""
         lengths = self.order.lengths
         examples = self.order.global_batch(step)
-        pieces = cut_micro_batches(examples, lengths, self.num_processes, self.max_examples, self.max_tokens)
+        pieces = cut_micro_batches(
+            examples, lengths, self.num_processes, self.max_examples, self.max_tokens, self.is_packed
+        )
         count = float(len(examples) if self.counts is None else np.sum(self.counts[examples], dtype=np.float64))
         num_tokens = num_padded_tokens = len(examples)
         if lengths is not None:
-            num_tokens = int(lengths[examples].sum())
-            num_padded_tokens = sum(len(piece) * int(lengths[piece[-1]]) for piece in pieces if len(piece))
+            num_tokens = num_padded_tokens = int(lengths[examples].sum())
+            if not self.is_packed:
+                num_padded_tokens = sum(len(piece) * int(lengths[piece[-1]]) for piece in pieces if len(piece))
         return [
             MicroBatch(
                 indices=piece if len(piece) else examples[:1],
@@ -255,6 +269,7 @@ class EvaluationPlan:
     num_processes: int
     max_examples: int
     max_tokens: int | None = None
+    is_packed: bool = False
 
     def __iter__(self) -> Iterator[MicroBatch]:
         number = 0
@@ -275,7 +290,9 @@ class EvaluationPlan:
         while start < len(examples):
             stop = min(start + self.max_examples, len(examples))
             if self.max_tokens is not None:
-                sizes = np.arange(1, stop - start + 1) * tokens[start:stop]
+                sizes = np.cumsum(tokens[start:stop])
+                if not self.is_packed:
+                    sizes = np.arange(1, stop - start + 1) * tokens[start:stop]
                 stop = start + max(1, int(np.searchsorted(sizes, self.max_tokens, side="right")))
             yield examples[start:stop]
             start = stop

@@ -262,13 +262,13 @@ def build_attention_mask(
     """A mask function for transformers: one row an example if only padding is masked, else the mask of eager attention.
 
     Args:
-        attention_mask: [examples, length], true for tokens.
+        attention_mask: [examples, length], true for tokens; None where there is no padding.
 
     Returns:
         [examples, 1, length or 1, length], very negative where it masks and 0 elsewhere; None masks nothing.
     """
     if mask_function is bidirectional_mask_function and others.get("local_size") is None:
-        if attention_mask is None or bool(attention_mask.all()):
+        if attention_mask is None:
             return None
         if attention_mask.ndim == 2 and attention_mask.shape[1] == kv_length:
             dtype = others.get("dtype", torch.float32)

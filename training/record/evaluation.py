@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from onecurve.training.atomic_files import write_atomically
 from onecurve.training.data.columns import Array
+from onecurve.training.data.layout import Layout
 from onecurve.training.data.loading import Loader
 from onecurve.training.data.plan import MicroBatch
 from onecurve.training.data.preparation import Split
@@ -27,10 +28,11 @@ _INDEX, _STOP, _LOSS = "(index)", "(stop)", "(loss)"
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """A split to evaluate, and the prepared loader that visits each of its examples once."""
+    """A split to evaluate, and the prepared loader that visits each of its examples once, in batches of this layout."""
 
     split: Split
     loader: Loader
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def evaluate(
             with torch.no_grad():
                 forward = task.forward(model, batch, wants_results=True)
             is_asked = stop_flag is not None and stop_flag.is_raised()
-            for name, values in _gather(accelerator, task, data.split, batch, micro_batch, forward, is_asked):
+            for name, values in _gather(accelerator, task, data, micro_batch, forward, is_asked):
                 found.setdefault(name, []).append(values)
             if (found.pop(_STOP)[0] == 1).any():
                 raise StopRequested
@@ -86,8 +88,7 @@ def evaluate(
 def _gather(
     accelerator: Accelerator,
     task: Task,
-    split: Split,
-    batch: Mapping[str, torch.Tensor],
+    data: EvaluationData,
     micro_batch: MicroBatch,
     forward: Forward,
     is_asked: bool,
@@ -101,7 +102,7 @@ def _gather(
     index = index.to(losses.device)
     own = {_INDEX: index, _STOP: torch.full_like(index, is_asked), _LOSS: losses, **forward.results}
     for name in task.ragged_results & own.keys():  # Its values one behind the other, wherever padding is.
-        own[name] = own[name][batch["attention_mask"].bool()]
+        own[name] = torch.cat(data.layout.split(own[name], _count_tokens(data.split, micro_batch.indices)))
     padded = {
         name: accelerator.pad_across_processes(values.contiguous(), dim=0, pad_index=-1) for name, values in own.items()
     }
@@ -112,15 +113,19 @@ def _gather(
         if name in task.ragged_results:
             blocks = values.reshape(accelerator.num_processes, -1)
             yield name, [piece for block, indices in zip(blocks, of_process, strict=True)
-                         for piece in _split(block, split, indices[indices >= 0])]  # fmt: skip
+                         for piece in _split(block, data.split, indices[indices >= 0])]  # fmt: skip
         else:
             yield name, values if name == _STOP else values[is_real]
 
 
 def _split(values: Array, split: Split, indices: Array) -> list[Array]:
     """Cut values that stand one behind the other into those of each example, as long as its tokens."""
-    ends = np.cumsum([len(tokens) for tokens in split.examples["input_ids"][indices]])
+    ends = np.cumsum(_count_tokens(split, indices))
     return np.split(values[: ends[-1]], ends[:-1]) if len(ends) else []
+
+
+def _count_tokens(split: Split, indices: Array) -> list[int]:
+    return [len(tokens) for tokens in split.examples["input_ids"][indices]]
 
 
 def _put_in_order(found: Mapping[str, list[Any]], num_examples: int, ragged: frozenset[str]) -> dict[str, Any]:

@@ -69,7 +69,9 @@ def shrink(plan: TrainingPlan, step: int) -> tuple[int, int | None]:
             "the training data) does not fit. Lower max_length, or set gradient_checkpointing: true"
         )
     if plan.max_tokens is not None and lengths is not None:
-        num_tokens = max(len(piece) * int(lengths[piece].max()) for piece in pieces)
+        num_tokens = max(
+            int(lengths[piece].sum() if plan.is_packed else len(piece) * lengths[piece].max()) for piece in pieces
+        )
         # The longest example must fit on its own.
         halved = max(int(lengths.max()), min(plan.max_tokens, num_tokens) // 2)
         if halved < plan.max_tokens:

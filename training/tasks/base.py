@@ -91,6 +91,20 @@ class Forward:
     results: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+def sum_by_example(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """[examples] sum of what belongs to the tokens of each example, zeros at padding included.
+
+    Args:
+        values: [examples, longest], or [1, tokens] where the batch is packed.
+    """
+    import torch
+
+    if "sequence_offsets" not in batch:
+        return values.sum(dim=-1)
+    # Unsafe: offsets that come from the plan need no check, for which a GPU would have to be waited for.
+    return torch.segment_reduce(values[0], "sum", offsets=batch["sequence_offsets"], unsafe=True, initial=0)
+
+
 class Task(ABC):
     """What a model learns to do.
 
@@ -102,6 +116,7 @@ class Task(ABC):
         auto_class: the class of transformers that loads the model, by name.
         ragged_results: results with a value for each token of an example.
         unbatched_features: features of prepared examples that no batch carries.
+        packs: whether `forward` takes packed batches as well. Its model must be causal and give `logits` for each token.
         facts: what was learned from the training data; plain values, kept with the prepared data.
         model_facts: what the pretrained model's config says of this task, such as its labels; plain values.
     """
@@ -113,6 +128,7 @@ class Task(ABC):
     auto_class: ClassVar[str] = "AutoModel"
     ragged_results: ClassVar[frozenset[str]] = frozenset()
     unbatched_features: ClassVar[frozenset[str]] = frozenset({"row"})
+    packs: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -249,7 +265,12 @@ class Task(ABC):
 
         Args:
             batch: padded features [examples, longest] int64 or dense ones [examples, ...]; "labels" only where there are
-                targets.
+                targets. "attention_mask" is None where the model needs none.
+
+                A task that packs also gets batches whose ragged features lie one behind the other, [1, tokens], and no
+                mask, but "position_ids" [1, tokens] that begin anew with each sequence, "sequence_lengths" (integers of
+                the host) and "sequence_offsets" [examples + 1] int32, where each begins and the last ends. All of them
+                go to the model, whose attention keeps the sequences apart. `sum_by_example` adds up losses in either case.
         """
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

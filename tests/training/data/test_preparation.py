@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from onecurve.training.config import load_recipe
 from onecurve.training.data import preparation as data
+from onecurve.training.data.layout import Layout
 from onecurve.training.data.loading import PlannedExamples
 from onecurve.training.data.plan import MicroBatch
 from onecurve.training.data.preparation import PreparedData, Split, hold_out, prepare_data
@@ -290,7 +291,9 @@ def test_a_micro_batch_is_padded_to_its_longest_on_the_tokenizers_side(
     indices: NDArray[np.int64] = np.array([3, 0, 6])
     micro_batch = MicroBatch(indices)
     recipe = load_recipe(None, {"model_name_or_path": "m", "train_file": "t"}).recipe
-    batch = PlannedExamples(split, build_task(recipe), padding).__getitems__(micro_batch)
+    batch = PlannedExamples(split, build_task(recipe), padding, Layout(pads_left=side == "left")).__getitems__(
+        micro_batch
+    )
     longest = int(split.lengths[indices].max())
     assert batch["micro_batch"] is micro_batch
     assert batch["labels"].tolist() == labels_of(split)[indices].tolist()

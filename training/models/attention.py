@@ -1,0 +1,219 @@
+"""Attention that knows where sequences lie from the plan, and never looks at a mask or at positions to find out.
+
+transformers reads masks and positions to see whether there is padding, or several sequences in a row; a GPU is waited for
+each time. Here lengths come with the batch as numbers of the host. A causal model whose rows are padded on the right needs no
+mask at all, and one whose sequences lie one behind the other gets their offsets. Other models get masks that are built
+without a look at what they hold.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from onecurve.training.models import cpu_dropout
+
+ATTENTION = "onecurve_causal"
+"""The name under which transformers finds the attention below. Without a mask function of that name, it builds no mask."""
+
+_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+_ROPE_TYPES_OF_ANY_LENGTH = frozenset({"dynamic", "longrope"})
+
+
+def install_masks() -> None:
+    """Let masks of SDPA and of eager attention be built without a look at them. Every model of this process gets these."""
+    for name, build in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, partial(_build_mask, build))
+
+
+def _build_mask(
+    build: Any,
+    *,
+    attention_mask: torch.Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    **others: Any,
+) -> torch.Tensor | None:
+    """A mask that is given hides something, or the collator would have left it out: to build none is not tried."""
+    is_full = attention_mask is None
+    mask: torch.Tensor | None = build(
+        attention_mask=attention_mask,
+        allow_is_causal_skip=allow_is_causal_skip and is_full,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip and is_full,
+        **others,
+    )
+    return mask
+
+
+def find_obstacle(model: Any) -> str | None:
+    """Why a model can't take the attention below; None where it can, as far as its config and class say.
+
+    Flash attention has no mask either, so a family that supports it passes on all that a mask would hold, such as a sliding
+    window.
+    """
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    ropes = {str(each.get("rope_type")) for each in (rope, *rope.values()) if isinstance(each, dict)}
+    if not (getattr(model, "_supports_flash_attn", False) and getattr(model, "_supports_attention_backend", False)):
+        return "its attention can't be exchanged"
+    if not is_causal(model):
+        return "it is not causal"
+    if getattr(config, "is_encoder_decoder", False) or config.get_text_config() is not config:
+        return "it is more than a decoder"
+    if unknown := set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES:
+        return f"it has layers of {', '.join(sorted(unknown))}"
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return "it attends in chunks"
+    if ropes & _ROPE_TYPES_OF_ANY_LENGTH:
+        return "its positions depend on the longest sequence of a batch"
+    return None
+
+
+def is_causal(model: Any) -> bool:
+    """Whether no token of any layer sees those that follow it."""
+    flags = [module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)]
+    return bool(flags) and all(flags) and getattr(model.config, "is_causal", True)
+
+
+def install(model: Any) -> None:
+    """Exchange the attention of a causal model, after `cpu_dropout` has had its turn."""
+    draws_bytes = model.config._attn_implementation == cpu_dropout.ATTENTION
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, partial(attend, draws_bytes=draws_bytes))
+    model.set_attn_implementation(ATTENTION)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    sequence_lengths: tuple[int, ...] | None = None,
+    sequence_offsets: torch.Tensor | None = None,
+    draws_bytes: bool = False,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention for transformers, of rows that are padded on the right or of packed sequences.
+
+    Args:
+        query, key, value: [examples, heads, length, head size], or [1, heads, tokens, head size] of packed sequences; keys
+            and values may have fewer heads.
+        sliding_window: most tokens that one sees, itself included.
+        softcap: scores are softcap x tanh(scores / softcap).
+        s_aux: [heads] scores of a sink: what goes there is lost.
+        sequence_lengths: [sequences] of packed sequences; None where each row is one.
+        sequence_offsets: [sequences + 1] int32, where each begins and the last ends.
+        draws_bytes: dropout is drawn as `cpu_dropout` does.
+
+    Returns:
+        [examples, length, heads, head size], and no attention weights.
+    """
+    assert attention_mask is None, "a mask would be ignored"
+    attend_rows = partial(
+        _attend_rows, module, dropout=dropout, scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux,
+        draws_bytes=draws_bytes,
+    )  # fmt: skip
+    if sequence_lengths is None:
+        return attend_rows(query, key, value), None
+    assert sequence_offsets is not None
+    dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
+    if has_kernel(query.device, dtype, query.shape[-1]) and not dropout and softcap is None and s_aux is None:
+        queries, keys, values = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+        longest = max(sequence_lengths)
+        context = varlen_attn(
+            queries, keys, values, sequence_offsets, sequence_offsets, longest, longest, scale=scaling,
+            window_size=(-1 if sliding_window is None else sliding_window - 1, 0), enable_gqa=True,
+        )  # fmt: skip
+        assert isinstance(context, torch.Tensor)
+        return context[None], None
+    pieces, start = [], 0
+    for length, run in groupby(sequence_lengths):  # Sequences are sorted by length: equal ones stand beside each other.
+        count = len(list(run))
+        stop = start + count * length
+        rows = (
+            each[0, :, start:stop].view(each.shape[1], count, length, -1).transpose(0, 1)
+            for each in (query, key, value)
+        )
+        pieces.append(attend_rows(*rows).flatten(0, 1))
+        start = stop
+    return torch.cat(pieces)[None], None
+
+
+def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether torch's flash attention takes sequences of different lengths at once here."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or head_size > 256 or head_size % 8:
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _attend_rows(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    draws_bytes: bool,
+) -> torch.Tensor:
+    """Each row a sequence: [examples, heads, length, head size] -> [examples, length, heads, head size]."""
+    length = query.shape[2]
+    has_window = window is not None and window < length
+    is_odd = softcap is not None or sinks is not None
+    # What the CPU's own attention is quicker at: `cpu_dropout.attend` decides, but its way needs the mask.
+    draws = draws_bytes and (dropout > 0 or query.dtype == torch.bfloat16) and torch.is_grad_enabled()
+    seen = None
+    if has_window or is_odd or draws:
+        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        seen = seen.triu(1 - window) if has_window and window is not None else seen
+    if is_odd and seen is not None:
+        return _attend_plainly(module, query, key, value, seen, dropout, scaling, softcap, sinks)
+    if draws and seen is not None:
+        hidden = torch.zeros(length, length, dtype=query.dtype).masked_fill_(~seen, torch.finfo(query.dtype).min)
+        mask = hidden.expand(len(query), 1, length, length)
+        return cpu_dropout.attend(module, query, key, value, mask, dropout=dropout, scaling=scaling)[0]
+    context, _ = sdpa_attention_forward(
+        module, query, key, value, seen, dropout=dropout, scaling=scaling, is_causal=seen is None
+    )
+    return context
+
+
+def _attend_plainly(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """The textbook's formula, with capped scores (Gemma 2) and a sink for each head (gpt-oss), which SDPA lacks."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = scores.float() if scores.element_size() < 4 else scores
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]].to(value.dtype)
+    weights = torch.nn.functional.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous()
