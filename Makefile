@@ -8,7 +8,8 @@
 # make references  the tutorial's three ways and Trainer's fault, measured (about 8 minutes)
 
 PYTHON ?= python3
-PYTEST = .venv/bin/python -m pytest
+# A worker for each core, up to four. A file's tests stay in one of them.
+PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 .DEFAULT_GOAL := help
 
 .PHONY: help setup demo test test-all check lint invariance soak references bench

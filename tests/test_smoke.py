@@ -17,18 +17,18 @@ STRATEGIES = {"cpu": (None, "one process"), "multi_cpu": (2, "DDP"), "deepspeed_
 
 @pytest.fixture(scope="module")
 def runs(demo: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """24 steps of the demo on each of the three."""
+    """16 steps of the demo on each of the three."""
     folder = tmp_path_factory.mktemp("runs")
     settings: dict[str, Any] = {
         "config": "training/recipes/demo.yaml",
         "max_length": 48,
-        "learning_rate": 2e-4,
-        "max_train_steps": 24,
+        "learning_rate": 3e-4,
+        "max_train_steps": 16,
         "max_eval_samples": 120,
         "dropout": 0.0,
-        "checkpointing_steps": 20,
+        "checkpointing_steps": 12,
         "metric_for_best_model": "accuracy",
-        "eval_steps": 12,
+        "eval_steps": 16,
     }
     return {
         name: launch({**settings, "output_dir": str(folder / name)}, topology=name, num_processes=processes)
@@ -42,7 +42,7 @@ def test_each_topology_trains(runs: dict[str, Run], name: str) -> None:
     assert run.exit_code == 0, run.stderr
     topology = run.read("environment.json")["topology"]
     assert (topology["num_processes"], topology["strategy"]) == (STRATEGIES[name][0] or 1, STRATEGIES[name][1])
-    assert [line["step"] for line in run.steps] == list(range(1, 25))
+    assert [line["step"] for line in run.steps] == list(range(1, 17))
     assert sum(run.losses[-4:]) < 0.8 * sum(run.losses[:4])
     assert run.evaluations[-1]["eval_accuracy"] > 0.6
 
@@ -56,7 +56,7 @@ def test_two_processes_learn_what_one_learns(runs: dict[str, Run], name: str) ->
 
 def test_the_first_lines_print_the_arithmetic(runs: dict[str, Run]) -> None:
     assert re.search(r"\b8 \D+ x 1 \D+ x 2 processes \(DDP, cpu\) = 16 \D+ step", runs["multi_cpu"].stdout)
-    assert messages.names(runs["cpu"].stdout, "24 steps", "22.7 M")
+    assert messages.names(runs["cpu"].stdout, "16 steps", "22.7 M")
 
 
 def test_other_packages_keep_quiet(runs: dict[str, Run]) -> None:
@@ -71,8 +71,8 @@ def test_the_run_directory_keeps_the_contract(runs: dict[str, Run]) -> None:
         "config.yaml", "environment.json", "status.json", "metrics.jsonl", "checkpoints", "best", "final",
         "eval_predictions.jsonl", "eval_report.json", ".lock",
     }  # fmt: skip
-    assert run.read("status.json") == {"state": "finished", "exit_code": 0, "step": 24, "message": ""}
-    assert "max_train_steps: 24  # flag" in (run.path / "config.yaml").read_text()
+    assert run.read("status.json") == {"state": "finished", "exit_code": 0, "step": 16, "message": ""}
+    assert "max_train_steps: 16  # flag" in (run.path / "config.yaml").read_text()
     assert "weight_decay: 0.01  # recipe" in (run.path / "config.yaml").read_text()
     assert "adam_beta1: 0.9  # default" in (run.path / "config.yaml").read_text()
     environment = run.read("environment.json")
