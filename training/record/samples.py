@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType
 
 from onecurve.training.atomic_files import write_atomically
 from onecurve.training.data.columns import Examples
+from onecurve.training.models import attention
 from onecurve.training.parallel.states import unwrap
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.tasks.base import Task
@@ -32,9 +33,11 @@ def write_samples(
     Lines of this step or later ones, which a resumed run makes again, are replaced.
     """
     is_sharded = accelerator.num_processes > 1 and accelerator.distributed_type in _SHARDED
+    inner = unwrap(model)
     model.eval()
     try:
-        samples = task.sample(unwrap(model), examples, tokenizer, is_sharded)
+        with attention.of_transformers(inner):
+            samples = task.sample(inner, examples, tokenizer, is_sharded)
     finally:
         model.train()
     if not samples or not accelerator.is_main_process:

@@ -12,7 +12,7 @@ from pydantic import Field
 from onecurve.training.architectures import count_positions
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Integer, PathText, Recipe
-from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task
+from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, sum_by_example
 from onecurve.training.tasks.row_reader import RowReader, find_row_problem
 from onecurve.training.tasks.sequences import INSIDE_A_TOKEN, TokenSequence
 from onecurve.training.tasks.token_spans import cut_into_examples
@@ -69,7 +69,8 @@ class CausalLM(Task):
     """Tokens -> the next token.
 
     The loss of an example is the sum over its targets, and its count is their number: a step's loss is the mean over all
-    targets of its global batch. The first token of an example is never a target, because nothing stands before it.
+    targets of its global batch. The first token of an example is never a target, because nothing stands before it: its label
+    is NO_TARGET.
 
     A plain text and a completion end with the tokenizer's end-of-text token, unless they are cut off. What ends a message is
     the chat template's to write.
@@ -83,6 +84,7 @@ class CausalLM(Task):
     pipeline_tag = "text-generation"
     auto_class = "AutoModelForCausalLM"
     unbatched_features = frozenset({"row", "prompt_length"})
+    packs = True
 
     def __init__(self, recipe: CausalLMRecipe) -> None:
         super().__init__(recipe)
@@ -204,8 +206,8 @@ class CausalLM(Task):
         all_labels, num_tokens = sequence.labels, len(sequence.tokens)
         has_target = any(label != NO_TARGET for label in all_labels[1:])
         for piece in cut_into_examples(num_tokens, self.recipe.max_length, self.recipe.long_texts):
-            labels = all_labels[piece]
-            if all(label == NO_TARGET for label in labels[1:]):
+            labels = [NO_TARGET, *all_labels[piece][1:]]
+            if all(label == NO_TARGET for label in labels):
                 reason = "nothing to be learned behind the first token"
                 if has_target:
                     is_split = self.recipe.long_texts == "split"
@@ -265,11 +267,12 @@ class CausalLM(Task):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         labels = batch["labels"]
         found = token_losses(model, inputs, labels)
-        losses = found.losses.sum(-1)
+        losses = _sum_by_example(found.losses, batch)
         if not wants_results:
             return Forward(losses)
-        targets = (labels[:, 1:] != NO_TARGET).sum(-1)
-        return Forward(losses, {"loss": losses, "targets": targets, "right": found.is_right.sum(-1)})
+        targets = _sum_by_example((labels[:, 1:] != NO_TARGET).double(), batch).long()
+        right = _sum_by_example(found.is_right.double(), batch).long()
+        return Forward(losses, {"loss": losses, "targets": targets, "right": right})
 
     def predict(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """ "generated": the tokens that the model writes behind each prompt, -1 behind their end."""
@@ -326,20 +329,31 @@ class CausalLM(Task):
         """The first tokens of the first example, and which of them are targets."""
         [tokens], [labels] = examples["input_ids"][[0]], examples["labels"][[0]]
         return [
-            (tokenizer.decode([int(token)]), bool(place and label != NO_TARGET))
-            for place, (token, label) in enumerate(zip(tokens[:_MAX_TOKENS_SHOWN], labels, strict=False))
+            (tokenizer.decode([int(token)]), bool(label != NO_TARGET))
+            for token, label in zip(tokens[:_MAX_TOKENS_SHOWN], labels, strict=False)
         ]
 
 
+def _sum_by_example(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """[examples] sums of what belongs to the targets of each example: all its tokens but the first.
+
+    Args:
+        values: [rows, length - 1].
+    """
+    import torch.nn.functional as F
+
+    return sum_by_example(F.pad(values, (1, 0)), batch)
+
+
 def count_targets(labels: Any) -> Array:
-    """[examples] how many tokens of each example are targets: those behind its first token that have a label.
+    """[examples] how many tokens of each example are targets.
 
     Args:
         labels: a ragged feature (data/columns.py) with a label for each token, NO_TARGET where it is not learned.
     """
     import numpy as np
 
-    return np.array([np.count_nonzero(labels[[row]][0][1:] != NO_TARGET) for row in range(len(labels))], dtype=np.int64)
+    return np.array([np.count_nonzero(labels[[row]][0] != NO_TARGET) for row in range(len(labels))], dtype=np.int64)
 
 
 def _has_head(config: Any) -> bool:

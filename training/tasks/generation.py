@@ -49,7 +49,7 @@ def find_end_of_turn(tokenizer: Any) -> int | None:
 def generate(
     model: Any,
     input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     max_new_tokens: int,
     is_sharded: bool = False,
 ) -> torch.Tensor:
@@ -57,11 +57,13 @@ def generate(
 
     Args:
         input_ids: [rows, longest] prompts, padded on either side.
-        attention_mask: [rows, longest], 0 in padded places.
+        attention_mask: [rows, longest], 0 in padded places; None where there are none.
         is_sharded: whether all processes must make the same number of forwards; all must be given the same prompts.
     """
     import torch
 
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
     # Padding goes to the left: what is generated stands directly behind the prompt.
     order = torch.argsort(attention_mask, dim=1, stable=True)
     with torch.no_grad():

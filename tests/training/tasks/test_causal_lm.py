@@ -59,8 +59,8 @@ def test_an_evaluation_weighs_every_token_alike(causal: Settings, train: Train) 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     found = []
-    for size in (1, 5):
-        settings = {**causal, "per_device_batch_size": size, "max_train_steps": 4}
+    for size, layout in ((1, "auto"), (5, "padded"), (7, "packed")):
+        settings = {**causal, "per_device_batch_size": size, "max_train_steps": 4, "layout": layout}
         run = train({**settings, "output_dir": f"{causal['output_dir']}{size}"})
         assert run.exit_code == 0, run.stderr
         found.append(run.evaluations[-1])
@@ -109,7 +109,7 @@ def chats(causal: Settings, tmp_path: Path) -> Settings:
 
 
 def test_conversations_are_learned_sampled_and_saved(chats: Settings, train: Train) -> None:
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     run = train({**chats, "max_train_steps": 60, "learning_rate": 1e-2, "eval_steps": 30})
     assert run.exit_code == 0, run.stderr
@@ -121,6 +121,11 @@ def test_conversations_are_learned_sampled_and_saved(chats: Settings, train: Tra
     assert all(line["generated"].endswith("<|im_end|>") for line in samples[3:]), "it has learned to stop"
     tokenizer = AutoTokenizer.from_pretrained(run.path / "final")
     assert tokenizer.chat_template == templates.CHATML
+    model = AutoModelForCausalLM.from_pretrained(run.path / "final", dtype=torch.float32)
+    for line in samples[3:]:  # Prompts of unequal length, in one batch, as each of them alone.
+        prompt = torch.tensor([tokenizer(line["prompt"], add_special_tokens=False)["input_ids"]])
+        whole = model.generate(prompt, max_new_tokens=8, do_sample=False)
+        assert line["generated"] == tokenizer.decode(whole[0, prompt.shape[1] :])
     ends = GenerationConfig.from_pretrained(run.path / "final").eos_token_id
     assert ends == [0, tokenizer.convert_tokens_to_ids("<|im_end|>")]
 

@@ -83,7 +83,7 @@ def test_only_the_assistants_turns_are_learned_and_where_they_end(
 
 def test_without_assistant_only_loss_all_is_learned(encode: Encode, tokenizer: Any) -> None:
     _, examples = encode(templates.CHATML, [{"messages": CHAT}])
-    assert examples["labels"] == examples["input_ids"]
+    assert examples["labels"] == [[NO_TARGET, *row[1:]] for row in examples["input_ids"]]
     prompt = tokenizer.apply_chat_template(CHAT[:-1], tokenize=False, add_generation_prompt=True)
     assert examples["prompt_length"][0] == len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
@@ -98,7 +98,7 @@ def test_a_conversation_in_prompt_and_completion(encode: Encode, tokenizer: Any)
     )
     assert find_learned(tokenizer, examples) == ["Still fine, thank you.<|im_end|>"]
     _, examples = encode(templates.CHATML, [rows[1]], completion_only_loss=False, **keys)
-    assert examples["labels"] == examples["input_ids"]
+    assert examples["labels"] == [[NO_TARGET, *row[1:]] for row in examples["input_ids"]]
     with pytest.raises(BadInput, match=naming("row 1")):
         encode(templates.CHATML, [rows[0]], **keys)
 
