@@ -39,6 +39,7 @@ from onecurve.training.parallel.states import (
 )
 from onecurve.training.parallel.topology import describe_topology
 from onecurve.training.process import launcher_has_died
+from onecurve.training.record import samples
 from onecurve.training.record.console import describe_arithmetic
 from onecurve.training.record.environment import describe_environment
 from onecurve.training.record.evaluation import EvaluationData
@@ -259,6 +260,7 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
         check_room(run, loaded.state_bytes, loaded.parameters[1] * 4, num_checkpoints)
         create_run(run, lock, resolved, environment)
         tidy(run, start)
+        samples.cut_back(run, session.progress.step)
 
     ask_main_process(prepare_directory)
     session.outcome.add_status_file(run.status, session.progress.step)

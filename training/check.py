@@ -6,6 +6,7 @@ It ends on exactly what a start would end on: a wrong label in any row, a tokeni
 prepared data stays in the cache. `onecurve check --deep` runs this.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ if __name__ == "__main__":
 from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.lasting_output import protect_output
+from onecurve.training.launch_protocol import EXAMPLE_LINE
 from onecurve.training.models.loading import build_model, count_parameters, load_config, load_tokenizer
 from onecurve.training.outcome import Outcome, report_outcome
 from onecurve.training.record.console import quiet_third_parties
@@ -46,6 +48,11 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     print(f"sample    {' '.join(tokenizer.convert_ids_to_tokens(first))} ...")
     for line in task.describe_facts():
         print(line)
+    for line in (task.describe_left_out() or "").splitlines():
+        print(f"data      {line}")
+    example = task.describe_example(data.train.examples, tokenizer)
+    if example is not None:
+        print(f"{EXAMPLE_LINE}{json.dumps(example)}")
     print(f"model     {total:,} parameters, {trained:,} trained")
 
 

@@ -10,6 +10,9 @@ STOP_FILE = "ONECURVE_STOP_FILE"  # a file whose appearance asks for a checkpoin
 NUM_PROCESSES = "ONECURVE_NUM_PROCESSES"  # processes that were asked for, to be compared with those that came up
 RESTARTS_LEFT = "ONECURVE_RESTARTS_LEFT"  # how often the launcher will still start the training again after a failure
 
+# How a line of training/check.py begins that holds an example as JSON: [[text of a token, whether it is a target], ...].
+EXAMPLE_LINE = "example-json "
+
 # Each asks for a checkpoint and an end. SIGHUP is what a lost terminal sends, and torch's agent passes it on.
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)

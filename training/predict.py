@@ -262,7 +262,7 @@ def label(
         features = {name: _pick(values, micro_batch.indices) for name, values in examples.items()}
         batch = send_to_device(collator(features), accelerator.device)
         with torch.no_grad(), accelerator.autocast():
-            results = task.forward(model, batch, wants_results=True).results
+            results = task.predict(model, batch)
         order += micro_batch.indices.tolist()
         for name, values in results.items():
             values, is_ragged = values.cpu(), name in task.ragged_results

@@ -30,6 +30,7 @@ from onecurve.training.parallel.micro_batch import begin_micro_batch
 from onecurve.training.record.console import print_evaluation, print_next, quiet_third_parties
 from onecurve.training.record.evaluation import Evaluation, evaluate, save_evaluation
 from onecurve.training.record.model_card import build_model_card
+from onecurve.training.record.samples import write_samples
 from onecurve.training.recovery.out_of_memory import MicroBatchTooLarge, detect_out_of_memory
 from onecurve.training.recovery.resumption import find_start
 from onecurve.training.recovery.run_lock import RunLock
@@ -156,9 +157,13 @@ def conclude_step(session: Session) -> Evaluation | None:
 
 
 def evaluate_validation(session: Session) -> Evaluation:
-    """Evaluate the validation data."""
+    """Evaluate the validation data, and write samples of what the model makes of it."""
     accelerator, model, task = session.accelerator, session.model, session.task
-    return evaluate(accelerator, model, task, session.validation, "eval", session.stop_flag)
+    evaluation = evaluate(accelerator, model, task, session.validation, "eval", session.stop_flag)
+    with session.watchdog.slow_phase():
+        examples, step = session.validation.split.examples, session.progress.step
+        write_samples(accelerator, model, task, examples, session.tokenizer, session.run, step)
+    return evaluation
 
 
 def stop(session: Session) -> None:

@@ -103,6 +103,11 @@ class RunDirectory:
         return self.path / "eval_report.json"
 
     @property
+    def samples(self) -> Path:
+        """What the model made of a few validation examples, one JSON object a line, at each evaluation."""
+        return self.path / "samples.jsonl"
+
+    @property
     def test_predictions(self) -> Path:
         """As eval_predictions, for the test data."""
         return self.path / "test_predictions.jsonl"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from onecurve.launcher.errors import LauncherError, PreflightFailed
 if TYPE_CHECKING:
     from onecurve.launcher.facts.machine import Machine
     from onecurve.launcher.preflight.findings import Finding
+    from onecurve.launcher.preflight.preparation import Example
     from onecurve.training.config import Recipe
 
 
@@ -47,20 +48,23 @@ def check(options: CheckOptions) -> int:
 
     root, machine = find_root(), detect_machine()
     if options.recipe is None:
-        facts, findings = [f"machine   {machine.describe()}"], check_machine(root, machine)
+        facts, findings, example = [f"machine   {machine.describe()}"], check_machine(root, machine), None
     else:
-        facts, findings = _check_recipe(root, machine, str(options.recipe), options)
+        facts, findings, example = _check_recipe(root, machine, str(options.recipe), options)
     if options.as_json:
-        print(json.dumps({"facts": facts, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        content: dict[str, Any] = {"facts": facts, "findings": [asdict(finding) for finding in findings]}
+        if example is not None:
+            content["example"] = [{"text": text, "is_target": is_target} for text, is_target in example]
+        print(json.dumps(content, indent=2))
     else:
-        _print_findings(facts, findings)
+        _print_findings(facts, findings, example)
     return PreflightFailed.exit_code if _has_errors(findings) else 0
 
 
 def _check_recipe(
     root: Path, machine: Machine, recipe_path: str, options: CheckOptions
-) -> tuple[list[str], list[Finding]]:
-    """Facts and findings; what can be checked beside a wrong key or topology is checked too."""
+) -> tuple[list[str], list[Finding], Example | None]:
+    """Facts, findings and an example; what can be checked beside a wrong key or topology is checked too."""
     from onecurve.launcher.facts.recipes import load_recipe
     from onecurve.launcher.planning.choice import pick_topology
     from onecurve.launcher.preflight import check_recipe
@@ -72,6 +76,7 @@ def _check_recipe(
     overrides = parse_keys(options.context)
     facts = [f"machine   {machine.describe()}"]
     findings: list[Finding] = []
+    example: Example | None = None
     recipe: Recipe | None
     try:
         recipe = load_recipe(recipe_path, overrides).recipe
@@ -88,24 +93,28 @@ def _check_recipe(
         facts += describe_model(recipe)
         findings += check_recipe(recipe, topology, machine)
     if options.deep and not _has_errors(findings):
-        deep_facts, deep_findings = check_preparation(recipe_path, overrides, root)
+        deep_facts, deep_findings, example = check_preparation(recipe_path, overrides, root)
         facts += deep_facts
         findings += deep_findings
-    return facts, findings
+    return facts, findings, example
 
 
 def _has_errors(findings: Sequence[Finding]) -> bool:
     return any(finding.severity == "error" for finding in findings)
 
 
-def _print_findings(facts: Sequence[str], findings: Sequence[Finding]) -> None:
+def _print_findings(facts: Sequence[str], findings: Sequence[Finding], example: Example | None) -> None:
     from rich.console import Console
 
+    from onecurve.launcher.views.example import format_example
     from onecurve.launcher.views.terminal import LABEL_WIDTH, print_hanging
 
     console = Console()
     for fact in facts:
         print_hanging(console, fact[:LABEL_WIDTH], fact[LABEL_WIDTH:])
+    if example is not None:
+        console.print("example   what is learned is green, in brackets:", highlight=False, soft_wrap=True)
+        console.print(format_example(example), soft_wrap=True)
     for finding in findings:
         style = "red" if finding.severity == "error" else "yellow"
         print_hanging(console, f"{finding.severity:<{LABEL_WIDTH}}", finding.message, style)

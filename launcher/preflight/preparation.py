@@ -15,14 +15,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onecurve.launcher.preflight.findings import Finding, error
-from onecurve.training.launch_protocol import STATUS_FILE
+from onecurve.training.launch_protocol import EXAMPLE_LINE, STATUS_FILE
+
+Example = list[tuple[str, bool]]
 
 
-def check_preparation(recipe: str, overrides: Mapping[str, str], root: Path) -> tuple[list[str], list[Finding]]:
+def check_preparation(
+    recipe: str, overrides: Mapping[str, str], root: Path
+) -> tuple[list[str], list[Finding], Example | None]:
     """Prepare everything that a training needs before its first step.
 
     Returns:
-        Facts, and the problem that stopped the preparation, if there was one.
+        Facts; the problem that stopped the preparation, if there was one; the tokens of an example, and which of them are
+        targets, if the task's targets are tokens.
     """
     words = ["--config", recipe, *(f"--{key}={value}" for key, value in overrides.items())]
     with tempfile.TemporaryDirectory(prefix="onecurve-") as folder:
@@ -36,7 +41,10 @@ def check_preparation(recipe: str, overrides: Mapping[str, str], root: Path) -> 
             check=False,
         )
         if result.returncode == 0:
-            return result.stdout.splitlines(), []
+            lines = result.stdout.splitlines()
+            examples = [line.removeprefix(EXAMPLE_LINE) for line in lines if line.startswith(EXAMPLE_LINE)]
+            facts = [line for line in lines if not line.startswith(EXAMPLE_LINE)]
+            return facts, [], [(text, is_target) for text, is_target in json.loads(examples[0])] if examples else None
         try:
             message = json.loads(status.read_text(encoding="utf-8"))["message"]
         except (OSError, ValueError, KeyError):
@@ -44,4 +52,4 @@ def check_preparation(recipe: str, overrides: Mapping[str, str], root: Path) -> 
                 result.stderr.strip().rpartition("\n")[2]
                 or f"training/check.py ended with exit code {result.returncode}"
             )
-    return result.stdout.splitlines(), [error(message)]
+    return result.stdout.splitlines(), [error(message)], None

@@ -8,6 +8,8 @@ without a look at what they hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -87,6 +89,20 @@ def install(model: Any) -> None:
     draws_bytes = model.config._attn_implementation == cpu_dropout.ATTENTION
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, partial(attend, draws_bytes=draws_bytes))
     model.set_attn_implementation(ATTENTION)
+
+
+@contextmanager
+def of_transformers(model: Any) -> Iterator[None]:
+    """Let a model have one of transformers' own attentions for a while: a generation needs masks and a cache."""
+    name = model.config._attn_implementation
+    if name not in (ATTENTION, cpu_dropout.ATTENTION):
+        yield
+        return
+    model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(name)
 
 
 def attend(

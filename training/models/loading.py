@@ -147,6 +147,7 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
+    task.configure_model(model, tokenizer)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     return model

@@ -273,6 +273,25 @@ class Task(ABC):
                 go to the model, whose attention keeps the sequences apart. `sum_by_example` adds up losses in either case.
         """
 
+    def configure_model(self, model: Any, tokenizer: Any) -> None:
+        """Set what is saved beside the weights and is not part of the config, such as generation settings."""
+
+    def predict(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What `describe_predictions` needs of a batch without targets: by default the results of a forward."""
+        return self.forward(model, batch, wants_results=True).results
+
+    def sample(
+        self, model: Any, examples: Mapping[str, Any], tokenizer: Any, is_sharded: bool = False
+    ) -> list[dict[str, Any]]:
+        """Lines of samples.jsonl: what the model makes of a few validation examples, the same ones each time.
+
+        Args:
+            model: without the wrapper of DDP or DeepSpeed, in evaluation mode.
+            examples: prepared validation examples.
+            is_sharded: whether all processes must run the same number of forwards; all are asked for the same samples.
+        """
+        return []
+
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Sum of the losses of a micro-batch; divide by the count of the whole step."""
         losses = self.forward(model, batch).losses
@@ -315,6 +334,13 @@ class Task(ABC):
     def describe_facts(self) -> list[str]:
         """Lines of `onecurve check --deep` about what was learned from the data: a word of 10 places, then what it is."""
         return []
+
+    def describe_example(self, examples: Mapping[str, Any], tokenizer: Any) -> Sequence[tuple[str, bool]] | None:
+        """The first example as pieces of text, and which of them are targets; None for tasks whose targets are no tokens.
+
+        `onecurve check --deep` prints it.
+        """
+        return None
 
     def describe_card(self) -> str:
         """Lines of the model card about labels and the like, in Markdown."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from onecurve.training.architectures import count_positions
 from onecurve.training.errors import BadInput
-from onecurve.training.recipe import Recipe
-from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task
-from onecurve.training.tasks.long_texts import cut_into_examples
-from onecurve.training.tasks.texts import check_texts, find_text_problem
+from onecurve.training.recipe import Integer, PathText, Recipe
+from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, sum_by_example
+from onecurve.training.tasks.row_reader import RowReader, find_row_problem
+from onecurve.training.tasks.sequences import INSIDE_A_TOKEN, TokenSequence
+from onecurve.training.tasks.token_spans import cut_into_examples
 
 if TYPE_CHECKING:
     import torch
@@ -22,29 +25,57 @@ if TYPE_CHECKING:
 # e to the power of more than this is no float.
 _MAX_LOSS_OF_PERPLEXITY = 700.0
 
+_MAX_TOKENS_SHOWN = 400
+
 
 class CausalLMRecipe(Recipe):
     """The keys of causal language models beside those of every recipe."""
 
     text_column: str | None = Field(
-        None, min_length=1, description="column with plain text; `text` where no key names one"
+        None, min_length=1, description="column with plain text; `text` where no other kind of column is named"
+    )
+    messages_column: str | None = Field(
+        None, min_length=1, description="column with conversations: lists of messages with role and content"
+    )
+    tools_column: str | None = Field(
+        None, min_length=1, description="column with JSON schemas of the tools that a conversation may call"
+    )
+    prompt_column: str | None = Field(
+        None, min_length=1, description="column with prompts: texts, or the first messages of conversations"
+    )
+    completion_column: str | None = Field(
+        None, min_length=1, description="column with what follows each prompt, directly behind it; of the same kind"
+    )
+    completion_only_loss: bool | None = Field(
+        None, description="learn only completions, not their prompts; by default true where there are prompts"
+    )
+    assistant_only_loss: bool = Field(
+        False, description="learn only the assistant's messages, each with the token that ends it"
+    )
+    chat_template: PathText | None = Field(
+        None, description="file with a chat template in Jinja; none takes the tokenizer's own"
     )
     eos_token: str | None = Field(None, description="token that ends a text; none takes the tokenizer's own")
     long_texts: Literal["cut", "split"] = Field(
-        "cut",
-        description="what happens to texts of more than max_length tokens: cut off, or split into several examples",
+        "cut", description="what happens to more than max_length tokens: cut off, or split into several examples"
     )
+    num_samples: Annotated[Integer, Field(ge=0)] = Field(
+        0, description="validation examples that each evaluation lets the model continue, into samples.jsonl"
+    )
+    max_new_tokens: Annotated[Integer, Field(ge=1)] = Field(128, description="most tokens of one generation")
 
 
 class CausalLM(Task):
     """Tokens -> the next token.
 
     The loss of an example is the sum over its targets, and its count is their number: a step's loss is the mean over all
-    targets of its global batch. The first token of an example is never a target, because nothing stands before it.
+    targets of its global batch. The first token of an example is never a target, because nothing stands before it: its label
+    is NO_TARGET.
 
-    A plain text ends with the tokenizer's end-of-text token, unless it was cut off.
+    A plain text and a completion end with the tokenizer's end-of-text token, unless they are cut off. What ends a message is
+    the chat template's to write.
 
-    Facts: "left_out", how many rows or pieces gave no example, by reason.
+    Facts: "left_out", how many rows or pieces gave no example, and "noticed", how many have something odd, by reason.
     """
 
     recipe: CausalLMRecipe
@@ -52,27 +83,59 @@ class CausalLM(Task):
     main_metrics = ("loss", "perplexity", "accuracy")
     pipeline_tag = "text-generation"
     auto_class = "AutoModelForCausalLM"
+    unbatched_features = frozenset({"row", "prompt_length"})
+    packs = True
+
+    def __init__(self, recipe: CausalLMRecipe) -> None:
+        super().__init__(recipe)
+        self._positions: int | None = None
+        self._tokenizer: Any = None
 
     # Declarations ---------------------------------------------------------------------------------------------------
 
     @classmethod
+    def find_contradictions(cls, recipe: CausalLMRecipe) -> list[str]:
+        """Keys of two kinds of columns, and keys that the kind of columns does not read."""
+        kinds = [key for key in ("text_column", "messages_column", "prompt_column") if getattr(recipe, key) is not None]
+        has_prompts, has_chats = recipe.prompt_column is not None, recipe.messages_column is not None
+        problems = []
+        if len(kinds) > 1:
+            problems.append(f"{' and '.join(kinds)}: give one of them, a recipe reads one kind of column")
+        if has_prompts != (recipe.completion_column is not None):
+            problems.append("prompt_column and completion_column: give both, or none of them")
+        if recipe.completion_only_loss is not None and not has_prompts:
+            problems.append("completion_only_loss: needs prompt_column and completion_column")
+        for key in ("assistant_only_loss", "tools_column", "chat_template"):
+            if getattr(recipe, key) and not has_prompts and not has_chats:
+                problems.append(f"{key}: needs conversations; name their column in messages_column")
+        if recipe.assistant_only_loss and recipe.completion_only_loss is False:
+            problems.append("assistant_only_loss and completion_only_loss: false: give one of them, not both")
+        return problems
+
+    @classmethod
     def columns(cls, recipe: CausalLMRecipe, with_targets: bool = True) -> dict[str, list[str]]:
-        """The text."""
-        return {"text_column": [recipe.text_column or "text"]}
+        """The text, the conversation, or the prompt and its completion; the tools."""
+        keys = ["tools_column"]
+        if recipe.prompt_column is not None:
+            keys += ["prompt_column"] + (["completion_column"] if with_targets else [])
+        elif recipe.messages_column is not None:
+            keys += ["messages_column"]
+        else:
+            return {"text_column": [recipe.text_column or "text"]}
+        return {key: [name] for key in keys if (name := getattr(recipe, key)) is not None}
 
     def metric_names(self) -> list[str]:
         """Perplexity, and the accuracy of the next token."""
         return ["perplexity", "accuracy"]
 
     def find_row_problem(self, row: Mapping[str, Any], with_targets: bool = True) -> str | None:
-        """An empty text."""
-        [name] = self.columns(self.recipe)["text_column"]
-        return find_text_problem(row.get(name), name)
+        """An empty text, or a conversation that is none."""
+        return find_row_problem(row, self.columns(self.recipe, with_targets))
 
     # Rows -> examples -----------------------------------------------------------------------------------------------
 
     def read_config(self, config: Any) -> None:
-        """Refuse a model that looks at the tokens that it should predict.
+        """Refuse a model that reads the tokens that it should predict, or has no room for a generation.
 
         Raises:
             BadInput: it is one.
@@ -82,9 +145,19 @@ class CausalLM(Task):
                 f"model_name_or_path: a {config.model_type} model that is no decoder reads the tokens that it should predict; "
                 "take a causal language model"
             )
+        self._positions = count_positions(config.to_dict())
+        if self._positions is not None and self.recipe.max_new_tokens >= self._positions:
+            raise BadInput(
+                f"max_new_tokens: {self.recipe.max_new_tokens} leaves no room for a prompt in the model's {self._positions} "
+                "positions"
+            )
+
+    @property
+    def _max_prompt_tokens(self) -> int | None:
+        return None if self._positions is None else self._positions - self.recipe.max_new_tokens
 
     def configure_tokenizer(self, tokenizer: Any) -> None:
-        """The recipe's end-of-text token."""
+        """The recipe's end-of-text token and chat template."""
         wanted = self.recipe.eos_token
         if wanted is not None:
             if wanted not in tokenizer.get_vocab():
@@ -92,34 +165,61 @@ class CausalLM(Task):
             tokenizer.eos_token = wanted
         if tokenizer.eos_token is None:
             raise BadInput("eos_token: the tokenizer has no end-of-text token of its own; name one of its tokens")
+        if self.recipe.chat_template is not None:
+            try:
+                tokenizer.chat_template = Path(self.recipe.chat_template).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise BadInput(f"chat_template: {self.recipe.chat_template!r} can't be read: {error}") from None
 
     def check(self, rows: Rows) -> None:
-        """Texts of every row."""
-        check_texts(rows, self.columns(self.recipe)["text_column"])
+        """Texts or messages of every row."""
+        RowReader(self.recipe, self.columns(self.recipe), rows).check()
 
     def encode(self, rows: Rows, tokenizer: Any, with_targets: bool = True) -> dict[str, Any]:
-        """Tokens of each text or of its pieces, and the same as labels."""
+        """Tokens and labels of each row or of its pieces; without targets, the tokens of each row's prompt."""
         import numpy as np
 
-        [name] = self.columns(self.recipe)["text_column"]
-        examples: dict[str, Any] = {"input_ids": [], "labels": []}
-        of_row = []
-        for row, tokens in enumerate(tokenizer(rows.values(name), padding=False, truncation=False)["input_ids"]):
-            if tokens[-1:] != [tokenizer.eos_token_id]:
-                tokens = [*tokens, tokenizer.eos_token_id]
-            for piece in cut_into_examples(len(tokens), self.recipe.max_length, self.recipe.long_texts):
-                labels = tokens[piece]
-                if not any(label != NO_TARGET for label in labels[1:]):
-                    self._leave_out("no target")
-                    continue
-                examples["input_ids"].append(tokens[piece])
-                examples["labels"].append(labels)
-                of_row.append(row)
-        return {**examples, "row": np.array(of_row, dtype=np.int64)}
+        self._tokenizer = tokenizer
+        reader = RowReader(self.recipe, self.columns(self.recipe, with_targets), rows)
+        if not with_targets:
+            return {"input_ids": reader.encode_prompts(tokenizer, self._max_prompt_tokens)}
+        sequences, starts = reader.encode(tokenizer), tokenizer.bos_token_id
+        examples: dict[str, list[Any]] = {"input_ids": [], "labels": [], "row": [], "prompt_length": []}
+        for row, sequence in enumerate(sequences):
+            if sequence is None:
+                self._note("left_out", INSIDE_A_TOKEN)
+                continue
+            if starts is not None and sequence.tokens[:2] == [starts, starts]:
+                rows.refuse(
+                    row, f"begins with {tokenizer.bos_token!r} twice; remove it from the text, as the tokenizer adds it"
+                )
+            if not sequence.is_ended:
+                self._note("noticed", "the end of a turn is no target, so that the model does not learn to stop there")
+            for tokens, labels, prompt_length in self._cut(sequence):
+                for name, value in zip(examples, (tokens, labels, row, prompt_length), strict=True):
+                    examples[name].append(value)
+        dense = {name: np.array(examples.pop(name), dtype=np.int64) for name in ("row", "prompt_length")}
+        return {**examples, **dense}
 
-    def _leave_out(self, reason: str) -> None:
-        left_out = self.facts.setdefault("left_out", {})
-        left_out[reason] = left_out.get(reason, 0) + 1
+    def _cut(self, sequence: TokenSequence) -> Iterator[tuple[list[int], list[int], int]]:
+        """Tokens, labels and length of the prompt of each example of a row."""
+        all_labels, num_tokens = sequence.labels, len(sequence.tokens)
+        has_target = any(label != NO_TARGET for label in all_labels[1:])
+        for piece in cut_into_examples(num_tokens, self.recipe.max_length, self.recipe.long_texts):
+            labels = [NO_TARGET, *all_labels[piece][1:]]
+            if all(label == NO_TARGET for label in labels):
+                reason = "nothing to be learned behind the first token"
+                if has_target:
+                    is_split = self.recipe.long_texts == "split"
+                    reason = "pieces without a target" if is_split else "cut off at max_length before the first target"
+                self._note("left_out", reason)
+                continue
+            prompt_length = sequence.prompt_length if piece.start == 0 else 0
+            yield sequence.tokens[piece], labels, prompt_length if prompt_length < len(labels) else 0
+
+    def _note(self, kind: str, reason: str) -> None:
+        counts = self.facts.setdefault(kind, {})
+        counts[reason] = counts.get(reason, 0) + 1
 
     def counts(self, examples: Mapping[str, Any]) -> Array:
         """The targets of each example."""
@@ -131,11 +231,27 @@ class CausalLM(Task):
 
     # Model ----------------------------------------------------------------------------------------------------------
 
+    def configure(self, config: Any) -> None:
+        """Without the outputs of a router: nothing is computed from them."""
+        if getattr(config, "output_router_logits", False):
+            config.output_router_logits = False
+
+    def configure_model(self, model: Any, tokenizer: Any) -> None:
+        """What ends a generation: the end-of-text token, and what the chat template ends a turn with."""
+        from onecurve.training.tasks.generation import set_ends
+
+        set_ends(model, tokenizer)
+
     def describe_head(self, config: Any) -> str | None:
-        """A head that is new, because the model was saved without one."""
-        return (
-            None if _has_head(config) else "The model was saved without a head: unless its weights are tied, it is new."
-        )
+        """A head that is new, because the model was saved without one; a router's loss that is not computed."""
+        notes = []
+        if not _has_head(config):
+            notes.append(
+                "The model was saved without a language modeling head: unless its weights are tied, it is new."
+            )
+        if getattr(config, "router_aux_loss_coef", None):
+            notes.append("The router's balancing loss is not part of the loss: router_aux_loss_coef counts as 0.")
+        return "\n".join(notes) or None
 
     def check_head(self, config: Any) -> None:
         """A head of a language model."""
@@ -151,11 +267,27 @@ class CausalLM(Task):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         labels = batch["labels"]
         found = token_losses(model, inputs, labels)
-        losses = found.losses.sum(-1)
+        losses = _sum_by_example(found.losses, batch)
         if not wants_results:
             return Forward(losses)
-        targets = (labels[:, 1:] != NO_TARGET).sum(-1)
-        return Forward(losses, {"loss": losses, "targets": targets, "right": found.is_right.sum(-1)})
+        targets = _sum_by_example((labels[:, 1:] != NO_TARGET).double(), batch).long()
+        right = _sum_by_example(found.is_right.double(), batch).long()
+        return Forward(losses, {"loss": losses, "targets": targets, "right": right})
+
+    def predict(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """ "generated": the tokens that the model writes behind each prompt, -1 behind their end."""
+        from onecurve.training.tasks.generation import generate
+
+        return {"generated": generate(model, batch["input_ids"], batch["attention_mask"], self.recipe.max_new_tokens)}
+
+    def sample(
+        self, model: Any, examples: Mapping[str, Any], tokenizer: Any, is_sharded: bool = False
+    ) -> list[dict[str, Any]]:
+        """What the model writes behind the prompts of the first validation examples that have one."""
+        from onecurve.training.tasks.generation import continue_examples
+
+        most, limit = self.recipe.num_samples, self._max_prompt_tokens
+        return continue_examples(model, examples, tokenizer, most, self.recipe.max_new_tokens, limit, is_sharded)
 
     # Results --------------------------------------------------------------------------------------------------------
 
@@ -171,8 +303,11 @@ class CausalLM(Task):
         }
 
     def describe_predictions(self, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """In an evaluation the row, its mean loss, the number of its targets, and how many of them are the most likely."""
-        for number, targets in enumerate(results["targets"]):
+        """In an evaluation row, mean loss, number of targets, and how many of them are the most likely; else the text."""
+        for tokens in results.get("generated", ()):
+            written = [int(token) for token in tokens if token >= 0]
+            yield {"prediction": self._tokenizer.decode(written, skip_special_tokens=True)}
+        for number, targets in enumerate(results.get("targets", ())):
             yield {
                 "row": int(results["row"][number]),
                 "loss": float(results["loss"][number] / targets),
@@ -185,23 +320,40 @@ class CausalLM(Task):
         return {"prediction": "a text"}
 
     def describe_left_out(self) -> str | None:
-        """How many rows or pieces gave no example, and why."""
-        left_out = self.facts.get("left_out", {})
-        return "; ".join(f"{count:,} left out: {reason}" for reason, count in left_out.items()) or None
+        """How many rows or pieces gave no example, and how many have something odd."""
+        lines = [f"Left out: {count:,} ({reason})." for reason, count in self.facts.get("left_out", {}).items()]
+        lines += [f"Noticed: {count:,} ({reason})." for reason, count in self.facts.get("noticed", {}).items()]
+        return "\n".join(lines) or None
+
+    def describe_example(self, examples: Mapping[str, Any], tokenizer: Any) -> Sequence[tuple[str, bool]]:
+        """The first tokens of the first example, and which of them are targets."""
+        [tokens], [labels] = examples["input_ids"][[0]], examples["labels"][[0]]
+        return [
+            (tokenizer.decode([int(token)]), bool(label != NO_TARGET))
+            for token, label in zip(tokens[:_MAX_TOKENS_SHOWN], labels, strict=False)
+        ]
+
+
+def _sum_by_example(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """[examples] sums of what belongs to the targets of each example: all its tokens but the first.
+
+    Args:
+        values: [rows, length - 1].
+    """
+    import torch.nn.functional as F
+
+    return sum_by_example(F.pad(values, (1, 0)), batch)
 
 
 def count_targets(labels: Any) -> Array:
-    """[examples] how many tokens of each example are targets: those behind its first token that have a label.
+    """[examples] how many tokens of each example are targets.
 
     Args:
         labels: a ragged feature (data/columns.py) with a label for each token, NO_TARGET where it is not learned.
     """
     import numpy as np
 
-    counts = [np.zeros(0, dtype=np.int64)]
-    for start in range(0, len(labels), 65_536):
-        counts.append(np.array([np.count_nonzero(row[1:] != NO_TARGET) for row in labels[start : start + 65_536]]))
-    return np.concatenate(counts)
+    return np.array([np.count_nonzero(labels[[row]][0] != NO_TARGET) for row in range(len(labels))], dtype=np.int64)
 
 
 def _has_head(config: Any) -> bool:

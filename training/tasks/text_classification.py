@@ -217,7 +217,7 @@ class TextClassification(Task):
         logits = model(**inputs).logits
         logits = logits.float() if logits.element_size() < 4 else logits
         labels = batch.get("labels")
-        results = self.predict(logits, with_probabilities=labels is None) if wants_results else {}
+        results = self.read_logits(logits, with_probabilities=labels is None) if wants_results else {}
         if labels is None:
             return Forward(None, results)
         return Forward(self.example_losses(logits, labels), {"label": labels, **results})
@@ -242,7 +242,7 @@ class TextClassification(Task):
         smoothing = self.recipe.label_smoothing_factor
         return F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing, reduction="none")
 
-    def predict(self, logits: torch.Tensor, with_probabilities: bool) -> dict[str, torch.Tensor]:
+    def read_logits(self, logits: torch.Tensor, with_probabilities: bool) -> dict[str, torch.Tensor]:
         """What the logits [examples, num_labels] say: "prediction", "score" and, if wanted, "probabilities" of one label."""
         import torch
 

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from onecurve.training.outcome import report_outcome
 from tests.conftest import Run
+from tests.messages import names
+from tests.training.tasks import templates
 
 Settings = dict[str, Any]
 Train = Callable[[Settings], Run]
@@ -56,8 +59,8 @@ def test_an_evaluation_weighs_every_token_alike(causal: Settings, train: Train) 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     found = []
-    for size in (1, 5):
-        settings = {**causal, "per_device_batch_size": size, "max_train_steps": 4}
+    for size, layout in ((1, "auto"), (5, "padded"), (7, "packed")):
+        settings = {**causal, "per_device_batch_size": size, "max_train_steps": 4, "layout": layout}
         run = train({**settings, "output_dir": f"{causal['output_dir']}{size}"})
         assert run.exit_code == 0, run.stderr
         found.append(run.evaluations[-1])
@@ -75,3 +78,149 @@ def test_an_evaluation_weighs_every_token_alike(causal: Settings, train: Train) 
         assert evaluation["eval_loss"] == pytest.approx(loss, rel=1e-5)
         assert evaluation["eval_perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
         assert evaluation["eval_accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-9)
+
+
+ANSWERS = ("yes", "no", "perhaps")
+
+# Conversations -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chats(causal: Settings, tmp_path: Path) -> Settings:
+    """Settings of a training on conversations of one and two turns, with a template in a file of its own."""
+    rows = []
+    for number in range(48):
+        turns = [
+            {"role": "user", "content": f"Say {ANSWERS[number % 3]}" + " please" * (number % 5)},
+            {"role": "assistant", "content": ANSWERS[number % 3]},
+        ]
+        rows.append({"messages": turns * (1 + number % 2)})
+    (tmp_path / "chat.jinja").write_text(templates.CHATML, encoding="utf-8")
+    return {
+        **causal,
+        "train_file": write_rows(tmp_path / "train.jsonl", rows),
+        "validation_file": write_rows(tmp_path / "validation.jsonl", rows[:10]),
+        "messages_column": "messages",
+        "assistant_only_loss": True,
+        "chat_template": str(tmp_path / "chat.jinja"),
+        "num_samples": 3,
+        "max_new_tokens": 8,
+    }
+
+
+def test_conversations_are_learned_sampled_and_saved(chats: Settings, train: Train) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    run = train({**chats, "max_train_steps": 60, "learning_rate": 1e-2, "eval_steps": 30})
+    assert run.exit_code == 0, run.stderr
+    assert run.evaluations[-1]["eval_accuracy"] > 0.8
+    samples = read_rows(run.path / "samples.jsonl")
+    assert [(line["step"], line["row"]) for line in samples] == [(step, row) for step in (30, 60) for row in range(3)]
+    assert samples[0]["prompt"] == "<|im_start|>user\nSay yes<|im_end|>\n<|im_start|>assistant\n"
+    assert samples[0]["reference"] == "yes<|im_end|>\n"
+    assert all(line["generated"].endswith("<|im_end|>") for line in samples[3:]), "it has learned to stop"
+    tokenizer = AutoTokenizer.from_pretrained(run.path / "final")
+    assert tokenizer.chat_template == templates.CHATML
+    model = AutoModelForCausalLM.from_pretrained(run.path / "final", dtype=torch.float32)
+    for line in samples[3:]:  # Prompts of unequal length, in one batch, as each of them alone.
+        prompt = torch.tensor([tokenizer(line["prompt"], add_special_tokens=False)["input_ids"]])
+        whole = model.generate(prompt, max_new_tokens=8, do_sample=False)
+        assert line["generated"] == tokenizer.decode(whole[0, prompt.shape[1] :])
+    ends = GenerationConfig.from_pretrained(run.path / "final").eos_token_id
+    assert ends == [0, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
+def test_the_same_conversations_in_every_format(chats: Settings, train: Train, tmp_path: Path) -> None:
+    """JSON Lines, a JSON array, Parquet and a save_to_disk folder hold nested values alike."""
+    import datasets
+
+    rows = read_rows(chats["train_file"])
+    (tmp_path / "train.json").write_text(json.dumps(rows), encoding="utf-8")
+    table = datasets.Dataset.from_list(rows)
+    table.to_parquet(str(tmp_path / "train.parquet"))
+    table.save_to_disk(str(tmp_path / "saved"))
+    settings = {**chats, "max_train_steps": 2, "num_samples": 0}
+    losses = []
+    for name in ("train.jsonl", "train.json", "train.parquet", "saved"):
+        own = {"output_dir": str(tmp_path / f"run-{name}"), "train_file": str(tmp_path / name)}
+        if name == "saved":
+            own = {"output_dir": own["output_dir"], "dataset_name": own["train_file"]}
+        run = train(
+            {key: value for key, value in {**settings, **own}.items() if name != "saved" or key != "train_file"}
+        )
+        assert run.exit_code == 0, run.stderr
+        losses.append(run.losses)
+    assert losses == [losses[0]] * 4
+
+
+def test_samples_of_a_resumed_run_are_those_of_one_that_was_not_stopped(
+    chats: Settings, train: Train, tmp_path: Path
+) -> None:
+    settings = {**chats, "max_train_steps": 4, "eval_steps": 1}
+    whole = train({**settings, "output_dir": str(tmp_path / "whole")})
+    (tmp_path / "stop").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONECURVE_STOP_FILE", str(tmp_path / "stop"))
+        assert train(settings).exit_code == 75
+    resumed = train(settings)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.losses == whole.losses
+    assert resumed.lines == whole.lines or [line["eval_loss"] for line in resumed.evaluations] == [
+        line["eval_loss"] for line in whole.evaluations
+    ]
+    samples = (resumed.path / "samples.jsonl").read_bytes()
+    assert samples == (whole.path / "samples.jsonl").read_bytes()
+    again = train({**settings, "eval_only": True})
+    assert again.exit_code == 0, again.stderr
+
+
+def test_prediction_generates_for_prompts_of_unequal_length(chats: Settings, train: Train, tmp_path: Path) -> None:
+    """In batches of any size each prompt gets what the model writes behind it alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from onecurve.training import predict
+
+    run = train({**chats, "max_train_steps": 30, "learning_rate": 1e-2, "num_samples": 0})
+    assert run.exit_code == 0, run.stderr
+    Path(chats["chat_template"]).unlink()
+    asked = [
+        [{"role": "user", "content": f"Say {ANSWERS[number % 3]}" + " please" * (number % 5)}] for number in range(7)
+    ]
+    rows: list[dict[str, Any]] = [{"messages": messages, "id": number} for number, messages in enumerate(asked)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    found = []
+    for size in ("1", "4"):
+        words = [
+            "--run",
+            str(run.path),
+            "--input",
+            str(tmp_path / "in.jsonl"),
+            "--output",
+            str(tmp_path / f"{size}.jsonl"),
+        ]
+        assert report_outcome(predict.main, [*words, "--batch_size", size]) == 0
+        found.append(read_rows(tmp_path / f"{size}.jsonl"))
+    assert found[0] == found[1]
+    assert [row["id"] for row in found[0]] == list(range(7))
+    model = AutoModelForCausalLM.from_pretrained(run.path / "final", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(run.path / "final")
+    for messages, row in zip(asked, found[0], strict=True):
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        whole = model.generate(prompt, max_new_tokens=8, do_sample=False)
+        assert row["prediction"] == tokenizer.decode(whole[0, prompt.shape[1] :], skip_special_tokens=True)
+    assert len({row["prediction"] for row in found[0]}) > 1
+
+
+def test_data_without_a_target_is_refused_and_nothing_is_written(chats: Settings, train: Train, tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "Hello?"}]}] * 3
+    run = train({**chats, "train_file": write_rows(tmp_path / "none.jsonl", rows)})
+    assert run.exit_code == 2
+    assert names(run.stderr, "none.jsonl", "3")
+    assert not run.path.exists()
+
+
+def test_what_is_left_out_is_said(chats: Settings, train: Train, tmp_path: Path) -> None:
+    rows = [*read_rows(chats["train_file"]), {"messages": [{"role": "user", "content": "Hello?"}]}]
+    run = train({**chats, "train_file": write_rows(tmp_path / "more.jsonl", rows), "max_train_steps": 1})
+    assert run.exit_code == 0, run.stderr
+    assert "left out: 1" in run.stdout.lower()

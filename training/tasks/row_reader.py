@@ -1,0 +1,157 @@
+"""Which of a row's columns are what a causal language model reads: one kind for all rows of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onecurve.training.errors import BadInput
+from onecurve.training.tasks import chats
+from onecurve.training.tasks.base import Rows
+from onecurve.training.tasks.conversations import Conversation, build_conversation, find_messages_problem
+from onecurve.training.tasks.sequences import (
+    TokenSequence,
+    encode_completions,
+    encode_conversations,
+    encode_plain,
+)
+from onecurve.training.tasks.texts import check_texts, find_text_problem
+from onecurve.training.tasks.token_spans import tokenize_parts
+
+
+def find_row_problem(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> str | None:
+    """What is wrong with a row; None where nothing is.
+
+    Args:
+        columns: names of the columns by the key that names them.
+    """
+    kinds = set()
+    for key, [name] in columns.items():
+        value = row.get(name)
+        if key == "tools_column":
+            continue
+        is_chat = key == "messages_column" or (key != "text_column" and isinstance(value, list))
+        kinds.add(is_chat)
+        if problem := find_messages_problem(value, name) if is_chat else find_text_problem(value, name):
+            return problem
+    if len(kinds) > 1:
+        return f"of {' and '.join(columns)} one holds text, the other messages; write both in one way"
+    return None
+
+
+class RowReader:
+    """Rows of one kind: plain texts, prompts and completions in text, or conversations."""
+
+    def __init__(self, recipe: Any, columns: Mapping[str, Sequence[str]], rows: Rows) -> None:
+        """See what the rows are.
+
+        Args:
+            recipe: a `CausalLMRecipe`.
+            columns: that it reads, by the key that names them.
+        """
+        import pyarrow as pa
+
+        self._recipe, self._columns, self._rows = recipe, columns, rows
+        self._has_prompts = recipe.prompt_column is not None
+        name = recipe.prompt_column or recipe.messages_column
+        kind = pa.string() if name is None else rows.table.column(name).type
+        self._is_chat = recipe.messages_column is not None or pa.types.is_nested(kind)
+
+    def check(self) -> None:
+        """Refuse the first row that is none of its kind.
+
+        Raises:
+            BadInput: naming the row.
+        """
+        recipe, columns, rows = self._recipe, self._columns, self._rows
+        if not self._is_chat:
+            if recipe.assistant_only_loss:
+                raise BadInput(
+                    f"{rows.origin}: assistant_only_loss needs conversations, {recipe.prompt_column!r} holds text"
+                )
+            check_texts(rows, [name for [name] in columns.values()])
+            return
+        position = 0
+        for batch in rows.table.to_batches():  # A whole column may not fit into memory.
+            for row in batch.to_pylist():
+                if problem := find_row_problem(row, columns):
+                    rows.refuse(position, problem)
+                position += 1
+
+    def encode(self, tokenizer: Any) -> list[TokenSequence | None]:
+        """Each row in tokens, with its targets; None where they begin or end inside a token.
+
+        Raises:
+            BadInput: naming the first row that can't be encoded.
+        """
+        recipe, rows = self._recipe, self._rows
+        completion_only = self._has_prompts and recipe.completion_only_loss is not False
+        if self._is_chat:
+            self._check_template(tokenizer)
+            prompts = rows.values(recipe.prompt_column or recipe.messages_column)
+            if not self._has_prompts:
+                return encode_conversations(rows, self._build(prompts), tokenizer, recipe.assistant_only_loss)
+            completions = rows.values(recipe.completion_column)
+            whole = self._build([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)])
+            num_before = list(map(len, prompts)) if completion_only else None
+            return encode_conversations(rows, whole, tokenizer, recipe.assistant_only_loss, num_before)
+        if self._has_prompts:
+            texts, completions = rows.values(recipe.prompt_column), rows.values(recipe.completion_column)
+            return encode_completions(texts, completions, tokenizer, completion_only)
+        return list(encode_plain(rows.values(recipe.text_column or "text"), tokenizer, recipe.max_length))
+
+    def encode_prompts(self, tokenizer: Any, max_tokens: int | None) -> list[list[int]]:
+        """The tokens that a generation continues: a text or prompt, or a conversation up to the answer that is wanted.
+
+        A conversation that ends with the assistant's message is continued from before that message.
+
+        Args:
+            max_tokens: most tokens of a prompt; None for any number.
+
+        Raises:
+            BadInput: naming the first row that has more, or that the chat template refuses.
+        """
+        recipe, rows = self._recipe, self._rows
+        texts = []
+        if self._is_chat:
+            self._check_template(tokenizer)
+            for position, conversation in enumerate(
+                self._build(rows.values(recipe.prompt_column or recipe.messages_column))
+            ):
+                is_answered = conversation.messages[-1]["role"] == "assistant"
+                asked = conversation.cut(len(conversation.messages) - is_answered)
+                try:
+                    texts.append(chats.render(tokenizer, asked, asks_for_answer=True))
+                except chats.UnclearChat as error:
+                    rows.refuse(position, str(error))
+        else:
+            texts = rows.values(recipe.prompt_column or recipe.text_column or "text")
+        prompts = [tokens for tokens, _ in tokenize_parts(tokenizer, texts, [()] * len(texts), not self._is_chat)]
+        for position, tokens in enumerate(prompts):
+            if max_tokens is not None and len(tokens) > max_tokens:
+                rows.refuse(
+                    position,
+                    f"its prompt has {len(tokens)} tokens; the model's positions leave room for {max_tokens} beside "
+                    f"max_new_tokens: {recipe.max_new_tokens}",
+                )
+        return prompts
+
+    def _check_template(self, tokenizer: Any) -> None:
+        if not tokenizer.chat_template:
+            raise BadInput("chat_template: the tokenizer has no chat template of its own; give a file with one")
+
+    def _build(self, messages: Sequence[list[Any]]) -> list[Conversation]:
+        """The conversation of each row.
+
+        Raises:
+            BadInput: naming the first row whose tools are no list of schemas.
+        """
+        column = self._recipe.tools_column
+        tools = self._rows.values(column) if column is not None else [None] * len(messages)
+        found = []
+        for position, pair in enumerate(zip(messages, tools, strict=True)):
+            try:
+                found.append(build_conversation(*pair))
+            except ValueError as error:
+                self._rows.refuse(position, str(error))
+        return found
