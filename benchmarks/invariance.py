@@ -25,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from tools.decoders import build_decoder
 from tools.launches import LaunchServer, build_arguments, build_environment, launch_for_real
 from tools.trainings import to_flags
 
@@ -56,6 +57,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "several labels": {"problem_type": "multi_label_classification", "label_column": ["is_long", "is_odd", "is_third"]},
     "regression": {"problem_type": "regression", "label_column": "length"},
     "pairs": {"text_pair_column": "second"},
+    "next token": {"task": "causal_lm"},
 }
 
 
@@ -123,7 +125,7 @@ class Deviation:
 
 
 def build_data(folder: Path) -> None:
-    """Texts of very different length with a label of each kind, and a tiny BERT with the demo's tokenizer."""
+    """Texts of very different length with a label of each kind, a tiny BERT with the demo's tokenizer, and a tiny Llama."""
     import torch
     from transformers import BertConfig, BertModel, logging
 
@@ -140,6 +142,7 @@ def build_data(folder: Path) -> None:
             described = {"text": " ".join(words), "label": row["label"], "second": second, "length": len(words) / 100}
             lines.append(json.dumps({**described, **labels}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    build_decoder(folder / "decoder")
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     BertModel(BertConfig(vocab_size=30522, max_position_embeddings=128, **shape)).save_pretrained(folder / "model")
@@ -160,7 +163,7 @@ def train(cell: Cell, folder: Path, launch: Launch = launch_for_real) -> Curve:
     if not (output / "status.json").exists() or json.loads((output / "status.json").read_text())["state"] != "finished":
         shutil.rmtree(output, ignore_errors=True)
         settings: dict[str, Any] = {
-            "model_name_or_path": str(folder / "model"),
+            "model_name_or_path": str(folder / ("decoder" if cell.kind == "next token" else "model")),
             "train_file": str(folder / "train.jsonl"),
             "validation_file": str(folder / "validation.jsonl"),
             "output_dir": str(output),
@@ -232,7 +235,7 @@ def have_same_metrics(evaluation: Mapping[str, float], reference: Mapping[str, f
 
 def is_real(name: str) -> bool:
     """Whether a metric is computed from real numbers rather than from counts of examples."""
-    return name.endswith(("loss", "mse", "mae", "pearson", "spearman"))
+    return name.endswith(("loss", "perplexity", "mse", "mae", "pearson", "spearman"))
 
 
 def build_matrix() -> Iterator[Cell]:

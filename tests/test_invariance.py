@@ -23,6 +23,11 @@ CELLS = [
     pytest.param(Cell("fsdp2", 2, "3", "several labels"), id="several labels", marks=pytest.mark.slow),
     pytest.param(Cell("zero3", 2, "256 tokens", "regression"), id="regression", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "1", "pairs"), id="pairs", marks=pytest.mark.slow),
+    pytest.param(Cell("one process", 1, "3", "next token"), id="next token", marks=pytest.mark.slow),
+    pytest.param(Cell("ddp", 2, "3", "next token"), id="next token, ddp", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "256 tokens", "next token"), id="next token, fsdp2", marks=pytest.mark.slow),
+    pytest.param(Cell("zero1", 2, "3", "next token"), id="next token, zero1", marks=pytest.mark.slow),
+    pytest.param(Cell("zero3", 2, "16", "next token"), id="next token, zero3", marks=pytest.mark.slow),
     pytest.param(Cell("ddp", 2, "3", is_float64=True), id="ddp in float64", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "3", is_float64=True), id="fsdp2 in float64", marks=pytest.mark.slow),
 ]
