@@ -3,7 +3,7 @@
     onecurve run RECIPE [--key value ...]     choose a topology, check, start the training and supervise it
     onecurve check [RECIPE]                   all problems before a training starts; without a recipe, of the machine
     onecurve plan RECIPE --devices 8xH100-80GB
-    onecurve watch RUN, report RUN, compare RUN RUN, resume RUN, predict RUN --input FILE --output FILE
+    onecurve watch RUN, report RUN, compare RUN RUN, resume RUN, predict RUN --input FILE --output FILE, chat RUN
     onecurve submit RECIPE, cancel JOB, fetch RECIPE
 
 Nothing heavy is imported before a command needs it: the help answers in less than 0.2 s.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import typer
 
 from onecurve.launcher.cli.cancel import cancel
+from onecurve.launcher.cli.chat import chat
 from onecurve.launcher.cli.check import check
 from onecurve.launcher.cli.compare import compare
 from onecurve.launcher.cli.fetch import fetch
@@ -46,6 +47,7 @@ app.command()(compare)
 app.command()(watch)
 app.command()(report)
 app.command()(predict)
+app.command()(chat)
 
 
 def main() -> None:

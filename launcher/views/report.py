@@ -33,6 +33,7 @@ from onecurve.training.run_directory import RunDirectory
 _TEMPLATE = Path(__file__).with_name("report.html")
 
 _MAX_EVALUATIONS = 200
+_MAX_SAMPLE_CHARACTERS = 2_000
 
 
 def write_report(run: Path) -> Path:
@@ -71,6 +72,7 @@ def render_report(history: History) -> str:
         charts=[(title, markupsafe.Markup(chart)) for title, chart in build_charts(history)],
         evaluations=_tabulate_evaluations(history),
         classes=_tabulate_classes(history.path),
+        samples=_tabulate_samples(history.path),
         test=[(name, format_result(value)) for name, value in history.test.items() if name.startswith("test_")],
         settings=[
             (key, format_setting(value), history.sources.get(key, "")) for key, value in history.settings.items()
@@ -155,6 +157,17 @@ def _tabulate_classes(run: Path) -> list[tuple[str, list[str]]]:
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []  # No evaluation yet, or a task without classes.
+
+
+def _tabulate_samples(run: Path) -> tuple[int, list[list[str]]]:
+    """The last step of samples.jsonl, and its generations: row, prompt, what was written, what the data has there."""
+    try:
+        lines = [json.loads(line) for line in RunDirectory(run).samples.read_text(encoding="utf-8").splitlines()]
+        last = max((int(line["step"]) for line in lines), default=0)
+        names = ("row", "prompt", "generated", "reference")
+        return last, [[str(line[name])[:_MAX_SAMPLE_CHARACTERS] for name in names] for line in lines if line["step"] == last]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, []  # The task makes none, or another one's have other columns.
 
 
 def _flatten(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

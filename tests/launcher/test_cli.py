@@ -21,9 +21,11 @@ import yaml
 from onecurve.launcher.launching.command import Command
 from tests.launcher.conftest import ROOT, Onecurve
 from tests.messages import names
+from tests.training.tasks.templates import CHATML
+from tools.decoders import build_decoder
 
 COMMANDS = (
-    "run", "check", "plan", "compare", "watch", "report", "resume", "predict", "submit", "cancel", "fetch",
+    "run", "check", "plan", "compare", "watch", "report", "resume", "predict", "chat", "submit", "cancel", "fetch",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "accelerate", "datasets")
 
@@ -442,6 +444,46 @@ def test_deep_check_describes_the_data(recipe_file: Path, onecurve: Onecurve) ->
     assert good.returncode == 0, good.stdout + good.stderr
     assert "203 rows" in good.stdout
     assert "labels" in good.stdout
+
+
+@pytest.mark.slow
+def test_a_language_model_is_checked_and_talks(news: Path, demo: Path, tmp_path: Path, onecurve: Onecurve) -> None:
+    """One example with its targets marked, for people and for programs; then a conversation over a pipe."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"It is {n}."}]}
+        for n in range(20)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = {
+        "task": "causal_lm",
+        "model_name_or_path": str(build_decoder(tmp_path / "model", chat_template=CHATML)),
+        "train_file": str(tmp_path / "chats.jsonl"),
+        "messages_column": "messages",
+        "assistant_only_loss": True,
+        "max_length": 64,
+        "max_train_steps": 1,
+        "max_new_tokens": 4,
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "chats.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    shown = onecurve("check", tmp_path / "chats.yaml", "--deep")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert re.search(r"\|\\n⟦It[^⟧]*<\|im_end\|>⟧\\n$", shown.stdout, re.MULTILINE)
+    example = json.loads(onecurve("check", tmp_path / "chats.yaml", "--deep", "--json").stdout)["example"]
+    learned = "".join(token["text"] for token in example if token["is_target"])
+    assert re.fullmatch(r"It is \d+\.<\|im_end\|>", learned)
+    assert onecurve("run", tmp_path / "chats.yaml").returncode == 0
+    spoken = subprocess.run(
+        [sys.executable, "-m", "onecurve", "chat", str(tmp_path / "run"), "--max_new_tokens", "3"],
+        cwd=ROOT,
+        input="Say 1\n/clear\nSay 1\n",
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    first, second = spoken.stdout.split("\n")[:2]
+    assert first == second != ""
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -116,6 +116,7 @@ class Task(ABC):
         auto_class: the class of transformers that loads the model, by name.
         ragged_results: results with a value for each token of an example.
         unbatched_features: features of prepared examples that no batch carries.
+        converses: whether `answer` answers messages.
         packs: whether `forward` takes packed batches as well. Its model must be causal and give `logits` for each token.
         facts: what was learned from the training data; plain values, kept with the prepared data.
         model_facts: what the pretrained model's config says of this task, such as its labels; plain values.
@@ -128,6 +129,7 @@ class Task(ABC):
     auto_class: ClassVar[str] = "AutoModel"
     ragged_results: ClassVar[frozenset[str]] = frozenset()
     unbatched_features: ClassVar[frozenset[str]] = frozenset({"row"})
+    converses: ClassVar[bool] = False
     packs: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
@@ -291,6 +293,25 @@ class Task(ABC):
             is_sharded: whether all processes must run the same number of forwards; all are asked for the same samples.
         """
         return []
+
+    def answer(
+        self,
+        model: Any,
+        tokenizer: Any,
+        messages: Sequence[Mapping[str, Any]],
+        max_new_tokens: int | None,
+        write: Callable[[str], None],
+    ) -> str:
+        """What the model answers to messages, each with "role" and "content"; only of a task that converses.
+
+        Args:
+            max_new_tokens: most tokens of the answer; None for what the recipe says.
+            write: gets the answer's parts as they come.
+
+        Raises:
+            BadInput: the messages are too long for the model, or its chat template refuses them.
+        """
+        raise NotImplementedError
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Sum of the losses of a micro-batch; divide by the count of the whole step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -84,6 +84,7 @@ class CausalLM(Task):
     pipeline_tag = "text-generation"
     auto_class = "AutoModelForCausalLM"
     unbatched_features = frozenset({"row", "prompt_length"})
+    converses = True
     packs = True
 
     def __init__(self, recipe: CausalLMRecipe) -> None:
@@ -288,6 +289,19 @@ class CausalLM(Task):
 
         most, limit = self.recipe.num_samples, self._max_prompt_tokens
         return continue_examples(model, examples, tokenizer, most, self.recipe.max_new_tokens, limit, is_sharded)
+
+    def answer(
+        self,
+        model: Any,
+        tokenizer: Any,
+        messages: Sequence[Mapping[str, Any]],
+        max_new_tokens: int | None,
+        write: Callable[[str], None],
+    ) -> str:
+        """With a chat template the assistant's next message, without one what follows the last message's text."""
+        from onecurve.training.tasks.generation import answer
+
+        return answer(model, tokenizer, messages, max_new_tokens or self.recipe.max_new_tokens, write)
 
     # Results --------------------------------------------------------------------------------------------------------
 

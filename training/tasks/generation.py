@@ -5,9 +5,13 @@ Greedy: a generation then depends on the weights alone, not on what stands besid
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from onecurve.training.architectures import count_positions
+from onecurve.training.errors import BadInput
 from onecurve.training.tasks import chats
 from onecurve.training.tasks.conversations import Conversation
 
@@ -80,6 +84,69 @@ def generate(
     is_end = torch.isin(written, ends)
     is_behind = is_end.cumsum(dim=1) - is_end.long() > 0
     return written.masked_fill(is_behind, -1)
+
+
+def answer(
+    model: Any, tokenizer: Any, messages: Sequence[Mapping[str, Any]], max_new_tokens: int, write: Callable[[str], None]
+) -> str:
+    """As `Task.answer`. It is generated as the model's own settings say, which may sample; Ctrl-C ends it.
+
+    Raises:
+        BadInput: the messages are too long for the model, or its chat template refuses them.
+    """
+    import torch
+    from transformers import StoppingCriteriaList, TextStreamer
+
+    class Stream(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            write(text)
+
+    text = str(messages[-1]["content"])
+    if tokenizer.chat_template:
+        try:
+            text = chats.render(tokenizer, Conversation([dict(message) for message in messages]), asks_for_answer=True)
+        except chats.UnclearChat as error:
+            raise BadInput(str(error)) from None
+    prompt = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt")["input_ids"]
+    positions = count_positions(model.config.to_dict())
+    if positions is not None and prompt.shape[1] + max_new_tokens > positions:
+        raise BadInput(
+            f"{prompt.shape[1]} tokens of prompt and {max_new_tokens} of the answer are more than the model's {positions} "
+            "positions"
+        )
+    prompt, was_stopped = prompt.to(model.device), Interruption()
+    with was_stopped, torch.no_grad():
+        whole = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=max_new_tokens,
+            streamer=Stream(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            stopping_criteria=StoppingCriteriaList([was_stopped]),
+        )
+    answered: str = tokenizer.decode(whole[0, prompt.shape[1] :], skip_special_tokens=True)
+    return answered
+
+
+class Interruption:
+    """Notes Ctrl-C while it is entered, so that a generation ends after the token at hand instead of in the middle."""
+
+    def __init__(self) -> None:
+        self._was_asked = False
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._was_asked = True
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **others: Any) -> torch.Tensor:
+        """[rows] whether to stop, as transformers asks after each token."""
+        import torch
+
+        return torch.full((len(input_ids),), self._was_asked, device=input_ids.device)
 
 
 def continue_examples(

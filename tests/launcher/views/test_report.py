@@ -61,6 +61,8 @@ def hostile_run(write_run: Callable[..., Path]) -> Path:
     (run / "status.json").write_text(json.dumps({"state": _HOSTILE, "message": _HOSTILE}), encoding="utf-8")
     row = {"precision": 1.0, "recall": 0.5, "f1-score": 0.7, "support": 3}
     (run / "eval_report.json").write_text(json.dumps({"per_class": {_HOSTILE: row}}), encoding="utf-8")
+    sample = {"step": 20, **dict.fromkeys(("row", "prompt", "generated", "reference"), _HOSTILE)}
+    (run / "samples.jsonl").write_text(json.dumps(sample) + "\n", encoding="utf-8")
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write("\n" + json.dumps({"event": "eval", "step": 20, "eval_loss": 0.5, f"eval_{_HOSTILE}": 1.0}))
         file.write("\n" + json.dumps({"event": "test", "step": 20, f"test_{_HOSTILE}": 1.0}) + "\n")
@@ -93,7 +95,7 @@ def test_a_hostile_run_is_only_text(hostile_run: Path) -> None:
     assert "script" not in page.tags
     assert "img" not in page.tags
     assert not any(name.startswith("on") for name, _ in page.attributes)
-    assert page.text.count("document.title='owned'") >= 8
+    assert page.text.count("document.title='owned'") >= 12
     assert "http" not in raw.replace("http-equiv", "")
 
 
@@ -108,6 +110,18 @@ def test_a_browser_runs_nothing_of_it(hostile_run: Path) -> None:
     assert title is not None
     assert title[1].startswith("a&lt;b&gt;: &lt;/title&gt;"), "the script would have renamed the page"
     assert result.stdout.count("<svg") >= 5
+
+
+def test_the_last_samples_are_shown(write_run: Callable[..., Path]) -> None:
+    run = write_run("a")
+    lines = [
+        {"step": step, "row": row, "prompt": f"p{row}", "generated": f"g{step}-{row}", "reference": "r"}
+        for step in (10, 20)
+        for row in (3, 4)
+    ]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    text = _StrictParser(write_report(run).read_text(encoding="utf-8")).text
+    assert [word for word in text.split() if word.startswith("g") and "-" in word] == ["g20-3", "g20-4"]
 
 
 def test_a_run_without_a_step_has_a_page(write_run: Callable[..., Path]) -> None:
