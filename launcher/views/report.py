@@ -165,7 +165,9 @@ def _tabulate_samples(run: Path) -> tuple[int, list[list[str]]]:
         lines = [json.loads(line) for line in RunDirectory(run).samples.read_text(encoding="utf-8").splitlines()]
         last = max((int(line["step"]) for line in lines), default=0)
         names = ("row", "prompt", "generated", "reference")
-        return last, [[str(line[name])[:_MAX_SAMPLE_CHARACTERS] for name in names] for line in lines if line["step"] == last]
+        return last, [
+            [str(line[name])[:_MAX_SAMPLE_CHARACTERS] for name in names] for line in lines if line["step"] == last
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return 0, []  # The task makes none, or another one's have other columns.
 

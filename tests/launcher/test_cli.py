@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from onecurve.launcher.launching.command import Command
+from tests.conftest import Run
 from tests.launcher.conftest import ROOT, Onecurve
 from tests.messages import names
 from tests.training.tasks.templates import CHATML
@@ -447,7 +448,9 @@ def test_deep_check_describes_the_data(recipe_file: Path, onecurve: Onecurve) ->
 
 
 @pytest.mark.slow
-def test_a_language_model_is_checked_and_talks(news: Path, demo: Path, tmp_path: Path, onecurve: Onecurve) -> None:
+def test_a_language_model_is_checked_and_talks(
+    demo: Path, tmp_path: Path, onecurve: Onecurve, train: Callable[[dict[str, Any]], Run]
+) -> None:
     """One example with its targets marked, for people and for programs; then a conversation over a pipe."""
     rows = [
         {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"It is {n}."}]}
@@ -461,18 +464,15 @@ def test_a_language_model_is_checked_and_talks(news: Path, demo: Path, tmp_path:
         "messages_column": "messages",
         "assistant_only_loss": True,
         "max_length": 64,
-        "max_train_steps": 1,
-        "max_new_tokens": 4,
+        "max_train_steps": 30,
+        "learning_rate": 1e-2,
         "output_dir": str(tmp_path / "run"),
     }
     (tmp_path / "chats.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    shown = onecurve("check", tmp_path / "chats.yaml", "--deep")
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert re.search(r"\|\\n⟦It[^⟧]*<\|im_end\|>⟧\\n$", shown.stdout, re.MULTILINE)
     example = json.loads(onecurve("check", tmp_path / "chats.yaml", "--deep", "--json").stdout)["example"]
     learned = "".join(token["text"] for token in example if token["is_target"])
     assert re.fullmatch(r"It is \d+\.<\|im_end\|>", learned)
-    assert onecurve("run", tmp_path / "chats.yaml").returncode == 0
+    assert train(settings).exit_code == 0
     spoken = subprocess.run(
         [sys.executable, "-m", "onecurve", "chat", str(tmp_path / "run"), "--max_new_tokens", "3"],
         cwd=ROOT,
@@ -483,7 +483,7 @@ def test_a_language_model_is_checked_and_talks(news: Path, demo: Path, tmp_path:
         timeout=120,
     )
     first, second = spoken.stdout.split("\n")[:2]
-    assert first == second != ""
+    assert first == second == "It is"
 
 
 @pytest.mark.slow

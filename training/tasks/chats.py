@@ -48,15 +48,18 @@ def render(tokenizer: Any, conversation: Conversation, asks_for_answer: bool = F
     return text
 
 
-def find_assistant(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
+def find_assistant(tokenizer: Any, conversation: Conversation, ends: Sequence[str]) -> tuple[str, list[Span]]:
     """The conversation as text, and which of its characters are the assistant's, each turn with the token that ends it.
+
+    Args:
+        ends: tokens that can end a turn, as `find_special_tokens` finds them.
 
     Raises:
         UnclearChat: the template refuses it, or does not show what the assistant's part is.
     """
     template = tokenizer.get_chat_template(None, conversation.tools)
     if _GENERATION.search(template):
-        return _find_marked(tokenizer, conversation, template)
+        return _find_marked(tokenizer, conversation, template, ends)
     whole = render(tokenizer, conversation)
     spans = []
     for number, message in enumerate(conversation.messages):
@@ -69,11 +72,11 @@ def find_assistant(tokenizer: Any, conversation: Conversation) -> tuple[str, lis
             )
             if end <= start:
                 raise UnclearChat(f"the chat template shows nothing of message {number + 1}; {_ADVICE}")
-            spans.append((start, trim_end(tokenizer, whole, start, end)))
+            spans.append((start, trim_end(whole, start, end, ends)))
     return whole, spans
 
 
-def find_answer(tokenizer: Any, conversation: Conversation, num_before: int) -> tuple[str, Span]:
+def find_answer(tokenizer: Any, conversation: Conversation, num_before: int, ends: Sequence[str]) -> tuple[str, Span]:
     """The conversation as text, and the characters behind its first messages and the prompt to answer them.
 
     Raises:
@@ -81,7 +84,7 @@ def find_answer(tokenizer: Any, conversation: Conversation, num_before: int) -> 
     """
     whole = render(tokenizer, conversation)
     before = _render_beginning(tokenizer, conversation.cut(num_before), True, whole, f"before message {num_before + 1}")
-    return whole, (len(before), trim_end(tokenizer, whole, len(before), len(whole)))
+    return whole, (len(before), trim_end(whole, len(before), len(whole), ends))
 
 
 def _render_beginning(tokenizer: Any, conversation: Conversation, asks_for_answer: bool, whole: str, which: str) -> str:
@@ -94,7 +97,9 @@ def _render_beginning(tokenizer: Any, conversation: Conversation, asks_for_answe
     return text
 
 
-def _find_marked(tokenizer: Any, conversation: Conversation, template: str) -> tuple[str, list[Span]]:
+def _find_marked(
+    tokenizer: Any, conversation: Conversation, template: str, ends: Sequence[str]
+) -> tuple[str, list[Span]]:
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -113,18 +118,13 @@ def _find_marked(tokenizer: Any, conversation: Conversation, template: str) -> t
         raise UnclearChat(
             f"the chat template marks {len(spans)} parts with {{% generation %}}, the assistant has {num_turns} messages"
         )
-    return text, [(start, trim_end(tokenizer, text, start, end)) for start, end in spans]
+    return text, [(start, trim_end(text, start, end, ends)) for start, end in spans]
 
 
-def trim_end(tokenizer: Any, text: str, start: int, end: int) -> int:
+def trim_end(text: str, start: int, end: int, ends: Sequence[str]) -> int:
     """Where a part ends: behind its last special token, if only white space follows that; nothing is generated there."""
     part = text[start:end].rstrip()
-    return start + len(part) if ends_a_turn(tokenizer, part) else end
-
-
-def ends_a_turn(tokenizer: Any, part: str) -> bool:
-    """Whether a text ends with a token that can end a turn: any special one, as templates have many."""
-    return part.endswith(tuple(find_special_tokens(tokenizer)))
+    return start + len(part) if part.endswith(tuple(ends)) else end
 
 
 def find_special_tokens(tokenizer: Any) -> Sequence[str]:

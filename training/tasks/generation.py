@@ -37,13 +37,14 @@ def find_end_of_turn(tokenizer: Any) -> int | None:
     """The special token that the chat template ends an assistant's message with; None where it has none."""
     if not tokenizer.chat_template:
         return None
+    ends = chats.find_special_tokens(tokenizer)
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        text, (start, end) = chats.find_answer(tokenizer, Conversation(messages), 1)
+        text, (start, end) = chats.find_answer(tokenizer, Conversation(messages), 1, ends)
     except chats.UnclearChat:
         return None
     part = text[start:end]
-    for token in chats.find_special_tokens(tokenizer):
+    for token in ends:
         if part.endswith(token):
             number: int = tokenizer.convert_tokens_to_ids(token)
             return number

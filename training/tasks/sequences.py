@@ -98,17 +98,18 @@ def encode_conversations(
         BadInput: naming the first row that the template refuses, or in which the assistant's part is not known.
     """
     texts, spans_of_texts, prompts = [], [], []
+    ends = chats.find_special_tokens(tokenizer)
     for position, conversation in enumerate(conversations):
         before = num_before[position] if num_before is not None else 0
         try:
-            text, spans, prompt = _find_spans(tokenizer, conversation, assistant_only, before)
+            text, spans, prompt = _find_spans(tokenizer, conversation, assistant_only, before, ends)
         except chats.UnclearChat as error:
             rows.refuse(position, str(error))
         texts.append(text)
         spans_of_texts.append(spans)
         prompts.append(prompt)
     found: list[TokenSequence | None] = []
-    special = {tokenizer.convert_tokens_to_ids(token) for token in chats.find_special_tokens(tokenizer)}
+    special = {tokenizer.convert_tokens_to_ids(token) for token in ends}
     learns_all = not assistant_only and num_before is None
     for prompt, (tokens, parts) in zip(
         prompts, tokenize_parts(tokenizer, texts, spans_of_texts, adds_special_tokens=False), strict=True
@@ -125,22 +126,22 @@ def encode_conversations(
 
 
 def _find_spans(
-    tokenizer: Any, conversation: Conversation, assistant_only: bool, num_before: int
+    tokenizer: Any, conversation: Conversation, assistant_only: bool, num_before: int, ends: Sequence[str]
 ) -> tuple[str, list[Span], bool]:
     """The text, the characters of what is learned or answered, and whether the last of them is the assistant's answer."""
     if assistant_only:
-        text, spans = chats.find_assistant(tokenizer, conversation)
+        text, spans = chats.find_assistant(tokenizer, conversation, ends)
         if num_before:
-            _, (start, _) = chats.find_answer(tokenizer, conversation, num_before)
+            _, (start, _) = chats.find_answer(tokenizer, conversation, num_before, ends)
             spans = [span for span in spans if span[0] >= start]
         return text, spans, True
     if num_before:
-        text, span = chats.find_answer(tokenizer, conversation, num_before)
+        text, span = chats.find_answer(tokenizer, conversation, num_before, ends)
         return text, [span], True
     turns = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
     if turns:  # Everything is learned; where the last answer begins is for samples only.
         try:
-            text, span = chats.find_answer(tokenizer, conversation, turns[-1])
+            text, span = chats.find_answer(tokenizer, conversation, turns[-1], ends)
         except chats.UnclearChat:
             pass
         else:

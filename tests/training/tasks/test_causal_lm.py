@@ -211,6 +211,25 @@ def test_prediction_generates_for_prompts_of_unequal_length(chats: Settings, tra
     assert len({row["prediction"] for row in found[0]}) > 1
 
 
+def test_the_recipe_names_the_end_of_texts(causal: Settings, train: Train) -> None:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    run = train({**causal, "eos_token": "<|im_end|>", "max_train_steps": 1})
+    assert run.exit_code == 0, run.stderr
+    tokenizer = AutoTokenizer.from_pretrained(run.path / "final")
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert GenerationConfig.from_pretrained(run.path / "final").eos_token_id == [0, tokenizer.eos_token_id]
+    refused = train({**causal, "eos_token": "<none>", "output_dir": f"{causal['output_dir']}2"})
+    assert refused.exit_code == 2
+    assert names(refused.stderr, "eos_token", "'<none>'")
+
+
+def test_a_model_that_reads_what_it_should_predict_is_refused(causal: Settings, train: Train, tiny_model: Path) -> None:
+    run = train({**causal, "model_name_or_path": str(tiny_model)})
+    assert run.exit_code == 2
+    assert names(run.stderr, "model_name_or_path", "bert")
+
+
 def test_data_without_a_target_is_refused_and_nothing_is_written(chats: Settings, train: Train, tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "Hello?"}]}] * 3
     run = train({**chats, "train_file": write_rows(tmp_path / "none.jsonl", rows)})

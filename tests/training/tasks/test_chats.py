@@ -187,6 +187,27 @@ def test_a_text_with_two_beginnings_is_refused(encode: Encode, tokenizer: Any, t
         encode(None, [{"text": "<s>once"}, {"text": "<s><s>twice"}], **keys)
 
 
+def test_a_conversation_begins_once_where_template_and_tokenizer_would_both_begin_it(
+    encode: Encode, tokenizer: Any
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    before = tokenizer.backend_tokenizer.post_processor
+    start = tokenizer.convert_tokens_to_ids("<s>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
+    try:
+        _, examples = encode(templates.LLAMA3, [{"messages": CHAT}])
+        assert examples["input_ids"][0].count(start) == 1
+        _, examples = encode(None, [{"text": "once"}], messages_column=None)
+        assert examples["input_ids"][0].count(start) == 1
+        with pytest.raises(BadInput, match=naming("row 1", "'<s>'")):
+            encode(None, [{"text": "<s>once more"}], messages_column=None)
+        with pytest.raises(BadInput, match=naming("row 1", "'<s>'")):
+            encode("<s>" + templates.LLAMA3, [{"messages": CHAT}])
+    finally:
+        tokenizer.backend_tokenizer.post_processor = before
+
+
 def test_long_texts_are_cut_or_split_so_that_each_token_is_a_target_once(encode: Encode, tokenizer: Any) -> None:
     keys = {"messages_column": None, "text_column": "text", "max_length": 10}
     text = "All the words of a rather long text, which has more tokens than an example."
