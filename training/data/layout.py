@@ -53,7 +53,7 @@ class Collator:
     """Examples as one batch: ragged features padded to the longest, or packed; dense ones stacked."""
 
     def __init__(self, task: Task, tokenizer: Any, layout: Layout | None = None) -> None:
-        self.layout = layout or Layout(pads_left=task.padding_side(tokenizer) == "left")
+        self.layout = layout or Layout(mask="always", pads_left=task.padding_side(tokenizer) == "left")
         self._pad_values = task.pad_values(tokenizer)
 
     def __call__(self, features: Mapping[str, Array | Sequence[Any]]) -> dict[str, Any]:

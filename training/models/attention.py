@@ -29,10 +29,20 @@ _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _ROPE_TYPES_OF_ANY_LENGTH = frozenset({"dynamic", "longrope"})
 
 
-def install_masks() -> None:
-    """Let masks of SDPA and of eager attention be built without a look at them. Every model of this process gets these."""
+def prevent_reads(model: Any) -> None:
+    """Let nothing in a model's forward read a tensor to find out whether there is padding.
+
+    Masks of SDPA and of eager attention are built without a look at them, for every model of this process.
+    """
     for name, build in (("sdpa", sdpa_mask), ("eager", eager_mask)):
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, partial(_build_mask, build))
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+            module.warn_if_padding_and_no_attention_mask = _warn_of_nothing
+
+
+def _warn_of_nothing(*inputs: Any) -> None:
+    """The collator leaves a mask out only where the model needs none."""
 
 
 def _build_mask(
@@ -137,6 +147,7 @@ def attend(
         [examples, length, heads, head size], and no attention weights.
     """
     assert attention_mask is None, "a mask would be ignored"
+    assert query.shape[2] == key.shape[2], "a cache needs one of transformers' own attentions"
     attend_rows = partial(
         _attend_rows, module, dropout=dropout, scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux,
         draws_bytes=draws_bytes,
@@ -206,6 +217,7 @@ def _attend_rows(
     context, _ = sdpa_attention_forward(
         module, query, key, value, seen, dropout=dropout, scaling=scaling, is_causal=seen is None
     )
+    assert isinstance(context, torch.Tensor)
     return context
 
 

@@ -1,0 +1,225 @@
+"""Packed sequences and rows without a mask give what single sequences give, and no tensor is looked at to get there."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, MambaConfig, T5Config
+
+from onecurve.training.data.layout import Collator, Layout
+from onecurve.training.models import attention, cpu_dropout
+from tests.training.models.decoders import CONFIGS, build_decoder
+from tests.training.models.next_token import NextToken
+
+LENGTHS = (5, 5, 7, 1)
+
+
+class Tokenizer:
+    pad_token_id = 0
+    padding_side = "right"
+
+
+class LooksAtValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the numbers of tensors that Python reads: on a GPU, each of them waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += operator is torch.ops.aten._local_scalar_dense.default
+        return operator(*args, **(kwargs or {}))
+
+
+def build_sequences() -> list[Any]:
+    torch.manual_seed(1)
+    return [torch.randint(3, 101, (length,)).numpy() for length in LENGTHS]
+
+
+def collate(layout: Layout, sequences: list[Any]) -> dict[str, Any]:
+    task = NextToken.__new__(NextToken)  # A collator asks it for padding alone.
+    return Collator(task, Tokenizer(), layout)({"input_ids": sequences})
+
+
+def compute(model: Any, batch: dict[str, Any], layout: Layout) -> torch.Tensor:
+    """[tokens, vocabulary] logits of all sequences."""
+    return torch.cat(layout.split(model(**batch, use_cache=False).logits, LENGTHS))
+
+
+def find_gradients(model: Any, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    torch.manual_seed(2)
+    model.zero_grad()
+    torch.autograd.backward((logits * torch.randn_like(logits)).sum())
+    return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+
+def deviation(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.detach() - expected.detach()).norm() / expected.detach().norm())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_logits_and_gradients_are_those_of_single_sequences(family: str) -> None:
+    own = build_decoder(CONFIGS[family]())
+    ours = copy.deepcopy(own)
+    assert attention.find_obstacle(ours) is None
+    attention.prevent_reads(ours)
+    attention.install(ours)
+    sequences = build_sequences()
+    expected = torch.cat([own(input_ids=torch.tensor(each)[None], use_cache=False).logits[0] for each in sequences])
+    of_own = find_gradients(own, expected)
+    whole = torch.cat([each.flatten() for each in of_own.values()]).norm()
+    for layout in (Layout(is_packed=True), Layout(mask="never")):
+        with LooksAtValues() as looks:
+            logits = compute(ours, collate(layout, sequences), layout)
+            found = find_gradients(ours, logits)
+        assert looks.count == 0
+        assert deviation(logits, expected) < 1e-5
+        for name, gradient in of_own.items():
+            assert (found[name] - gradient).norm() < 1e-5 * max(gradient.norm(), 1e-3 * whole), name
+
+
+@pytest.mark.parametrize("wrong", [{"sequence_lengths": None}, {"position_ids": torch.arange(sum(LENGTHS))[None]}])
+def test_boundaries_and_positions_matter(wrong: dict[str, Any]) -> None:
+    """What the test above would see if sequences saw each other, or if positions did not begin anew."""
+    model = build_decoder(CONFIGS["gpt2"]())
+    attention.install(model)
+    layout = Layout(is_packed=True)
+    batch = collate(layout, build_sequences())
+    assert deviation(compute(model, {**batch, **wrong}, layout), compute(model, batch, layout)) > 0.1
+
+
+def test_dropout_of_bytes_drops_in_packed_sequences_too() -> None:
+    config = CONFIGS["gpt2"]()
+    config.attn_pdrop = 0.5
+    model = build_decoder(config)
+    cpu_dropout.install(model, _Recipe())  # type: ignore[arg-type]
+    attention.install(model)
+    layout = Layout(is_packed=True)
+    batch = collate(layout, build_sequences())
+    model.train()
+    torch.manual_seed(3)
+    dropped = compute(model, batch, layout)
+    torch.manual_seed(3)
+    assert torch.equal(compute(model, batch, layout), dropped)
+    assert deviation(dropped, compute(model.eval(), batch, layout)) > 0.1
+
+
+def test_the_mean_over_masks_is_the_attention_without_dropout() -> None:
+    """A token that dropout let see what follows it, or another sequence, would shift the mean."""
+    torch.manual_seed(4)
+    query, key, value = (torch.randn(1, 2, 6, 4) for _ in range(3))
+    lengths, offsets = (2, 4), torch.tensor([0, 2, 6], dtype=torch.int32)
+    module = torch.nn.Module()
+
+    def attend(dropout: float) -> torch.Tensor:
+        return attention.attend(
+            module,
+            query,
+            key,
+            value,
+            None,
+            dropout,
+            sequence_lengths=lengths,
+            sequence_offsets=offsets,
+            draws_bytes=True,
+        )[0]
+
+    mean = torch.stack([attend(0.25) for _ in range(1000)]).mean(0)
+    assert (mean - attend(0.0)).abs().max() < 0.1
+
+
+def test_recomputed_layers_keep_sequences_apart() -> None:
+    model = build_decoder(CONFIGS["qwen3"]()).train()
+    attention.install(model)
+    layout = Layout(is_packed=True)
+    batch = collate(layout, build_sequences())
+    expected = find_gradients(model, compute(model, batch, layout))
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    found = find_gradients(model, compute(model, batch, layout))
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+def test_a_model_writes_with_an_attention_that_knows_masks_and_caches(family: str) -> None:
+    own = build_decoder(CONFIGS[family]())
+    ours = copy.deepcopy(own)
+    attention.prevent_reads(ours)
+    attention.install(ours)
+    batch = collate(Layout(mask="always", pads_left=True), build_sequences()[1:])
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    with attention.of_transformers(ours):
+        assert torch.equal(ours.generate(**batch, **settings), own.generate(**batch, **settings))
+    assert ours.config._attn_implementation == attention.ATTENTION
+    with pytest.raises(AssertionError):  # Ours would have left out the mask without a word.
+        ours.generate(**batch, **settings)
+
+
+# Models that keep their attention -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", cpu_dropout.ATTENTION])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("is_full", [False, True], ids=["padded", "full"])
+def test_masks_are_built_without_a_look(family: str, implementation: str, is_full: bool) -> None:
+    shape = {
+        "vocab_size": 101,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
+    bert = BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = bert if family == "bert" else LlamaConfig(**shape, pad_token_id=0)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    cpu_dropout.install(model, _Recipe())  # type: ignore[arg-type]
+    model.set_attn_implementation(implementation)
+    sequences = build_sequences()[:2] if is_full else build_sequences()
+    alone = torch.cat([model(input_ids=torch.tensor(each)[None]).logits for each in sequences])
+    attention.prevent_reads(model)
+    batch = collate(Layout(mask="always" if family == "llama" else "padding"), sequences)
+    assert (batch["attention_mask"] is None) == (is_full and family == "bert")
+    with LooksAtValues() as looks:
+        logits = model(**batch).logits
+        logits.sum().backward()
+    assert looks.count == 0
+    assert deviation(logits, alone) < 1e-5
+
+
+class _Recipe:
+    dropout_masks, torch_compile, attn_implementation, mixed_precision = "bytes", False, None, "bf16"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50, state_size=4), id="no attention"),
+        pytest.param(
+            LlamaConfig(
+                hidden_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                vocab_size=50,
+                rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+            ),
+            id="positions of the longest",
+        ),
+    ],
+)
+def test_a_decoder_that_can_not_pack_is_refused(config: Any) -> None:
+    assert attention.find_obstacle(build_decoder(config)) is not None
+
+
+def test_models_that_are_not_causal_are_refused() -> None:
+    from transformers import BertModel, T5ForConditionalGeneration
+
+    shape = {"vocab_size": 50, "num_hidden_layers": 1}
+    bert = BertModel(BertConfig(**shape, hidden_size=32, num_attention_heads=2, intermediate_size=48))
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    assert attention.find_obstacle(bert) is not None
+    assert attention.find_obstacle(t5) is not None

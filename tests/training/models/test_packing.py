@@ -1,0 +1,119 @@
+"""Padded or packed, in micro-batches of any size: one curve. What can't be packed is not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecurve.training.models import attention
+from tests.conftest import Launch, Run
+from tests.messages import names
+from tests.training.models import next_token
+from tools.decoders import build_decoder
+
+Settings = dict[str, Any]
+Train = Callable[[Mapping[str, Any]], Run]
+
+TASK = f"{next_token.__file__}:NextToken"
+
+
+@pytest.fixture(scope="module")
+def decoders(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama and a GPT-2 of random weights, with their tokenizer."""
+    folder = tmp_path_factory.mktemp("decoders")
+    for family in ("llama", "gpt2"):
+        build_decoder(folder / family, family)
+    return folder
+
+
+@pytest.fixture
+def settings(recipe: Settings, decoders: Path) -> Settings:
+    """A training of a step more than fifty, over the end of an epoch's uneven batch."""
+    return {**recipe, "task": TASK, "model_name_or_path": str(decoders / "llama"), "max_train_steps": 51}
+
+
+def check_same_curve(run: Run, expected: Run) -> None:
+    assert run.exit_code == 0, run.stderr
+    assert len(run.losses) == len(expected.losses)
+    assert run.losses == pytest.approx(expected.losses, rel=1e-5)
+    norms = [[step["grad_norm"] for step in each.steps] for each in (run, expected)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert run.evaluations[-1]["eval_loss"] == pytest.approx(expected.evaluations[-1]["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "task"), [("llama", TASK), ("gpt2", "causal_lm")], ids=["outside task", "causal_lm"]
+)
+def test_packed_micro_batches_give_the_curve_of_padded_ones(
+    settings: Settings, train: Train, decoders: Path, tmp_path: Path, family: str, task: str
+) -> None:
+    settings.update(task=task, model_name_or_path=str(decoders / family))
+    padded = train({**settings, "layout": "padded", "output_dir": str(tmp_path / "padded")})
+    assert padded.exit_code == 0, padded.stderr
+    packed = train({**settings, "per_device_batch_size": 16, "per_device_batch_tokens": 100})
+    check_same_curve(packed, padded)
+    assert {step["padding"] for step in packed.steps} == {0.0}
+    assert max(step["padding"] for step in padded.steps) > 0
+    assert [step["tokens"] for step in packed.steps] == [step["tokens"] for step in padded.steps]
+
+
+def test_a_run_may_go_on_in_another_layout(settings: Settings, train: Train, tmp_path: Path) -> None:
+    whole = train({**settings, "max_train_steps": 8, "output_dir": str(tmp_path / "whole")})
+    settings.update(max_train_steps=8, checkpointing_steps=4)
+    assert train({**settings, "layout": "padded"}).exit_code == 0
+    shutil.rmtree(Path(settings["output_dir"]) / "checkpoints" / "step_00000008")
+    (Path(settings["output_dir"]) / "status.json").unlink()
+    shutil.rmtree(Path(settings["output_dir"]) / "final")
+    resumed = train({**settings, "layout": "packed"})
+    check_same_curve(resumed, whole)
+    assert [step["padding"] for step in resumed.steps[4:]] == [0.0] * 4
+    assert sum(step["padding"] for step in resumed.steps[:4]) > 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param({"sequence_lengths": None}, id="sequences see each other"),
+        pytest.param({"sliding_window": 2}, id="what a layer sees"),
+    ],
+)
+def test_a_model_whose_packed_logits_are_wrong_is_padded(
+    settings: Settings, train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: dict[str, Any]
+) -> None:
+    settings["max_train_steps"] = 4
+    expected = train({**settings, "layout": "padded", "output_dir": str(tmp_path / "padded")})
+    attend = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *args, **others: attend(*args, **{**others, **broken}))
+    run = train(settings)
+    check_same_curve(run, expected)
+    assert names(run.stdout, "padded", "deviate")
+    assert run.steps[0]["padding"] == expected.steps[0]["padding"]
+
+
+def test_a_task_that_does_not_pack_says_so_when_asked(recipe: Settings, train: Train) -> None:
+    run = train({**recipe, "max_train_steps": 1, "layout": "packed"})
+    assert run.exit_code == 0, run.stderr
+    assert names(run.stdout, "padded", "text_classification")
+
+
+def test_attention_of_the_users_choice_is_kept(settings: Settings, train: Train) -> None:
+    run = train({**settings, "max_train_steps": 1, "attn_implementation": "eager"})
+    assert run.exit_code == 0, run.stderr
+    assert names(run.stdout, "padded", "attn_implementation")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "processes"), [("multi_cpu", 2), ("multi_cpu", 3), ("fsdp", 2), ("deepspeed_zero3", 2)]
+)
+def test_packed_on_several_processes(
+    settings: Settings, launch: Launch, tmp_path: Path, topology: str, processes: int
+) -> None:
+    expected = launch({**settings, "layout": "padded", "output_dir": str(tmp_path / "one")})
+    run = launch({**settings, "per_device_batch_tokens": 100}, topology=topology, num_processes=processes)
+    check_same_curve(run, expected)
+    assert {step["padding"] for step in run.steps} == {0.0}
