@@ -57,8 +57,8 @@ def test_it_takes_little_time() -> None:
 
 
 def test_other_work_does_not_make_a_processor_slow() -> None:
-    """A core that was taken away during the first measurement, of a hundred milliseconds."""
-    assert Processor(200e9, 430e9, num_stolen=2).measure().slowdown < 1
+    """A core that was taken away until the first measurement is over."""
+    assert Processor(200e9, 430e9, num_stolen=4).measure().slowdown < 1
 
 
 @pytest.mark.parametrize(("slowdown", "is_refused"), [(MAX_SLOWDOWN * 1.01, True), (MAX_SLOWDOWN * 0.99, False)])
