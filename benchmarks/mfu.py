@@ -16,8 +16,10 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-from benchmarks.speed import WAYS, Lock, describe_spread, measure
+from benchmarks.processor import PRECISION, choose_precision
+from benchmarks.speed import Lock, measure
 from benchmarks.speed_data import FOLDER, WORKLOADS
+from benchmarks.speed_page import describe_spread, name_way
 
 TARGET = 0.5
 
@@ -38,17 +40,18 @@ def main(arguments: Sequence[str]) -> None:
             print("benchmarks.mfu: no GPU here; --model tiny --device cpu tries the command itself", file=sys.stderr)
             raise SystemExit(2)
     os.environ["BENCHMARK_DEVICE"] = options.device
+    precision = os.environ.setdefault(PRECISION, "bf16" if options.device == "cuda" else choose_precision())
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     FOLDER.mkdir(parents=True, exist_ok=True)
     workload = WORKLOADS[options.model]
     result = measure(workload, workload.ways, flags, Lock(None))
-    measured = statistics.median(peak["bfloat16"] for peak in result["peaks"])
+    measured = statistics.median(peak["bfloat16" if precision == "bf16" else "float32"] for peak in result["peaks"])
     peak = options.peak_tflops * 1e12 if options.peak_tflops else measured
     print(f"{workload.title}; 100 % are {peak / 1e12:.1f} TFLOP/s")
     for way, turns in result["ways"].items():
         shares = [100 * rate / peak for rate in turns["flops_per_second"]]
         rates = describe_spread(turns["tokens_per_second"], 0)
-        print(f"  {WAYS[way]:75s} MFU {describe_spread(shares)} %  {rates} tokens/s")
+        print(f"  {name_way(way, precision):75s} MFU {describe_spread(shares)} %  {rates} tokens/s")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.speed import Lock, describe_spread
+from benchmarks.processor import choose_precision
+from benchmarks.speed import Lock
 from benchmarks.speed_data import FOLDER, ROOT, WORKLOADS, build_workload
+from benchmarks.speed_page import describe_spread
 from onecurve.launcher.launching.command import GLIBC_ALLOCATOR
 
 _NUM_WARM_UP_STEPS = 3
@@ -28,7 +30,7 @@ _NUM_WARM_UP_STEPS = 3
 _TRAININGS = (("minilm_long", 16, 9), ("minilm_short", 128, 20))
 
 
-def measure_rate(name: str, train_batch_size: int, num_steps: int, num_processes: int) -> float:
+def measure_rate(name: str, train_batch_size: int, num_steps: int, num_processes: int, precision: str) -> float:
     """Real tokens a second of one training.
 
     Raises:
@@ -40,7 +42,7 @@ def measure_rate(name: str, train_batch_size: int, num_steps: int, num_processes
     shutil.rmtree(output, ignore_errors=True)
     recipe = {
         **build_workload(workload),
-        "mixed_precision": "bf16",
+        "mixed_precision": precision,
         "per_device_batch_size": str(min(workload.micro_batch_size, train_batch_size // num_processes)),
         "max_train_steps": str(num_steps + _NUM_WARM_UP_STEPS),
         "max_eval_samples": "4",
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lock", type=Path, help="a file whose lock is held during each round")
     options = parser.parse_args(arguments)
-    lock, num_cores = Lock(options.lock), os.cpu_count() or 1
+    lock, num_cores, precision = Lock(options.lock), os.cpu_count() or 1, choose_precision()
     lines = [
         f"## {num_cores} processes against one (`python -m benchmarks.processes`)",
         "",
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         for _ in range(options.rounds):
             with lock.round():
                 for num_processes, rates in found.items():
-                    rates.append(measure_rate(name, train_batch_size, num_steps, num_processes))
+                    rates.append(measure_rate(name, train_batch_size, num_steps, num_processes, precision))
         one, many = found.values()
         ratio = statistics.median(b / a for a, b in zip(one, many, strict=True))
         lines.append(f"| {name} | {describe_spread(one, 0)} | {describe_spread(many, 0)} | {ratio:.2f} |")

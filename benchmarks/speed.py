@@ -1,4 +1,5 @@
-"""Onecurve and what people would use instead, taking turns on the same texts: `make bench` writes benchmarks/RESULTS.md.
+"""Onecurve and what people would use instead, taking turns on the same texts, in the precision that this
+processor trains fastest in: `make bench` writes a section of benchmarks/RESULTS.md.
 
     python -m benchmarks.speed                     about 25 minutes on two idle cores
     python -m benchmarks.speed --only minilm_long  one table
@@ -15,7 +16,6 @@ import argparse
 import fcntl
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,38 +23,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.speed_data import (
-    FOLDER,
-    PREFIX,
-    ROOT,
-    WORKLOADS,
-    Workload,
-    build_workload,
-    count_tokens,
-    describe_short_texts,
-)
+from benchmarks.processor import PRECISION, choose_precision, describe_machine
+from benchmarks.speed_data import FOLDER, PREFIX, ROOT, WORKLOADS, Workload, build_workload, count_tokens
+from benchmarks.speed_page import STEPS_PER_LOOK, TABLES, TARGET_ACCURACY, to_accuracy_table, to_table, update_page
 from onecurve.launcher.launching.command import GLIBC_ALLOCATOR
 
-PAGE = ROOT / "benchmarks" / "RESULTS.md"
-
-WAYS = {
-    "a": "the tutorial's native loop, padded to 512, float32",
-    "b": "Trainer as it comes",
-    "c": "Trainer at its best: bf16, length sampling, fused AdamW, eager attention",
-    "d": "accelerate's example: padded to the batch's longest",
-    "e": "Onecurve, bf16",
-    "f": "floor: bare PyTorch on e's batches",
-    "g": "Onecurve, bf16, allocator as it comes",
-    "h": "Onecurve, bf16, compiled",
-    "i": "Trainer at its best, compiled",
-}
-TABLES = ("minilm_long", "minilm_short", "base_long", "base_short", "loop_long", "loop_short", "loop_base")
-TARGET_ACCURACY = 0.9
-_STEPS_PER_LOOK = 5
 _MOST_LOOKS = 20
 _MOST_SECONDS_HELD = 175
 
@@ -223,8 +199,13 @@ def measure(workload: Workload, ways: str, flags: Sequence[str], lock: Lock) -> 
         print(f"{workload.name}: round {number} of {workload.rounds}", file=sys.stderr, flush=True)
     for worker in workers.values():
         worker.stop()
-    result = {"workload": workload.name, "ways": {way: vars(found) for way, found in turns.items()}, "peaks": peaks}
-    return {**result, "machine": describe_machine()}
+    return {
+        "workload": workload.name,
+        "ways": {way: vars(found) for way, found in turns.items()},
+        "peaks": peaks,
+        "precision": choose_precision(),
+        "machine": describe_machine(),
+    }
 
 
 def measure_accuracy(workload: Workload, lock: Lock) -> dict[str, Any]:
@@ -237,140 +218,14 @@ def measure_accuracy(workload: Workload, lock: Lock) -> dict[str, Any]:
         for way, worker in workers.items():
             if not curves[way] or curves[way][-1][1] < TARGET_ACCURACY:
                 with lock.round():
-                    seconds[way] += worker.ask(do="train", steps=_STEPS_PER_LOOK)["seconds"]
+                    seconds[way] += worker.ask(do="train", steps=STEPS_PER_LOOK)["seconds"]
                     curves[way].append((seconds[way], worker.ask(do="accuracy")["accuracy"]))
         print({way: curve[-1] for way, curve in curves.items()}, file=sys.stderr, flush=True)
         if all(curve[-1][1] >= TARGET_ACCURACY for curve in curves.values()):
             break
     for worker in workers.values():
         worker.stop()
-    return {"workload": workload.name, "curves": curves, "machine": describe_machine()}
-
-
-def describe_machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    names = (
-        [
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith(("model name", "flags"))
-        ]
-        if Path("/proc/cpuinfo").exists()
-        else [platform.processor(), ""]
-    )
-    units = [name for name in ("avx512f", "avx512_bf16", "amx_bf16") if name in names[1].split()]
-    return {
-        "processor": f"{names[0]} ({', '.join(units)})",
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-        "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
-        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-# The page ---------------------------------------------------------------------------------------------------------------
-
-
-def describe_spread(values: Sequence[float], digits: int = 1) -> str:
-    """Median, and the lowest and highest."""
-    if len(values) < 2:
-        return f"{values[0]:,.{digits}f}"
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
-
-
-def to_table(result: dict[str, Any]) -> list[str]:
-    """The lines of one workload's table."""
-    workload, ways = WORKLOADS[result["workload"]], result["ways"]
-    peak = {name: statistics.median(peak[name] for peak in result["peaks"]) for name in ("bfloat16", "float32")}
-    lines = [
-        f"## {workload.title}",
-        "",
-        "| way | examples/s | e is times as fast | in processor time | real tokens/s | padding | of the peak | memory |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for way, turns in ways.items():
-        rates, ours = turns["examples_per_second"], ways["e"]["examples_per_second"]
-        ratios = [mine / rate for mine, rate in zip(ours, rates, strict=True)]
-        lean = [
-            mine / rate
-            for mine, rate in zip(ways["e"]["examples_per_cpu_second"], turns["examples_per_cpu_second"], strict=True)
-        ]
-        precision = "bfloat16" if way in "cefghi" else "float32"
-        share = statistics.median(turns["flops_per_second"]) / peak[precision]
-        memory = f"{turns['peak_bytes'] / 2**30:.1f} GiB" if turns["peak_bytes"] else ""
-        lines.append(
-            f"| {way} {WAYS[way]} | {describe_spread(rates)} | {describe_spread(ratios, 2) if way != 'e' else ''} "
-            f"| {f'{statistics.median(lean):.2f}' if way != 'e' else ''} "
-            f"| {statistics.median(turns['tokens_per_second']):,.0f} | {statistics.median(turns['padding']):.1%} "
-            f"| {share:.0%} of {precision} | {memory} |"
-        )
-    overheads = (
-        [
-            floor / ours - 1
-            for ours, floor in zip(ways["e"]["examples_per_second"], ways["f"]["examples_per_second"], strict=True)
-        ]
-        if "f" in ways
-        else []
-    )
-    lines.append("")
-    if overheads:
-        lines.append(
-            f"e against the floor: {statistics.median(overheads):+.1%} ({min(overheads):+.1%} to {max(overheads):+.1%}); "
-            f"of its time the loop waited {statistics.median(ways['e']['waited']):.2%} for data."
-        )
-    lines.append(
-        f"The matrix product reached {peak['bfloat16'] / 1e9:,.0f} GFLOP/s in bf16, {peak['float32'] / 1e9:,.0f} in float32."
-    )
-    return [*lines, ""]
-
-
-def to_accuracy_table(result: dict[str, Any]) -> list[str]:
-    """Seconds of training until the target, and what the same number of steps had taught each."""
-    curves = result["curves"]
-    fewest = min(len(curve) for curve in curves.values())
-    lines = [
-        f"## Time to an accuracy of {TARGET_ACCURACY:.0%} ({WORKLOADS['accuracy'].title})",
-        "",
-        f"| way | seconds of training | steps | accuracy after {fewest * _STEPS_PER_LOOK} steps |",
-        "|---|---|---|---|",
-    ]
-    for way, curve in curves.items():
-        seconds = f"{curve[-1][0]:.0f}" if curve[-1][1] >= TARGET_ACCURACY else f"not within {curve[-1][0]:.0f}"
-        lines.append(f"| {way} {WAYS[way]} | {seconds} | {len(curve) * _STEPS_PER_LOOK} | {curve[fewest - 1][1]:.0%} |")
-    return [*lines, "", f"Looked at every {_STEPS_PER_LOOK} steps, on the same 100 texts.", ""]
-
-
-def build_page(folder: Path) -> str:
-    """The generated part of RESULTS.md, from what was last measured of each table."""
-    results = {
-        name: json.loads((folder / f"{name}.json").read_text())
-        for name in (*TABLES, "accuracy")
-        if (folder / f"{name}.json").exists()
-    }
-    machine = next(iter(results.values()))["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    lines = [
-        "# Speed, measured",
-        "",
-        "<!-- Written by benchmarks/speed.py. What was tried, and what did not help: NOTES.md. -->",
-        "",
-        f"`make bench` on {machine['date']}: {machine['processor']}, {machine['cores']} cores, load average "
-        f"{machine['load_average']:.1f} before; {versions}.",
-        "Ratios are taken within a round of one run, and hold for this machine. Medians, with the lowest and highest round.",
-        f"Short texts are {describe_short_texts()}. All ways have `OMP_NUM_THREADS={machine['threads']}`,",
-        "`OMP_WAIT_POLICY=PASSIVE` and the allocator settings that `onecurve run` gives (`MALLOC_MMAP_THRESHOLD_` and two",
-        "more), unless the row says so. The ratio of processor time is less sensitive to what else the machine does.",
-        "FLOP/s count real tokens only, so padding lowers the share, and of e only what it computes: its last layer is cut",
-        "(docs/speed.md). Of examples/s, an example has the mean length of the data.",
-        "",
-    ]
-    for name, result in results.items():
-        lines += to_accuracy_table(result) if name == "accuracy" else to_table(result)
-    for part in sorted(folder.glob("part_*.md")):
-        lines += [part.read_text(encoding="utf-8").rstrip("\n"), ""]
-    return "\n".join(lines)
+    return {"workload": workload.name, "curves": curves, "precision": choose_precision(), "machine": describe_machine()}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -391,8 +246,9 @@ def main(arguments: Sequence[str]) -> None:
     folder = FOLDER / "results"
     folder.mkdir(parents=True, exist_ok=True)
     if options.only == "none":
-        PAGE.write_text(build_page(folder), encoding="utf-8")
+        update_page(folder)
         return
+    os.environ[PRECISION] = choose_precision()
     for name in ["quick"] if options.quick else options.only.split(","):
         workload = WORKLOADS[name]
         workload = replace(workload, rounds=options.rounds or workload.rounds)
@@ -405,7 +261,7 @@ def main(arguments: Sequence[str]) -> None:
             print("\n".join(to_table(result) if name != "accuracy" else to_accuracy_table(result)))
         else:
             (folder / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
-            PAGE.write_text(build_page(folder), encoding="utf-8")
+            update_page(folder)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
 
 a  the tutorial's native loop: everything padded to 512 tokens, float32
 b  transformers.Trainer as it comes
-c  Trainer at its best here: bf16, its length sampling, fused AdamW, the attention that is fastest on this machine
+c  Trainer at its best here: bf16 where the processor has it, its length sampling, fused AdamW, the attention that is
+   fastest on this machine
 d  accelerate's own example (nlp_example.py): padded to the longest of each batch
-e  Onecurve: training/run.py itself, bf16
+e  Onecurve: training/run.py itself, bf16 where the processor has it
 f  bare PyTorch on the batches that e has just trained on: the floor, run by e's process between its turns
 g  e without the allocator settings that `onecurve run` gives
 h, i  e and c with torch.compile (benchmarks.mfu)
@@ -37,6 +38,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from benchmarks.processor import PRECISION
 from benchmarks.speed_data import FOLDER, PREFIX, WORKLOADS, Workload, build_workload
 
 # What e's recipe says besides the workload. The others get the same rate; nobody's ever ends.
@@ -45,6 +47,8 @@ NUM_STEPS = 1_000_000
 
 # benchmarks.mfu sets another one.
 DEVICE = os.environ.get("BENCHMARK_DEVICE", "cpu")
+# benchmarks.speed chooses it for the processor.
+MIXED = os.environ.get(PRECISION, "bf16")
 # With dropout on a CPU, SDPA takes its slow path; elsewhere it is the faster one.
 ATTENTION_OF_C = "eager" if DEVICE == "cpu" else None
 
@@ -129,7 +133,7 @@ class Gate:
                 [row["text"] for row in chunk], truncation=True, max_length=512, padding=True, return_tensors="pt"
             )
             inputs = inputs.to(DEVICE)
-            with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+            with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=MIXED == "bf16"):
                 logits = type(self._model).forward(self._model, **inputs).logits  # type: ignore[operator]
             num_right += sum(names[i] == row["label"] for i, row in zip(logits.argmax(-1).tolist(), chunk, strict=True))
         self._model.train()
@@ -149,7 +153,7 @@ def _synchronize() -> None:
 def measure_peak() -> dict[str, Any]:
     """The fastest matrix product of a few shapes in each precision, in FLOP/s."""
     found = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if MIXED == "bf16" else (torch.float32,):
         best = 0.0
         for rows, inner, columns in _PRODUCTS if DEVICE == "cpu" else _LARGE_PRODUCTS:
             left = torch.randn(rows, inner, dtype=dtype, device=DEVICE)
@@ -241,7 +245,11 @@ def run_trainer(workload: Workload, settings: Mapping[str, str], is_tuned: bool,
         def on_step_end(self, *arguments: object, **others: object) -> None:
             gate.after_step()
 
-    best: dict[str, Any] = {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
+    best: dict[str, Any] = {
+        "bf16": MIXED == "bf16",
+        "train_sampling_strategy": "group_by_length",
+        "optim": "adamw_torch_fused",
+    }
     micro_batch_size = min(workload.train_batch_size, workload.micro_batch_size)
     arguments = TrainingArguments(
         output_dir=str(FOLDER / "runs" / "trainer"),
@@ -345,7 +353,7 @@ def run_onecurve(workload: Workload, settings: Mapping[str, str], flags: list[st
     run.build = build_gated
     recipe = {
         **settings,
-        "mixed_precision": "bf16",
+        "mixed_precision": MIXED,
         "per_device_batch_size": str(workload.micro_batch_size),
         "learning_rate": str(LEARNING_RATE),
         "max_train_steps": str(NUM_STEPS),
@@ -363,7 +371,7 @@ def run_floor(session: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
     started, cpu_started = time.perf_counter(), time.process_time()
     for batch in batches:
         inputs = {name: tensor for name, tensor in batch.items() if name not in ("micro_batch", "labels")}
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=MIXED == "bf16"):
             logits = forward(model, **inputs).logits
         loss = torch.nn.functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
         (loss / batch["micro_batch"].global_count).backward()  # type: ignore[no-untyped-call]

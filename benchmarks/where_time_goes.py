@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processor import choose_precision
 from benchmarks.speed import Lock
 from benchmarks.speed_data import FOLDER, ROOT, WORKLOADS, build_workload
 from onecurve.launcher.launching.command import GLIBC_ALLOCATOR
@@ -76,10 +77,10 @@ def profile(name: str, masks: str) -> dict[str, float]:
     workload = WORKLOADS[name]
     settings = build_workload(workload)
     torch.manual_seed(0)
-    path = settings["model_name_or_path"]
+    path, precision = settings["model_name_or_path"], choose_precision()
     attention = "eager" if masks == "eager" else None
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=5, attn_implementation=attention)
-    keys: dict[str, Any] = {"model_name_or_path": path, "train_file": ("none",), "mixed_precision": "bf16"}
+    keys: dict[str, Any] = {"model_name_or_path": path, "train_file": ("none",), "mixed_precision": precision}
     recipe = Recipe(**keys)
     if masks == "bytes":
         cpu_dropout.install(model, recipe)
@@ -91,7 +92,7 @@ def profile(name: str, masks: str) -> dict[str, float]:
     batch["attention_mask"][: num_examples // 2, -1:] = 0
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = model(**batch).logits
         logits.float().logsumexp(dim=-1).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

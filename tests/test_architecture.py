@@ -48,7 +48,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
 # Each part of `training` imports only parts that stand before it. A part is a folder or a module.
 GROUND_FLOOR = (
     "units", "launch_protocol", "atomic_files", "writable", "lasting_output", "recipe", "recipe_yaml", "errors", "process",
-    "outcome", "architectures", "cache", "metric_names", "schedule",
+    "outcome", "architectures", "cache", "metric_names", "schedule", "product_rates",
 )  # fmt: skip
 DECLARATIONS = ("tasks", "config", "run_directory", "recipe_comparison")
 TRAINING_ORDER = (
@@ -57,7 +57,7 @@ TRAINING_ORDER = (
 # What the launcher may import: the ground floor, what a task declares, and how a file is read. None of it imports torch.
 FOR_THE_LAUNCHER = (*GROUND_FLOOR, *DECLARATIONS, "data.sources", "data.tables")
 # These run as scripts: nothing imports them.
-SCRIPTS = ("run", "predict", "chat", "check", "fetch", "describe_recipe")
+SCRIPTS = ("run", "predict", "chat", "check", "fetch", "describe_recipe", "measure_products")
 
 
 def part_of(name: str, package: str) -> str | None:

@@ -55,7 +55,8 @@ class ResolvedRecipe:
     def to_yaml(self) -> str:
         """The text of `config.yaml`: itself a recipe, each value's source in a comment behind it."""
         lines = ["# Every resolved value and its source. This file is itself a recipe: train it again with --config."]
-        for key, value in self.recipe.model_dump(mode="json").items():
+        values = self.recipe.model_dump(mode="json", include=set(self.sources))  # The task does not read the others.
+        for key, value in values.items():
             text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
             if yaml.safe_load(text.removesuffix("...\n").strip(" \n")) != value:  # YAML folds some rare spaces.
                 text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)

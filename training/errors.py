@@ -6,6 +6,7 @@
     ├── RecipeError        2   training/config.py: the recipe is wrong; lists all problems
     └── Fault              1
         ├── BadInput       2   the data, the model or the machine cannot do what the recipe asks
+        │   └── SlowPrecision 2   this machine's processor is far slower in bf16 than in float32
         ├── WrongTopology  2   the number of processes is not the requested one
         ├── LostLauncher   1   the launcher died before the first step
         ├── OutOfMemory    1   training/recovery/out_of_memory.py: a micro-batch does not fit the device
@@ -32,6 +33,12 @@ class BadInput(Fault):
     """The data, the model or the machine cannot do what the recipe asks."""
 
     exit_code = launch_protocol.BAD_INPUT
+
+
+class SlowPrecision(BadInput):
+    """This machine's processor is far slower in bf16 than in float32. Other machines' may not be."""
+
+    is_of_one_rank = True
 
 
 class WrongTopology(Fault):

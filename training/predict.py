@@ -52,7 +52,13 @@ from onecurve.training.data.tables import (
 from onecurve.training.errors import BadInput, Preempted
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.models.loading import load_model_class, load_tokenizer
-from onecurve.training.parallel.launch import Launch, check_processes, check_store, find_unsupported_precision
+from onecurve.training.parallel.launch import (
+    Launch,
+    check_processes,
+    check_store,
+    find_unsupported_precision,
+    measure_bf16,
+)
 from onecurve.training.process import launcher_has_died
 from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.run_directory import RunDirectory
@@ -111,7 +117,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     request = parse_request(arguments)
     recipe = load_recipe(str(request.run.config)).recipe
     check_processes()
-    if find_unsupported_precision(recipe) is not None:
+    rates = measure_bf16(recipe)
+    if find_unsupported_precision(recipe) is not None or (rates is not None and rates.is_too_slow):
         outcome.print_once(
             f"labels in float32: this machine has no arithmetic of the run's mixed_precision {recipe.mixed_precision}"
         )

@@ -197,6 +197,13 @@ class MemoryKeys(_Keys):
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     torch_compile: bool = Field(False, description="compile the model's layers")
+    loss_chunk_tokens: Literal["auto"] | Annotated[Integer, Field(ge=1)] = Field(
+        "auto",
+        description="of language models: most tokens whose logits are in memory at once; auto: 128 MiB of them",
+    )
+    allow_slow_bf16: bool = Field(
+        False, description="train in bf16 also where a CPU multiplies matrices more than three times slower in it"
+    )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = Field(
         None, description="attention kernel; none lets transformers choose"
     )

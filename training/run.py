@@ -46,7 +46,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     started = time.perf_counter()
     quiet_third_parties()
     resolved = load_recipe(*parse_arguments(arguments))
-    check_launch(resolved.recipe)
+    outcome.print_once(check_launch(resolved.recipe))
     run = RunDirectory.of(resolved.recipe)
     if resolved.eval_only:
         session = build(resolved, run, outcome)

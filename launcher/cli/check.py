@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onecurve.launcher.cli.options import DebugOption, JsonOption, ProcessesOption, TopologyOption, parse_keys, takes
+from onecurve.launcher.cli.options import (
+    DebugOption,
+    JsonOption,
+    ProcessesOption,
+    TopologyOption,
+    YesOption,
+    allow,
+    parse_keys,
+    takes,
+)
 from onecurve.launcher.errors import LauncherError, PreflightFailed
 
 if TYPE_CHECKING:
@@ -31,6 +40,7 @@ class CheckOptions:
     deep: Annotated[bool, typer.Option("--deep", help="also load data, tokenizer and model, as a training does")] = (
         False
     )
+    yes: YesOption = False
     as_json: JsonOption = False
     debug: DebugOption = False
 
@@ -70,10 +80,11 @@ def _check_recipe(
     from onecurve.launcher.preflight import check_recipe
     from onecurve.launcher.preflight.findings import Finding
     from onecurve.launcher.preflight.model import describe_model
+    from onecurve.launcher.preflight.precision import check_bf16_speed
     from onecurve.launcher.preflight.preparation import check_preparation
     from onecurve.training.config import RecipeError
 
-    overrides = parse_keys(options.context)
+    overrides = allow(parse_keys(options.context), options.yes)
     facts = [f"machine   {machine.describe()}"]
     findings: list[Finding] = []
     example: Example | None = None
@@ -92,6 +103,10 @@ def _check_recipe(
             findings.append(Finding("error", str(error)))
         facts += describe_model(recipe)
         findings += check_recipe(recipe, topology, machine)
+        if topology is not None:
+            speed_facts, speed_findings = check_bf16_speed(recipe, topology)
+            facts += speed_facts
+            findings += speed_findings
     if options.deep and not _has_errors(findings):
         deep_facts, deep_findings, example = check_preparation(recipe_path, overrides, root)
         facts += deep_facts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, TypeVar, get_type_hints
@@ -34,6 +34,9 @@ RestartsOption = Annotated[
     int,
     typer.Option("--max-restarts", "--max_restarts", min=0, help="restarts from the last checkpoint after a crash"),
 ]
+YesOption = Annotated[
+    bool, typer.Option("--yes", help="train in bf16 although this processor is far slower in it (allow_slow_bf16)")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks, and all output of the launched tools")]
 
 
@@ -46,6 +49,7 @@ class LaunchOptions:
     dry_run: DryRunOption = False
     as_json: JsonOption = False
     max_restarts: RestartsOption = 0
+    yes: YesOption = False
     debug: DebugOption = False
 
 
@@ -74,6 +78,11 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], int]], Callab
         return call
 
     return decorate
+
+
+def allow(overrides: Mapping[str, str], yes: bool) -> dict[str, str]:
+    """The overrides, with what --yes allows."""
+    return {**overrides, **({"allow_slow_bf16": "true"} if yes else {})}
 
 
 def parse_keys(context: typer.Context) -> dict[str, str]:

@@ -37,9 +37,11 @@ class PlanOptions:
 def plan(options: PlanOptions) -> int:
     """Show batches, steps, memory, time and files of a training.
 
-    Arithmetic only, for any devices: the model's config.json is enough.
+    Arithmetic only, for any devices: the model's config.json is enough. On this machine's CPU a matrix product is
+    timed, because no data sheet says how fast it is.
     """
     from onecurve.launcher.facts.machine import detect_machine
+    from onecurve.launcher.facts.product_rates import measure_product_rates
     from onecurve.launcher.facts.recipes import load_recipe
     from onecurve.launcher.facts.shape import load_shape
     from onecurve.launcher.planning.data_estimate import estimate_data
@@ -51,7 +53,8 @@ def plan(options: PlanOptions) -> int:
     recipe = load_recipe(str(options.recipe), parse_keys(options.context)).recipe
     machine = detect_machine()
     if options.devices is None:
-        devices, host_bytes = describe_devices(machine), machine.memory_bytes
+        rates = measure_product_rates() if machine.kind == "cpu" else None
+        devices, host_bytes = describe_devices(machine, rates), machine.memory_bytes
     else:
         devices = parse_devices(options.devices)
         # A GPU node usually has about twice its devices' memory (a DGX H100: 2 TB beside 640 GB).

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onecurve.launcher.cli.options import LaunchOptions, RecipeArgument, parse_keys, takes
+from onecurve.launcher.cli.options import LaunchOptions, RecipeArgument, allow, parse_keys, takes
 from onecurve.launcher.errors import PreflightFailed
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def launch_training(recipe_path: str, overrides: Mapping[str, str], options: Lau
     from onecurve.launcher.launching.command import build_command, find_root, to_arguments
     from onecurve.launcher.planning.choice import pick_topology
     from onecurve.launcher.preflight import check_recipe
+    from onecurve.launcher.preflight.precision import check_bf16_speed
 
+    overrides = allow(overrides, options.yes)
     root, machine = find_root(), detect_machine()
     resolved = load_recipe(recipe_path, overrides)
     recipe = resolved.recipe
@@ -65,12 +67,13 @@ def launch_training(recipe_path: str, overrides: Mapping[str, str], options: Lau
         return build_command(machine, topology, root / "training" / "run.py", words)
 
     command = build(overrides)
-    findings = check_recipe(recipe, topology, machine, resolved.eval_only)
+    facts, findings = check_bf16_speed(recipe, topology)
+    findings += check_recipe(recipe, topology, machine, resolved.eval_only)
     errors = [finding.message for finding in findings if finding.severity == "error"]
     if options.as_json and options.dry_run:
         print(json.dumps(describe_launch(command, topology, findings), indent=2))
         return PreflightFailed.exit_code if errors else 0
-    _print_launch(command, topology, findings, options.dry_run)
+    _print_launch(command, [*topology.reasons, *facts], findings, options.dry_run)
     if errors:
         raise PreflightFailed(errors)
     if options.dry_run:
@@ -101,10 +104,10 @@ def _supervise(first: Command, again: Command, recipe: Recipe, options: LaunchOp
     return supervise_with_restarts(start, options.max_restarts, print_note)
 
 
-def _print_launch(command: Command, topology: Topology, findings: Sequence[Finding], is_dry_run: bool) -> None:
+def _print_launch(command: Command, facts: Sequence[str], findings: Sequence[Finding], is_dry_run: bool) -> None:
     from onecurve.launcher.views.terminal import print_note, wrap_fact
 
-    for line in topology.reasons:
+    for line in facts:
         print_note(wrap_fact(line))
     (print if is_dry_run else print_note)(command.to_shell())
     for finding in findings:

@@ -9,6 +9,7 @@ from typing import Literal
 from onecurve.launcher.errors import UsageError
 from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.units import GIB
+from onecurve.training.product_rates import ProductRates
 
 # Dense peak in 10^12 operations a second: (float32 as PyTorch runs it by default, bfloat16), and memory in GiB. From the
 # data sheets (NVIDIA: H200, H100 SXM, A100, L40S, L4, A10, V100, T4; AMD: MI300X, MI250X per die).
@@ -90,10 +91,17 @@ def parse_devices(text: str) -> DeviceKind:
     )
 
 
-def describe_devices(machine: Machine) -> DeviceKind:
-    """This machine's devices, all taken to be as small as the smallest."""
+def describe_devices(machine: Machine, rates: ProductRates | None = None) -> DeviceKind:
+    """This machine's devices, all taken to be as small as the smallest.
+
+    Args:
+        rates: what a CPU's matrix product was measured to reach on each core; no data sheet says it.
+    """
     if not machine.devices:
-        return DeviceKind("CPU", 1, machine.memory_bytes, "cpu")
+        if rates is None:
+            return DeviceKind("CPU", 1, machine.memory_bytes, "cpu")
+        float32, bf16 = (rate * machine.num_cores / 1e12 for rate in (rates.float32, rates.bf16))
+        return DeviceKind("CPU", 1, machine.memory_bytes, "cpu", float32, bf16)
     smallest = min(machine.devices, key=lambda device: device.memory_bytes)
     words = re.split(r"[\s-]+", smallest.name.upper())
     known = next((peaks for name, peaks in _KNOWN_DEVICES.items() if name in words), (None, None, 0.0))

@@ -86,6 +86,11 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
     if plan.flops is not None:
         compute += f", {format_flops(plan.flops)} in total"
     lines.append(("compute", compute))
+    if plan.devices.kind == "cpu" and plan.devices.peak_float32 and plan.devices.peak_half:
+        rates = (
+            f"{1e3 * plan.devices.peak_float32:,.3g} GFLOP/s in float32, {1e3 * plan.devices.peak_half:,.3g} in bf16"
+        )
+        lines.append(("speed", f"{rates}, of a matrix product, measured on one core and multiplied by the cores"))
     lines.append(("time", _describe_time(plan)))
     lines.append(
         ("files", f"{format_gib(plan.checkpoint_bytes)} GiB per checkpoint, {format_gib(plan.final_bytes)} GiB final/")

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from benchmarks import scale
-from benchmarks.speed import WAYS, Turns, count_flops, read_shape, to_table
+from benchmarks.processor import find_kind
+from benchmarks.speed import Turns, count_flops, read_shape
+from benchmarks.speed_page import NOT_MEASURED, WAYS, build_page, read_sections, to_table
 from benchmarks.where_time_goes import profile
 from onecurve.training.models import last_layer
 from tests.conftest import ROOT
@@ -109,3 +111,33 @@ def test_the_plan_is_measured_on_lengths_from_disk(tmp_path: Path, monkeypatch: 
     lengths = scale.write_lengths(tmp_path / "lengths.npy", 1000)
     assert isinstance(lengths, np.memmap)
     assert (lengths.min(), lengths.max()) >= (1, 500)
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "kind"),
+    [
+        ("avx2 avx512f avx512_bf16 amx_bf16", "", "AMX"),
+        ("avx2 avx512f avx512_bf16", "", "AVX-512 bf16"),
+        ("avx2 avx512f", "", "AVX-512"),
+        ("avx2", "", "AVX2"),
+        ("asimd bf16", "", "Other processors"),
+        ("avx2 avx512f avx512_bf16 amx_bf16", "AVX2", "AVX2"),
+        ("avx2", "AVX512_CORE", "AVX2"),
+    ],
+)
+def test_a_processor_belongs_to_one_section(flags: str, limit: str, kind: str) -> None:
+    assert find_kind(flags.split(), limit) == kind
+
+
+def test_a_section_is_written_and_the_others_stay() -> None:
+    page = build_page({"AMX": "one\n\n### a table", "AVX2": "two"})
+    sections = read_sections(page)
+    assert sections["AMX"] == "one\n\n### a table"
+    assert sections["AVX-512"] == NOT_MEASURED
+    assert read_sections(build_page({**sections, "AVX2": "three"})) == {**sections, "AVX2": "three"}
+
+
+def test_the_page_has_kept_its_sections() -> None:
+    sections = read_sections((ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8"))
+    for kind in ("AMX", "AVX-512 bf16"):
+        assert sections[kind].count("| e Onecurve") >= 5

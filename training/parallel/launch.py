@@ -15,7 +15,9 @@ from accelerate.tracking import get_available_trackers
 
 from onecurve.training import launch_protocol
 from onecurve.training.config import Recipe
-from onecurve.training.errors import BadInput, LostLauncher, WrongTopology
+from onecurve.training.errors import BadInput, LostLauncher, SlowPrecision, WrongTopology
+from onecurve.training.parallel.product_timing import measure_product_rates
+from onecurve.training.product_rates import ProductRates
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Launch:
     """What the launcher set in the environment of this process."""
 
     rank: int
+    local_rank: int
     num_processes: int
     is_distributed: bool
     uses_deepspeed: bool
@@ -35,6 +38,7 @@ class Launch:
         environment = os.environ
         return cls(
             rank=int(environment.get("RANK", "0")),
+            local_rank=int(environment.get("LOCAL_RANK", "0")),
             num_processes=int(environment.get("WORLD_SIZE", "1")),
             is_distributed="LOCAL_RANK" in environment,
             uses_deepspeed=environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",
@@ -48,11 +52,15 @@ class Launch:
         return "cpu" if device is None else device.type
 
 
-def check_launch(recipe: Recipe) -> None:
+def check_launch(recipe: Recipe) -> str | None:
     """Refuse a launch that lost processes, and a machine that cannot do what the recipe asks, before any other work.
+
+    Returns:
+        How fast the recipe's precision is here, if that was measured.
 
     Raises:
         WrongTopology: fewer processes started than requested.
+        SlowPrecision: the processor has no arithmetic of its own for the recipe's bf16.
         BadInput: the tracker is not installed, or the device does not support the recipe's mixed_precision.
     """
     if recipe.report_to != "none" and recipe.report_to not in {str(name) for name in get_available_trackers()}:
@@ -61,6 +69,21 @@ def check_launch(recipe: Recipe) -> None:
     if unsupported is not None:
         raise BadInput(unsupported)
     check_processes()
+    rates = measure_bf16(recipe)
+    if rates is None:
+        return None
+    problem = rates.find_problem()
+    if problem is not None and not recipe.allow_slow_bf16:
+        raise SlowPrecision(problem)
+    return f"bf16: {rates.describe()}"
+
+
+def measure_bf16(recipe: Recipe) -> ProductRates | None:
+    """How fast bf16 is beside float32, if the recipe asks for it on a CPU; measured by one process of each machine."""
+    launch = Launch.from_environment()
+    if recipe.mixed_precision != "bf16" or launch.find_device_type() != "cpu" or launch.local_rank != 0:
+        return None
+    return measure_product_rates()
 
 
 def find_unsupported_precision(recipe: Recipe) -> str | None:

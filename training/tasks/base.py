@@ -110,7 +110,8 @@ class Task(ABC):
 
     Attributes:
         recipe_class: the recipe with this task's own keys.
-        unread_keys: keys of every recipe that this task does not read; a recipe that sets one is refused.
+        unread_keys: keys of every recipe that this task does not read; a recipe that sets one is refused. Only tasks with a
+            loss for each token read loss_chunk_tokens, and hand it to training/tasks/token_losses.py.
         main_metrics: those that people look at first, without prefix.
         pipeline_tag: the hub's name for the task, in the model card.
         auto_class: the class of transformers that loads the model, by name.
@@ -123,7 +124,7 @@ class Task(ABC):
     """
 
     recipe_class: ClassVar[type[Recipe]] = Recipe
-    unread_keys: ClassVar[frozenset[str]] = frozenset()
+    unread_keys: ClassVar[frozenset[str]] = frozenset({"loss_chunk_tokens"})
     main_metrics: ClassVar[tuple[str, ...]] = ("loss",)
     pipeline_tag: ClassVar[str] = ""
     auto_class: ClassVar[str] = "AutoModel"

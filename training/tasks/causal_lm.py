@@ -80,6 +80,7 @@ class CausalLM(Task):
 
     recipe: CausalLMRecipe
     recipe_class = CausalLMRecipe
+    unread_keys = frozenset[str]()
     main_metrics = ("loss", "perplexity", "accuracy")
     pipeline_tag = "text-generation"
     auto_class = "AutoModelForCausalLM"
@@ -267,7 +268,7 @@ class CausalLM(Task):
 
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         labels = batch["labels"]
-        found = token_losses(model, inputs, labels)
+        found = token_losses(model, inputs, labels, self.recipe.loss_chunk_tokens)
         losses = _sum_by_example(found.losses, batch)
         if not wants_results:
             return Forward(losses)

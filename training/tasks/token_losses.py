@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from onecurve.training.tasks.base import NO_TARGET
 
@@ -27,19 +27,30 @@ def token_losses(
     model: torch.nn.Module,
     inputs: Mapping[str, torch.Tensor],
     labels: torch.Tensor,
-    chunk_tokens: int | None = None,
+    chunk_tokens: int | Literal["auto"] | None = None,
 ) -> TokenLosses:
     """Run a causal language model over a batch and compare what it predicts with the tokens that follow.
+
+    In chunks, only places with a target go through the output layer. Gradients are those of all logits at once.
 
     Args:
         model: its forward takes `inputs` and returns logits [rows, length, vocabulary].
         inputs: the features that the model reads, [rows, length] each.
         labels: [rows, length] int64: at each place the token that stands there, NO_TARGET where it is not learned. They are
             not shifted: this function compares the logits of place i with the label of place i + 1.
-        chunk_tokens: places whose logits may be in memory at once; None takes all of them.
+        chunk_tokens: places whose logits may be in memory at once; "auto" chooses by the vocabulary, None takes all of them.
+            A model whose losses can't be computed in chunks takes all of them as well, and says so once.
     """
     import torch.nn.functional as F
 
+    from onecurve.training.tasks.chunked_head import choose_chunk_tokens, find_tried_head, run_with_losses
+    from onecurve.training.tasks.chunked_losses import Places
+
+    head = None if chunk_tokens is None else find_tried_head(model)
+    if head is not None and chunk_tokens is not None:
+        size = choose_chunk_tokens(head.vocab_size) if chunk_tokens == "auto" else chunk_tokens
+        losses, _, is_right = run_with_losses(model, head, inputs, Places.find(labels), size)
+        return TokenLosses(losses, is_right)
     logits = model(**inputs, use_cache=False).logits[:, :-1]
     logits = logits.float() if logits.element_size() < 4 else logits
     targets = labels[:, 1:]

@@ -1,0 +1,185 @@
+"""Cross-entropy of a language model's head, a chunk of tokens at a time: logits of all tokens are never in memory at once.
+
+Logits are the largest tensor of a decoder's training: 8,192 tokens times 150,000 words in float32 take 4.6 GiB, and their
+softmax and gradient as much again. Here the gradient of a chunk's losses is computed beside them, so that the backward pass
+only scales it, and no product is computed twice (Hsu et al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training",
+section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from onecurve.training.tasks.base import NO_TARGET
+
+Compute = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a batch has targets: a place is a token but the last of a row, and predicts the token behind it.
+
+    Attributes:
+        shape: (rows, length - 1).
+        numbers: [targets] int64, places with a target, row by row.
+        targets: [targets] int64, what each should predict.
+    """
+
+    shape: tuple[int, int]
+    numbers: torch.Tensor
+    targets: torch.Tensor
+
+    @classmethod
+    def find(cls, labels: torch.Tensor) -> Places:
+        """All targets among [rows, length] labels. A GPU is waited for: how many there are decides the shapes that follow."""
+        targets = labels[:, 1:]
+        numbers = (targets != NO_TARGET).flatten().nonzero().squeeze(-1)
+        return cls((targets.shape[0], targets.shape[1]), numbers, targets.flatten()[numbers])
+
+    def select(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[targets, hidden size] of [rows, length, hidden size]."""
+        return hidden.flatten(0, 1).index_select(0, self.numbers + self.numbers // max(1, self.shape[1]))
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """[rows, length - 1] values of the targets at their places, 0 elsewhere."""
+        return values.new_zeros(self.shape).flatten().index_copy(0, self.numbers, values).view(self.shape)
+
+
+def compute_losses(
+    compute_logits: Compute, parameters: Sequence[torch.Tensor], hidden: torch.Tensor, places: Places, chunk_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of all targets, with gradients for hidden states and parameters if they are asked for.
+
+    Args:
+        compute_logits: [tokens, hidden size] -> [tokens, vocabulary].
+        parameters: those that it trains.
+        hidden: [rows, length, hidden size].
+        chunk_tokens: places whose logits are in memory at once.
+
+    Returns:
+        [rows, length - 1] losses in float32 or wider, 0 where there is no target; and [rows, length - 1] bool, whether the
+        most likely token is the target, False where there is none.
+    """
+    tokens = places.select(hidden)
+    if torch.is_grad_enabled():
+        losses, is_right = _Losses.apply(compute_logits, places, chunk_tokens, tokens, *parameters)  # type: ignore[no-untyped-call]
+        return losses, is_right
+    found = _run(compute_logits, tokens, places.targets, chunk_tokens)
+    return places.spread(found.losses), places.spread(found.is_right)
+
+
+@dataclass
+class _Found:
+    """What chunks gave: [targets] losses and whether they are right; and gradients of the sum of all losses."""
+
+    losses: torch.Tensor
+    is_right: torch.Tensor
+    of_tokens: torch.Tensor | None
+    of_parameters: list[torch.Tensor]
+
+
+def _run(
+    compute_logits: Compute,
+    tokens: torch.Tensor,
+    targets: torch.Tensor,
+    chunk_tokens: int,
+    parameters: Sequence[torch.Tensor] = (),
+    wants_gradients: bool = False,
+    weights: torch.Tensor | None = None,
+) -> _Found:
+    """Go through all chunks.
+
+    Args:
+        weights: [targets] factors of the losses in the sum whose gradients are computed; None are ones.
+    """
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    found = _Found(
+        torch.empty(len(targets), dtype=wide, device=tokens.device),
+        torch.empty(len(targets), dtype=torch.bool, device=tokens.device),
+        torch.zeros_like(tokens) if wants_gradients else None,
+        [torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in parameters],
+    )
+    for start in range(0, len(targets), chunk_tokens):
+        part = slice(start, start + chunk_tokens)
+        with torch.set_grad_enabled(wants_gradients):
+            inputs = tokens[part].detach().requires_grad_(wants_gradients)
+            logits = compute_logits(inputs).to(wide)
+        with torch.no_grad():
+            found.is_right[part] = logits.argmax(-1) == targets[part]
+            slopes = F.log_softmax(logits, dim=-1)
+            found.losses[part] = -slopes.gather(-1, targets[part, None]).squeeze(-1)
+            if not wants_gradients:
+                continue
+            assert found.of_tokens is not None
+            # The gradient of a loss by its logits: their softmax, less one at the target.
+            slopes.exp_().scatter_add_(-1, targets[part, None], slopes.new_full((len(inputs), 1), -1.0))
+            if weights is not None:
+                slopes.mul_(weights[part, None])
+        own, *others = torch.autograd.grad(logits, [inputs, *parameters], slopes)
+        found.of_tokens[part] = own
+        for total, gradient in zip(found.of_parameters, others, strict=True):
+            total.add_(gradient)
+    return found
+
+
+class _Losses(torch.autograd.Function):
+    """Computes gradients in its forward: those of the losses' sum. Its backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        compute_logits: Compute,
+        places: Places,
+        chunk_tokens: int,
+        tokens: torch.Tensor,
+        *parameters: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        found = _run(compute_logits, tokens, places.targets, chunk_tokens, parameters, wants_gradients=True)
+        device = tokens.device.type
+        ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        ctx.settings = (compute_logits, places, chunk_tokens)
+        ctx.save_for_backward(tokens, *parameters)
+        ctx.found = found
+        losses, is_right = places.spread(found.losses), places.spread(found.is_right)
+        ctx.mark_non_differentiable(is_right)
+        return losses, is_right
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_losses: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
+        found, ctx.found = ctx.found, None
+        if found is None:
+            raise RuntimeError("the gradients of chunked losses can be taken only once")
+        compute_logits, places, chunk_tokens = ctx.settings
+        tokens, *parameters = ctx.saved_tensors
+        scale = _find_common(of_losses, places)
+        if scale is None:
+            device, dtype, is_enabled = ctx.autocast
+            weights = of_losses.flatten()[places.numbers]
+            with torch.autocast(device, dtype, enabled=is_enabled):
+                found = _run(compute_logits, tokens, places.targets, chunk_tokens, parameters, True, weights)
+        else:
+            found.of_tokens.mul_(scale)
+            for gradient in found.of_parameters:
+                gradient.mul_(scale)
+        gradients = [found.of_parameters.pop(0).to(each.dtype) for each in parameters]
+        return None, None, None, found.of_tokens, *gradients
+
+
+def _find_common(of_losses: torch.Tensor, places: Places) -> torch.Tensor | None:
+    """The gradient of each loss, if it is the same for all; None if it is not.
+
+    A sum's gradient is one number that is shown at every place: nothing has to be looked at, and no GPU waited for.
+    """
+    if not any(of_losses.stride()):
+        return of_losses.flatten()[0]
+    values = of_losses.flatten()[places.numbers]
+    if not len(values):
+        return of_losses.new_zeros(())
+    return values[0] if bool((values == values[0]).all()) else None
