@@ -36,6 +36,7 @@ from onecurve.training.parallel.states import (
     set_exact_weights,
 )
 from onecurve.training.parallel.topology import describe_topology
+from onecurve.training.parallel.zero3 import divide_model
 from onecurve.training.process import launcher_has_died
 from onecurve.training.record.console import describe_arithmetic
 from onecurve.training.record.environment import describe_environment
@@ -180,9 +181,11 @@ def _join(
     progress = start.progress if start else Progress()
     plan = _build_plan(recipe, run, accelerator, data.train, progress)
     exact_weights = keep_exact_weights(accelerator, model)
+    optimizer = optimization.build_optimizer(model, recipe)
+    divide_model(accelerator, model)
     model, optimizer, train_loader = accelerator.prepare(
         model,
-        optimization.build_optimizer(model, recipe),
+        optimizer,
         build_loader(data.train, task, loaded.tokenizer, plan, recipe, accelerator),
     )
     set_exact_weights(model, exact_weights)
