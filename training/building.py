@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from onecurve.training.config import Recipe, ResolvedRecipe
-from onecurve.training.data.loading import Loader, build_evaluation_loader, build_loader
+from onecurve.training.data.loading import Loader, build_evaluation_plan, build_loader
 from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
 from onecurve.training.models import cpu_dropout, last_layer, optimization
@@ -192,8 +192,9 @@ def _join(
     del exact_weights  # As large as the model.
 
     def prepare_evaluation(split: Split) -> EvaluationData:
-        loader = build_evaluation_loader(split, task, loaded.tokenizer, recipe, accelerator)
-        return EvaluationData(split, accelerator.prepare(loader))
+        evaluation_plan = build_evaluation_plan(split, recipe, accelerator.num_processes)
+        loader = build_loader(split, task, loaded.tokenizer, evaluation_plan, recipe, accelerator)
+        return EvaluationData(split, evaluation_plan, accelerator.prepare(loader))
 
     session = Session(
         recipe=recipe,

@@ -111,11 +111,6 @@ def build_loader(
     )
 
 
-def build_evaluation_loader(
-    split: Split, task: Task, tokenizer: Any, recipe: Recipe, accelerator: Accelerator
-) -> Loader:
-    """A loader, to be prepared, that visits each example of a split once on any number of processes."""
-    plan = EvaluationPlan(
-        split.lengths, accelerator.num_processes, recipe.per_device_batch_size, recipe.per_device_batch_tokens
-    )
-    return build_loader(split, task, tokenizer, plan, recipe, accelerator)
+def build_evaluation_plan(split: Split, recipe: Recipe, num_processes: int) -> EvaluationPlan:
+    """The plan that visits each example of a split once."""
+    return EvaluationPlan(split.lengths, num_processes, recipe.per_device_batch_size, recipe.per_device_batch_tokens)
