@@ -62,4 +62,6 @@ def clip_gradients(accelerator: Accelerator, model: torch.nn.Module, max_grad_no
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
     if accelerator.distributed_type == DistributedType.FSDP:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return torch.as_tensor(norm, device=accelerator.device)
+    if isinstance(norm, torch.Tensor):
+        return norm.to(accelerator.device)
+    return torch.full((), norm, device=accelerator.device)  # Unlike a copy, this does not wait for the device.

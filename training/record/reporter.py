@@ -26,11 +26,12 @@ from onecurve.training.atomic_files import write_atomically
 from onecurve.training.data.plan import MicroBatch, TrainingPlan
 from onecurve.training.errors import Diverged
 from onecurve.training.record.console import describe_metrics
+from onecurve.training.record.late_values import LateValues
 from onecurve.training.record.peak_memory import measure_peak_memory
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.run_directory import RunDirectory
 
-# Reading a value waits for the device; a value this many steps old is there already.
+# Values of a step are read when this many later ones are queued, so the device always has work.
 STEPS_LATE = 2
 
 _PLAIN_LINES_PER_RUN = 20
@@ -40,8 +41,7 @@ _MAX_EXAMPLES_SHOWN = 64
 @dataclass(frozen=True)
 class _Step:
     micro_batch: MicroBatch
-    sums: torch.Tensor
-    grad_norm: torch.Tensor
+    values: LateValues
     learning_rate: float
     seconds: float
 
@@ -122,7 +122,8 @@ class Reporter:
             Diverged: a loss or norm that is due is not finite.
         """
         now = time.perf_counter()
-        self._pending.append(_Step(micro_batch, sums, grad_norm, learning_rate, now - self._last_time))
+        values = LateValues(torch.cat([sums, grad_norm.reshape(1)]))
+        self._pending.append(_Step(micro_batch, values, learning_rate, now - self._last_time))
         self._last_time = now
         while len(self._pending) > STEPS_LATE:
             self._write_step(self._pending.popleft())
@@ -145,14 +146,14 @@ class Reporter:
 
     def _write_step(self, step: _Step) -> None:
         number = step.micro_batch.step + 1
-        loss, num_asked_to_stop, num_failed_saves = step.sums.tolist()
+        loss, num_asked_to_stop, num_failed_saves, grad_norm = step.values.read()
         self.stop_is_agreed = self.stop_is_agreed or num_asked_to_stop > 0
         self.save_has_failed = self.save_has_failed or num_failed_saves > 0
         values = {
             "epoch": round(number / self._plan.order.steps_per_epoch, 4),
             "loss": loss,
             "learning_rate": step.learning_rate,
-            "grad_norm": float(step.grad_norm),
+            "grad_norm": grad_norm,
             "examples": step.micro_batch.num_examples,
             "tokens": step.micro_batch.num_tokens,
             "tokens_per_second": round(step.micro_batch.num_tokens / max(step.seconds, 1e-9), 1),
