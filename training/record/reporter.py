@@ -34,6 +34,9 @@ from onecurve.training.run_directory import RunDirectory
 # Values of a step are read when this many later ones are queued, so the device always has work.
 STEPS_LATE = 2
 
+# fp16 halves its loss scale, which begins at 2**16, with each step that it skips. This many halvings help no gradient.
+_MAX_STEPS_SKIPPED = 24
+
 _PLAIN_LINES_PER_RUN = 20
 _MAX_EXAMPLES_SHOWN = 64
 
@@ -79,6 +82,7 @@ class Reporter:
         self._file: IO[str] | None = None
         self._last_time = time.perf_counter()
         self.last_loss = math.nan
+        self._num_skipped = 0
         self._bar = rich_progress.Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -160,14 +164,7 @@ class Reporter:
             "padding": round(1 - step.micro_batch.num_tokens / step.micro_batch.num_padded_tokens, 4),
             "peak_memory_bytes": measure_peak_memory(),
         }
-        # fp16 steps over an update whose gradients overflow: their norm is infinite, and nothing is wrong.
-        for name in ("loss", "grad_norm") if self._accelerator.mixed_precision != "fp16" else ("loss",):
-            if not math.isfinite(values[name]):
-                raise Diverged(
-                    f"{name} is {values[name]} at step {number}: training diverged. Lower learning_rate, raise "
-                    f"num_warmup_steps, or look at this step's examples (from 0, of the training data): "
-                    f"{_list_some(self._plan.order.global_batch(step.micro_batch.step).tolist())}"
-                )
+        self._check_finite(step, {name: values[name] for name in ("loss", "grad_norm")})
         self.last_loss = values["loss"]
         self._write({"event": "train", "step": number, **values})
         self._accelerator.log(values, step=number)
@@ -184,6 +181,25 @@ class Reporter:
                 f"step {number}/{self._num_steps}  epoch {values['epoch']:.2f}  loss {values['loss']:.4f}  "
                 f"lr {values['learning_rate']:.2e}  {values['tokens_per_second']:,.0f} tokens/s"
             )
+
+    def _check_finite(self, step: _Step, values: Mapping[str, float]) -> None:
+        number = step.micro_batch.step + 1
+        if self._accelerator.mixed_precision == "fp16":
+            # fp16 skips an update whose gradients overflow: their norm is infinite, and nothing is wrong.
+            self._num_skipped = 0 if math.isfinite(values["grad_norm"]) else self._num_skipped + 1
+            if self._num_skipped > _MAX_STEPS_SKIPPED:
+                raise Diverged(
+                    f"the gradients of {self._num_skipped} steps in succession overflowed in fp16, the last at step {number}: "
+                    "training diverged. Lower learning_rate, or use mixed_precision bf16 or no"
+                )
+            values = {"loss": values["loss"]}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"{name} is {value} at step {number}: training diverged. Lower learning_rate, raise "
+                    f"num_warmup_steps, or look at this step's examples (from 0, of the training data): "
+                    f"{_list_some(self._plan.order.global_batch(step.micro_batch.step).tolist())}"
+                )
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float], event: str = "eval") -> None:
         """Write an evaluation's line, after those of all steps before it.
