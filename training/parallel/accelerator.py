@@ -19,6 +19,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     TorchDynamoPlugin,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from onecurve.training.config import Recipe
@@ -84,7 +85,21 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
         # The whole model is loaded already and the engine shards it. While this is set, transformers would load shards.
         unset_hf_deepspeed_config()
     _choose_sharded_layers(accelerator, model)
+    _reduce_in_float32(accelerator)
     return accelerator
+
+
+def _reduce_in_float32(accelerator: Accelerator) -> None:
+    """Let FSDP2 add gradients in float32, over ranks and micro-batches, as DDP does.
+
+    accelerate's policy for bf16 and fp16 adds them in 2 bytes, and rounds what each layer returns.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None or plugin.fsdp_version != 2 or plugin.mixed_precision_policy is None:
+        return
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=plugin.mixed_precision_policy.param_dtype, reduce_dtype=torch.float32
+    )
 
 
 def _choose_sharded_layers(accelerator: Accelerator, model: torch.nn.Module) -> None:
