@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 
 from onecurve.training.config import Recipe, ResolvedRecipe
 from onecurve.training.data.layout import Layout
-from onecurve.training.data.loading import Loader, build_evaluation_loader, build_loader
+from onecurve.training.data.loading import Loader, build_evaluation_plan, build_loader
 from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
 from onecurve.training.models import cpu_dropout, last_layer, optimization
@@ -38,6 +38,7 @@ from onecurve.training.parallel.states import (
     set_exact_weights,
 )
 from onecurve.training.parallel.topology import describe_topology
+from onecurve.training.parallel.zero3 import divide_model
 from onecurve.training.process import launcher_has_died
 from onecurve.training.record import samples
 from onecurve.training.record.console import describe_arithmetic
@@ -184,7 +185,9 @@ def _join(
     attention = prepare_attention(model, recipe)
 
     exact_weights = keep_exact_weights(accelerator, model)
-    model, optimizer = accelerator.prepare(model, optimization.build_optimizer(model, recipe))
+    optimizer = optimization.build_optimizer(model, recipe)
+    divide_model(accelerator, model)
+    model, optimizer = accelerator.prepare(model, optimizer)
     set_exact_weights(model, exact_weights)
     del exact_weights  # As large as the model.
     layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.tokenizer, recipe)
@@ -193,8 +196,9 @@ def _join(
     train_loader = build_loader(data.train, task, loaded.tokenizer, plan, recipe, accelerator, layout)
 
     def prepare_evaluation(split: Split) -> EvaluationData:
-        loader = build_evaluation_loader(split, task, loaded.tokenizer, recipe, accelerator, layout)
-        return EvaluationData(split, accelerator.prepare(loader), layout)
+        evaluation_plan = build_evaluation_plan(split, recipe, accelerator.num_processes, layout)
+        loader = build_loader(split, task, loaded.tokenizer, evaluation_plan, recipe, accelerator, layout)
+        return EvaluationData(split, evaluation_plan, accelerator.prepare(loader), layout)
 
     session = Session(
         recipe=recipe,

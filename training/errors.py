@@ -10,7 +10,7 @@
         ├── WrongTopology  2   the number of processes is not the requested one
         ├── LostLauncher   1   the launcher died before the first step
         ├── OutOfMemory    1   training/recovery/out_of_memory.py: a micro-batch does not fit the device
-        ├── Diverged       3   the loss is not finite
+        ├── Diverged       3   the loss is not finite, or fp16 skips every step
         └── Preempted     75   stopped on request, with a good checkpoint (prediction writes none)
 
 Every other exception is a bug or a failure of the machine: exit code 1, with its traceback (training/outcome.py).

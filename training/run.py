@@ -26,6 +26,7 @@ from onecurve.training.errors import Diverged, Preempted
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.models import optimization
 from onecurve.training.parallel.launch import check_launch
+from onecurve.training.parallel.loss_scale import check_updates
 from onecurve.training.parallel.micro_batch import begin_micro_batch
 from onecurve.training.record.console import print_evaluation, print_next, quiet_third_parties
 from onecurve.training.record.evaluation import Evaluation, evaluate, save_evaluation
@@ -92,6 +93,7 @@ def train(session: Session) -> Evaluation:
             pass
         shrink_micro_batches(session)  # Outside of `except` the error and the tensors that its frames held are freed.
     session.reporter.flush()
+    check_updates(session.accelerator, session.optimizer)
     return evaluation or evaluate_validation(session)
 
 

@@ -73,15 +73,7 @@ def build_loader(
     )
 
 
-def build_evaluation_loader(
-    split: Split, task: Task, tokenizer: Any, recipe: Recipe, accelerator: Accelerator, layout: Layout
-) -> Loader:
-    """A loader, to be prepared, that visits each example of a split once on any number of processes."""
-    plan = EvaluationPlan(
-        split.lengths,
-        accelerator.num_processes,
-        recipe.per_device_batch_size,
-        recipe.per_device_batch_tokens,
-        layout.is_packed,
-    )
-    return build_loader(split, task, tokenizer, plan, recipe, accelerator, layout)
+def build_evaluation_plan(split: Split, recipe: Recipe, num_processes: int, layout: Layout) -> EvaluationPlan:
+    """The plan that visits each example of a split once."""
+    sizes = recipe.per_device_batch_size, recipe.per_device_batch_tokens
+    return EvaluationPlan(split.lengths, num_processes, *sizes, layout.is_packed)

@@ -60,6 +60,17 @@ def clip_gradients(accelerator: Accelerator, model: torch.nn.Module, max_grad_no
     Under DeepSpeed, the engine has clipped already, in `backward`; only its norm is read here.
     """
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
+    if _has_overflown(accelerator):
+        norm = math.inf  # The engine skipped the step, and keeps the norm of an earlier one.
     if accelerator.distributed_type == DistributedType.FSDP:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return torch.as_tensor(norm, device=accelerator.device)
+    if isinstance(norm, torch.Tensor):
+        return norm.to(accelerator.device)
+    return torch.full((), norm, device=accelerator.device)  # Unlike a copy, this does not wait for the device.
+
+
+def _has_overflown(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed skipped this step of fp16, because gradients overflowed."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED or accelerator.mixed_precision != "fp16":
+        return False
+    return bool(accelerator.deepspeed_engine_wrapped.engine.optimizer.overflow)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -19,6 +20,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     TorchDynamoPlugin,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from onecurve.training.config import Recipe
@@ -76,15 +78,39 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
             f"{accelerator.num_processes}; each would train the same model alone"
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        config = accelerator.deepspeed_plugin.deepspeed_config
-        # The recipe sets these. The plan has already divided the batch, so the engine must not divide it again.
-        config["gradient_clipping"] = recipe.max_grad_norm
-        config["train_micro_batch_size_per_gpu"] = 1
-        config["gradient_accumulation_steps"] = 1
+        set_engine(accelerator.deepspeed_plugin.deepspeed_config, recipe)
         # The whole model is loaded already and the engine shards it. While this is set, transformers would load shards.
         unset_hf_deepspeed_config()
     _choose_sharded_layers(accelerator, model)
+    _reduce_in_float32(accelerator)
     return accelerator
+
+
+def set_engine(config: dict[str, Any], recipe: Recipe) -> None:
+    """Set what accelerate's YAML has no keys for in the config of DeepSpeed's engine."""
+    # The recipe sets these. The plan has already divided the batch, so the engine must not divide it again.
+    config["gradient_clipping"] = recipe.max_grad_norm
+    config["train_micro_batch_size_per_gpu"] = 1
+    config["gradient_accumulation_steps"] = 1
+    zero = config.setdefault("zero_optimization", {})
+    if zero.get("stage") in (1, 2):
+        # By default ZeRO-1 and 2 reduce gradients when all of them are computed, unlike ZeRO-3. With the overlap they hold
+        # two buckets, so each has half of the default's 500 million numbers: launcher/planning/memory.py counts their sum.
+        zero.setdefault("overlap_comm", True)
+        zero.setdefault("reduce_bucket_size", 250_000_000)
+
+
+def _reduce_in_float32(accelerator: Accelerator) -> None:
+    """Let FSDP2 add gradients in float32, over ranks and micro-batches, as DDP does.
+
+    accelerate's policy for bf16 and fp16 adds them in 2 bytes, and rounds what each layer returns.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None or plugin.fsdp_version != 2 or plugin.mixed_precision_policy is None:
+        return
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=plugin.mixed_precision_policy.param_dtype, reduce_dtype=torch.float32
+    )
 
 
 def _choose_sharded_layers(accelerator: Accelerator, model: torch.nn.Module) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,27 @@ from onecurve.training.atomic_files import write_atomically
 from onecurve.training.data.columns import Array
 from onecurve.training.data.layout import Layout
 from onecurve.training.data.loading import Loader
-from onecurve.training.data.plan import MicroBatch
+from onecurve.training.data.plan import EvaluationPlan, MicroBatch
 from onecurve.training.data.preparation import Split
+from onecurve.training.record.gathering import Part, Round, gather_results
 from onecurve.training.recovery.stops import StopFlag, StopRequested
 from onecurve.training.tasks.base import Forward, Task
 
 # What every evaluation finds of an example, beside the task's own results.
-_INDEX, _STOP, _LOSS = "(index)", "(stop)", "(loss)"
+_LOSS = "(loss)"
+
+# A GPU has work queued while results of earlier batches are sent. On a CPU a batch may take seconds, and ranks agree on a
+# stop only when they send results.
+_ROUNDS_PER_MESSAGE = {"cpu": 1}
+_ROUNDS_PER_MESSAGE_ON_A_GPU = 16
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """A split to evaluate, and the prepared loader that visits each of its examples once, in batches of this layout."""
+    """A split to evaluate, its micro-batches on all processes, and the prepared loader of this process's, in this layout."""
 
     split: Split
+    plan: EvaluationPlan
     loader: Loader
     layout: Layout
 
@@ -61,21 +69,36 @@ def evaluate(
     Raises:
         StopRequested: on all processes, when one was asked to stop.
     """
-    found: dict[str, list[Any]] = {}
+    found: list[Part] = []
+    rounds: list[Round] = []
+    num_rounds = _ROUNDS_PER_MESSAGE.get(accelerator.device.type, _ROUNDS_PER_MESSAGE_ON_A_GPU)
+    token_lengths = data.split.examples["input_ids"].lengths if task.ragged_results else None  # type: ignore[union-attr]
+    is_asked = False
+
+    def gather() -> None:
+        was_asked, parts = gather_results(accelerator, rounds, is_asked, task.ragged_results, token_lengths)
+        if was_asked:
+            raise StopRequested
+        found.extend(parts)
+        rounds.clear()
+
     model.eval()
     try:
-        for batch in data.loader:
+        for micro_batches, batch in zip(_deal(data.plan), data.loader, strict=True):
             micro_batch = batch.pop("micro_batch")
+            assert np.array_equal(micro_batch.indices, micro_batches[accelerator.process_index].indices)
             with torch.no_grad():
                 forward = task.forward(model, batch, wants_results=True)
-            is_asked = stop_flag is not None and stop_flag.is_raised()
-            for name, values in _gather(accelerator, task, data, micro_batch, forward, is_asked):
-                found.setdefault(name, []).append(values)
-            if (found.pop(_STOP)[0] == 1).any():
-                raise StopRequested
+            lengths = None if token_lengths is None else token_lengths[micro_batch.indices]
+            rounds.append(Round(micro_batches, _name_results(task, data.layout, lengths, forward)))
+            is_asked = is_asked or (stop_flag is not None and stop_flag.is_raised())
+            if len(rounds) == num_rounds:
+                gather()
+        if rounds:
+            gather()
     finally:
         model.train()
-    results = _put_in_order(found, len(data.split), task.ragged_results)
+    results = _put_in_order(found, len(data.split), task.ragged_results, token_lengths)
     losses = results.pop(_LOSS)
     if "row" in data.split.examples:
         results["row"] = data.split.examples["row"][:]
@@ -85,65 +108,43 @@ def evaluate(
     return Evaluation(metrics, results)
 
 
-def _gather(
-    accelerator: Accelerator,
-    task: Task,
-    data: EvaluationData,
-    micro_batch: MicroBatch,
-    forward: Forward,
-    is_asked: bool,
-) -> Iterator[tuple[str, Any]]:
-    """Results of the micro-batches of all processes: arrays [examples, ...], or lists of arrays where they are ragged."""
-    losses = forward.losses
-    assert losses is not None, "evaluation data has targets"
-    # Processes hold micro-batches of different sizes: rows are padded to the largest, and a padding row, like the stand-in
-    # of an empty micro-batch, has index -1.
-    index = torch.full((len(losses),), -1) if micro_batch.is_empty else torch.as_tensor(micro_batch.indices)
-    index = index.to(losses.device)
-    own = {_INDEX: index, _STOP: torch.full_like(index, is_asked), _LOSS: losses, **forward.results}
-    for name in task.ragged_results & own.keys():  # Its values one behind the other, wherever padding is.
-        own[name] = torch.cat(data.layout.split(own[name], _count_tokens(data.split, micro_batch.indices)))
-    padded = {
-        name: accelerator.pad_across_processes(values.contiguous(), dim=0, pad_index=-1) for name, values in own.items()
-    }
-    gathered = {name: values.cpu().numpy() for name, values in accelerator.gather_for_metrics(padded).items()}
-    of_process = gathered[_INDEX].reshape(accelerator.num_processes, -1)
-    is_real = gathered[_INDEX] >= 0
-    for name, values in gathered.items():
-        if name in task.ragged_results:
-            blocks = values.reshape(accelerator.num_processes, -1)
-            yield name, [piece for block, indices in zip(blocks, of_process, strict=True)
-                         for piece in _split(block, data.split, indices[indices >= 0])]  # fmt: skip
-        else:
-            yield name, values if name == _STOP else values[is_real]
+def _deal(plan: EvaluationPlan) -> Iterator[tuple[MicroBatch, ...]]:
+    """The micro-batches of all processes, [processes] at a time."""
+    micro_batches = iter(plan)
+    while dealt := tuple(itertools.islice(micro_batches, plan.num_processes)):
+        yield dealt
 
 
-def _split(values: Array, split: Split, indices: Array) -> list[Array]:
-    """Cut values that stand one behind the other into those of each example, as long as its tokens."""
-    ends = np.cumsum(_count_tokens(split, indices))
-    return np.split(values[: ends[-1]], ends[:-1]) if len(ends) else []
+def _name_results(task: Task, layout: Layout, lengths: Array | None, forward: Forward) -> dict[str, torch.Tensor]:
+    """All that is sent of a micro-batch: [examples, ...] by name, or [tokens, ...] without padding where it is ragged."""
+    assert forward.losses is not None, "evaluation data has targets"
+    named = {_LOSS: forward.losses, **forward.results}
+    for name in task.ragged_results & named.keys():
+        assert lengths is not None, "ragged results need the examples' tokens"
+        named[name] = torch.cat(layout.split(named[name], lengths)) if len(lengths) else named[name].flatten(0, 1)
+    return named
 
 
-def _count_tokens(split: Split, indices: Array) -> list[int]:
-    return [len(tokens) for tokens in split.examples["input_ids"][indices]]
-
-
-def _put_in_order(found: Mapping[str, list[Any]], num_examples: int, ragged: frozenset[str]) -> dict[str, Any]:
+def _put_in_order(
+    found: Sequence[Part], num_examples: int, ragged: frozenset[str], token_lengths: Array | None
+) -> dict[str, Any]:
     """Results in the order of the data.
 
     Args:
-        found: by name what each round of micro-batches has given.
+        found: indices and results of each micro-batch.
+        token_lengths: [examples] tokens of every example; None if no result is ragged.
     """
-    indices = np.concatenate(found[_INDEX])
-    order = np.argsort(indices)
+    order = np.argsort(indices := np.concatenate([part for part, _ in found]))
     assert np.array_equal(indices[order], np.arange(num_examples)), "every example is evaluated exactly once"
     results: dict[str, Any] = {}
-    for name, rounds in found.items():
+    for name in found[0][1]:
         if name in ragged:
-            rows = [row for values in rounds for row in values]
+            assert token_lengths is not None, "ragged results need the examples' tokens"
+            rows = [row for part, values in found
+                    for row in np.split(values[name], np.cumsum(token_lengths[part])[:-1])]  # fmt: skip
             results[name] = [rows[number] for number in order]
-        elif name != _INDEX:
-            results[name] = np.concatenate(rounds)[order]
+        else:
+            results[name] = np.concatenate([values[name] for _, values in found])[order]
     return results
 
 

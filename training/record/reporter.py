@@ -26,12 +26,16 @@ from onecurve.training.atomic_files import write_atomically
 from onecurve.training.data.plan import MicroBatch, TrainingPlan
 from onecurve.training.errors import Diverged
 from onecurve.training.record.console import describe_metrics
+from onecurve.training.record.late_values import LateValues
 from onecurve.training.record.peak_memory import measure_peak_memory
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.run_directory import RunDirectory
 
-# Reading a value waits for the device; a value this many steps old is there already.
+# Values of a step are read when this many later ones are queued, so the device always has work.
 STEPS_LATE = 2
+
+# fp16 halves its loss scale, which begins at 2**16, with each step that it skips. This many halvings help no gradient.
+_MAX_STEPS_SKIPPED = 24
 
 _PLAIN_LINES_PER_RUN = 20
 _MAX_EXAMPLES_SHOWN = 64
@@ -40,8 +44,7 @@ _MAX_EXAMPLES_SHOWN = 64
 @dataclass(frozen=True)
 class _Step:
     micro_batch: MicroBatch
-    sums: torch.Tensor
-    grad_norm: torch.Tensor
+    values: LateValues
     learning_rate: float
     seconds: float
 
@@ -79,6 +82,7 @@ class Reporter:
         self._file: IO[str] | None = None
         self._last_time = time.perf_counter()
         self.last_loss = math.nan
+        self._num_skipped = 0
         self._bar = rich_progress.Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -122,7 +126,8 @@ class Reporter:
             Diverged: a loss or norm that is due is not finite.
         """
         now = time.perf_counter()
-        self._pending.append(_Step(micro_batch, sums, grad_norm, learning_rate, now - self._last_time))
+        values = LateValues(torch.cat([sums, grad_norm.reshape(1)]))
+        self._pending.append(_Step(micro_batch, values, learning_rate, now - self._last_time))
         self._last_time = now
         while len(self._pending) > STEPS_LATE:
             self._write_step(self._pending.popleft())
@@ -145,28 +150,21 @@ class Reporter:
 
     def _write_step(self, step: _Step) -> None:
         number = step.micro_batch.step + 1
-        loss, num_asked_to_stop, num_failed_saves = step.sums.tolist()
+        loss, num_asked_to_stop, num_failed_saves, grad_norm = step.values.read()
         self.stop_is_agreed = self.stop_is_agreed or num_asked_to_stop > 0
         self.save_has_failed = self.save_has_failed or num_failed_saves > 0
         values = {
             "epoch": round(number / self._plan.order.steps_per_epoch, 4),
             "loss": loss,
             "learning_rate": step.learning_rate,
-            "grad_norm": float(step.grad_norm),
+            "grad_norm": grad_norm,
             "examples": step.micro_batch.num_examples,
             "tokens": step.micro_batch.num_tokens,
             "tokens_per_second": round(step.micro_batch.num_tokens / max(step.seconds, 1e-9), 1),
             "padding": round(1 - step.micro_batch.num_tokens / step.micro_batch.num_padded_tokens, 4),
             "peak_memory_bytes": measure_peak_memory(),
         }
-        # fp16 steps over an update whose gradients overflow: their norm is infinite, and nothing is wrong.
-        for name in ("loss", "grad_norm") if self._accelerator.mixed_precision != "fp16" else ("loss",):
-            if not math.isfinite(values[name]):
-                raise Diverged(
-                    f"{name} is {values[name]} at step {number}: training diverged. Lower learning_rate, raise "
-                    f"num_warmup_steps, or look at this step's examples (from 0, of the training data): "
-                    f"{_list_some(self._plan.order.global_batch(step.micro_batch.step).tolist())}"
-                )
+        self._check_finite(step, {name: values[name] for name in ("loss", "grad_norm")})
         self.last_loss = values["loss"]
         self._write({"event": "train", "step": number, **values})
         self._accelerator.log(values, step=number)
@@ -183,6 +181,25 @@ class Reporter:
                 f"step {number}/{self._num_steps}  epoch {values['epoch']:.2f}  loss {values['loss']:.4f}  "
                 f"lr {values['learning_rate']:.2e}  {values['tokens_per_second']:,.0f} tokens/s"
             )
+
+    def _check_finite(self, step: _Step, values: Mapping[str, float]) -> None:
+        number = step.micro_batch.step + 1
+        if self._accelerator.mixed_precision == "fp16":
+            # fp16 skips an update whose gradients overflow: their norm is infinite, and nothing is wrong.
+            self._num_skipped = 0 if math.isfinite(values["grad_norm"]) else self._num_skipped + 1
+            if self._num_skipped > _MAX_STEPS_SKIPPED:
+                raise Diverged(
+                    f"the gradients of {self._num_skipped} steps in succession overflowed in fp16, the last at step {number}: "
+                    "training diverged. Lower learning_rate, or use mixed_precision bf16 or no"
+                )
+            values = {"loss": values["loss"]}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"{name} is {value} at step {number}: training diverged. Lower learning_rate, raise "
+                    f"num_warmup_steps, or look at this step's examples (from 0, of the training data): "
+                    f"{_list_some(self._plan.order.global_batch(step.micro_batch.step).tolist())}"
+                )
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float], event: str = "eval") -> None:
         """Write an evaluation's line, after those of all steps before it.

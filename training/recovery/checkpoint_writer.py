@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from onecurve.training.errors import Fault
 from onecurve.training.parallel.agreement import ask_main_process
+from onecurve.training.parallel.loss_scale import read_loss_scale
 from onecurve.training.parallel.states import NamedTensors, Tensors, count_updates, unwrap, whole_moments, whole_weights
 from onecurve.training.recovery.checkpoints import find_checkpoint
 from onecurve.training.recovery.host_copy import HostCopy
@@ -59,6 +60,7 @@ class CheckpointWriter:
         self.wait()
         progress.scheduler = self.scheduler.state_dict()
         progress.optimizer_step = count_updates(self.optimizer)
+        progress.loss_scale = read_loss_scale(self.accelerator, self.optimizer)
         self._copy(whole_weights(self.accelerator, self.model), self._weights)
         self._copy(whole_moments(self.accelerator, self.model, self.optimizer), self._moments)
         if self.accelerator.is_main_process:

@@ -14,15 +14,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
-_COLLECTIVES = (os.path.join("torch", "distributed", ""), os.path.join("torch", "nn", "parallel", "distributed.py"))
+# DeepSpeed's engine reads norms and overflow flags of all ranks in many of its functions.
+_COLLECTIVES = (
+    os.path.join("torch", "distributed", ""),
+    os.path.join("torch", "nn", "parallel", "distributed.py"),
+    os.path.join("deepspeed", "comm", ""),
+    os.path.join("deepspeed", "runtime", ""),
+)
 
 # A collective on a GPU returns at once. A rank then waits where it reads the result: in these functions (None: any) of the
 # files whose paths end so. `.cpu()` and similar are native and have no frame of their own.
 _WAITS_FOR_DEVICE: tuple[tuple[str | None, str], ...] = (
     ("_engine_run_backward", os.path.join("torch", "autograd", "graph.py")),
-    ("_write_step", os.path.join("training", "record", "reporter.py")),
-    (None, os.path.join("training", "record", "evaluation.py")),
-    ("_pad_across_processes", os.path.join("accelerate", "utils", "operations.py")),
+    ("synchronize", os.path.join("torch", "cuda", "streams.py")),
+    (None, os.path.join("training", "record", "late_values.py")),
+    (None, os.path.join("training", "record", "gathering.py")),
     ("copy_in_pieces", os.path.join("training", "recovery", "host_copy.py")),
 )
 

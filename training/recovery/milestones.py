@@ -25,6 +25,7 @@ class Progress:
         num_evaluations_without_better: for early stopping.
         evaluation_is_due: the run stopped before or during the evaluation after this step.
         data: digests of the training and the validation data; empty in a new run.
+        loss_scale: the state of fp16's scaler, plain numbers; empty otherwise.
     """
 
     step: int = 0
@@ -35,6 +36,7 @@ class Progress:
     num_evaluations_without_better: int = 0
     evaluation_is_due: bool = False
     data: dict[str, str] = field(default_factory=dict)
+    loss_scale: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for progress.json."""

@@ -14,6 +14,7 @@ from onecurve.training.config import FREE_KEYS, ResolvedRecipe
 from onecurve.training.data.preparation import DIGEST_PREFIX, PreparedData
 from onecurve.training.errors import BadInput
 from onecurve.training.parallel.agreement import ask_main_process
+from onecurve.training.parallel.loss_scale import restore_loss_scale
 from onecurve.training.parallel.states import load_moments
 from onecurve.training.recipe_comparison import find_differing_keys
 from onecurve.training.recovery.checkpoints import find_checkpoint, load_progress, set_aside
@@ -109,7 +110,8 @@ def tidy(run: RunDirectory, start: Start) -> None:
 
 
 def restore(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, scheduler: Any, start: Start) -> None:
-    """Load moments and schedule from the checkpoint; the weights were loaded before `prepare`."""
+    """Load moments, schedule and loss scale from the checkpoint; the weights were loaded before `prepare`."""
+    restore_loss_scale(accelerator, optimizer, start.progress.loss_scale)
     if start.checkpoint is None:
         return
     load_moments(accelerator, model, optimizer, start.checkpoint, start.progress.optimizer_step)

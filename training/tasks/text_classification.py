@@ -56,6 +56,7 @@ class TextClassification(Task):
         self.problem_type = recipe.problem_type
         self.text_columns = self.columns(recipe)["text_column"]
         self.label_columns = self.columns(recipe)["label_column"]
+        self._kept_weights: tuple[list[float], torch.Tensor] | None = None
 
     @property
     def label_names(self) -> list[str]:
@@ -229,18 +230,30 @@ class TextClassification(Task):
             logits: [examples, num_labels] outputs of the model, float32 or wider.
             labels: [examples] or [examples, num_labels], as `encode_labels` made them.
         """
-        import torch
         import torch.nn.functional as F
 
         if self.problem_type == "regression":
             return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype), reduction="none")
         if self.problem_type == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(dim=-1)
-        weight = None
-        if "class_weights" in self.facts:
-            weight = torch.as_tensor(self.facts["class_weights"], dtype=logits.dtype, device=logits.device)
+        weight = self._class_weights_like(logits)
         smoothing = self.recipe.label_smoothing_factor
         return F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing, reduction="none")
+
+    def _class_weights_like(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """[num_labels] weights of the classes on the device of the logits; None without weights.
+
+        They are copied once: a copy to a GPU waits for everything that is queued there.
+        """
+        import torch
+
+        weights, kept = self.facts.get("class_weights"), self._kept_weights
+        if weights is None:
+            return None
+        if kept is None or kept[0] is not weights or (kept[1].dtype, kept[1].device) != (logits.dtype, logits.device):
+            kept = (weights, torch.as_tensor(weights, dtype=logits.dtype, device=logits.device))
+            self._kept_weights = kept
+        return kept[1]
 
     def read_logits(self, logits: torch.Tensor, with_probabilities: bool) -> dict[str, torch.Tensor]:
         """What the logits [examples, num_labels] say: "prediction", "score" and, if wanted, "probabilities" of one label."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 
+from onecurve.launcher.planning import memory
 from onecurve.training.config import Recipe
 from onecurve.training.parallel import accelerator as module
-from onecurve.training.parallel.accelerator import build_accelerator, forget_state
+from onecurve.training.parallel.accelerator import build_accelerator, forget_state, set_engine
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +51,31 @@ def test_torch_compile_does_not_change_the_precision_of_float32(monkeypatch: pyt
         assert torch.backends.cuda.matmul.allow_tf32 is allowed
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize(("stage", "overlaps"), [(1, True), (2, True), (3, None)])
+def test_zero_reduces_gradients_while_others_are_computed(stage: int, overlaps: bool | None) -> None:
+    """ZeRO-3 does by default. Buckets take what the plan counts."""
+    config: dict[str, Any] = {"zero_optimization": {"stage": stage}}
+    set_engine(config, Recipe(model_name_or_path="m", train_file=("t",)))
+    zero = config["zero_optimization"]
+    assert zero.get("overlap_comm") is overlaps
+    assert 2 * zero.get("reduce_bucket_size", memory._ZERO_BUCKET // 2) == memory._ZERO_BUCKET
+
+
+def test_what_a_file_of_deepspeeds_sets_stays() -> None:
+    config: dict[str, Any] = {"zero_optimization": {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 7}}
+    set_engine(config, Recipe(model_name_or_path="m", train_file=("t",)))
+    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 7}
+
+
+def test_no_topology_needs_a_second_process_group() -> None:
+    """accelerate adds one over gloo for whole states of FSDP; it needs a network interface that NCCL does not."""
+    kinds = {path.stem: read_state_dict_type(path) for path in (ROOT / "accelerate_configs").glob("*.yaml")}
+    assert kinds["fsdp"] == "SHARDED_STATE_DICT"
+    assert "FULL_STATE_DICT" not in kinds.values()
+
+
+def read_state_dict_type(path: Path) -> str | None:
+    kind: str | None = yaml.safe_load(path.read_text()).get("fsdp_config", {}).get("fsdp_state_dict_type")
+    return kind

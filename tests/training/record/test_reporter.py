@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from onecurve.training.data.plan import MicroBatch, Order, TrainingPlan
 from onecurve.training.errors import Diverged
+from onecurve.training.record import reporter as module
 from onecurve.training.record.reporter import STEPS_LATE, Reporter, cut_back
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.run_directory import RunDirectory
@@ -135,6 +136,17 @@ def test_fp16_may_step_over_an_overflow(tmp_path: Path) -> None:
         reporter.flush()
         report(reporter, 1, loss=math.nan)
         with pytest.raises(Diverged, match=naming("loss", "nan", "step 2")):
+            reporter.flush()
+
+
+def test_fp16_that_skips_every_step_has_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_STEPS_SKIPPED", 2)
+    with build(tmp_path, Tracked(mixed_precision="fp16")) as reporter:
+        for step, norm in enumerate((math.inf, math.nan, 1.0, math.inf, math.inf)):  # Never three in succession.
+            report(reporter, step, grad_norm=norm)
+        reporter.flush()
+        report(reporter, 4, grad_norm=math.inf)
+        with pytest.raises(Diverged, match=naming("3 steps", "fp16", "step 5")):
             reporter.flush()
 
 

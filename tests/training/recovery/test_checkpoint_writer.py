@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from onecurve.training.errors import Fault
@@ -21,7 +22,7 @@ from onecurve.training.recovery.checkpoints import find_checkpoint, load_progres
 from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.recovery.publishing import clean_up
-from onecurve.training.recovery.resumption import Start, tidy
+from onecurve.training.recovery.resumption import Start, restore, tidy
 from onecurve.training.run_directory import RunDirectory
 from tests.messages import naming
 from tests.training.recovery.conftest import names, save
@@ -42,6 +43,17 @@ def test_a_checkpoint_holds_weights_and_moments_by_name(writer: CheckpointWriter
     progress = load_progress(path)
     assert (progress.step, progress.optimizer_step) == (3, 1.0)
     assert progress.scheduler["last_epoch"] == writer.scheduler.last_epoch
+
+
+def test_a_checkpoint_holds_the_loss_scale_of_fp16(writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+    writer.accelerator.scaler = torch.amp.GradScaler(device="cpu", init_scale=2.0**9)
+    save(writer, Progress(3))
+    checkpoint = writer.run.checkpoints / "step_00000003"
+    writer.accelerator.scaler = torch.amp.GradScaler(device="cpu")
+    start = Start(checkpoint, load_progress(checkpoint))
+    restore(writer.accelerator, writer.model, writer.optimizer, writer.scheduler, start)
+    assert writer.accelerator.scaler.state_dict()["scale"] == 2.0**9
 
 
 def test_the_bytes_of_a_state_are_those_of_its_files(writer: CheckpointWriter) -> None:

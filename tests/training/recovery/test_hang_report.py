@@ -82,6 +82,22 @@ def test_a_rank_that_reads_a_result_from_the_device_is_waiting(
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "copy_", note("copy_", torch.Tensor.copy_))
         copy_in_pieces(torch.ones(3), torch.empty(3), torch.empty(8, dtype=torch.uint8))
-    for place in ("cpu in evaluation.py", "tolist in reporter.py", "copy_ in host_copy.py"):
+    for place in ("cpu in gathering.py", "tolist in late_values.py", "copy_ in host_copy.py"):
         assert is_waiting([frames[place]]), place
     assert not is_waiting([sys._getframe()])
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "torch/cuda/streams.py",  # Where the reporter waits for an event.
+        "deepspeed/runtime/zero/stage3.py",
+        "deepspeed/comm/comm.py",
+    ],
+)
+def test_a_rank_that_waits_inside_a_library_is_waiting(place: str) -> None:
+    names: dict[str, Any] = {}
+    exec(
+        compile("import sys\ndef synchronize():\n    return sys._getframe()", f"/site-packages/{place}", "exec"), names
+    )
+    assert is_waiting([names["synchronize"]()])
