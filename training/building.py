@@ -7,6 +7,7 @@ surface early.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from onecurve.training.models.loading import (
     load_config,
     load_tokenizer,
 )
+from onecurve.training.models.saving import save_config_and_tokenizer
 from onecurve.training.outcome import Outcome
 from onecurve.training.parallel.accelerator import build_accelerator
 from onecurve.training.parallel.agreement import ask_main_process
@@ -152,7 +154,7 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     note = describe_model(config, task, tokenizer)
     model = build_model(recipe, config, task, tokenizer)
     return _Loaded(
-        recipe, task, tokenizer, data, model, (note,), count_parameters(model), count_state_bytes(model)
+        recipe, task, tokenizer, data, model, (*data.notes, note), count_parameters(model), count_state_bytes(model)
     )  # fmt: skip
 
 
@@ -167,10 +169,9 @@ def _join(
 ) -> Session:
     """Join the process group, prepare everything for it, and restore what the start asks for."""
     recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
-    first_note = start.message if start else None
     accelerator = build_accelerator(recipe, model, watchdog.collective_timeout)
     if start is not None:
-        start = agree_on_start(accelerator, start, data)
+        start = agree_on_start(accelerator, run, start, data)
         if start.checkpoint is not None:
             load_weights(start.checkpoint, model)
     if accelerator.device.type == "cpu":
@@ -210,16 +211,25 @@ def _join(
         test=None if data.test is None else prepare_evaluation(data.test),
         milestones=Milestones(recipe, plan.order.steps_per_epoch, plan.stop_step),
         progress=progress,
-        checkpoints=CheckpointWriter(accelerator, model, optimizer, scheduler, run, recipe.save_total_limit),
+        checkpoints=CheckpointWriter(
+            accelerator,
+            model,
+            optimizer,
+            scheduler,
+            run,
+            recipe.save_total_limit,
+            partial(save_config_and_tokenizer, loaded.model, loaded.tokenizer),
+        ),  # fmt: skip
         reporter=Reporter(run, accelerator, plan, progress, task.main_metrics),
         # A STOP in the run directory is for the training there.
         stop_flag=StopFlag(run if start is not None else None, watchdog, outcome),
         watchdog=watchdog,
     )
     if start is not None and lock is not None:
-        _begin(session, loaded, resolved, start, lock)
+        note = _begin(session, loaded, resolved, start, lock)
         for line in (
-            first_note,
+            start.message,
+            note,
             *loaded.notes,
             describe_arithmetic(recipe, accelerator, plan.stop_step, plan, loaded.parameters),
         ):
@@ -245,22 +255,23 @@ def _build_plan(
     )
 
 
-def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: Start, lock: RunLock) -> None:
-    """Restore the start, then write what a run directory holds before the first step."""
+def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: Start, lock: RunLock) -> str | None:
+    """Restore the start, then write what a run directory holds before the first step; returns lines for the user."""
     accelerator, run = session.accelerator, session.run
     restore(accelerator, session.model, session.optimizer, session.scheduler, start)
     accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
     environment = describe_environment(describe_topology(accelerator), session.task.main_metrics)
     num_checkpoints = session.milestones.most_checkpoints()
 
-    def prepare_directory() -> None:
+    def prepare_directory() -> str | None:
         check_room(run, loaded.state_bytes, loaded.parameters[1] * 4, num_checkpoints)
         create_run(run, lock, resolved, environment)
-        tidy(run, start)
+        return tidy(run, start)
 
-    ask_main_process(prepare_directory)
+    note = ask_main_process(prepare_directory)
     session.outcome.add_status_file(run.status, session.progress.step)
     start_tracker(accelerator, run, resolved, session.progress.step)
+    return note
 
 
 def shrink_micro_batches(session: Session) -> None:

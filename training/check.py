@@ -45,6 +45,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     print(f"sample    {' '.join(tokenizer.convert_ids_to_tokens(first))} ...")
     for line in task.describe_facts():
         print(line)
+    for line in data.notes:
+        print(f"note      {line}")
     print(f"model     {total:,} parameters, {trained:,} trained")
 
 

@@ -77,6 +77,31 @@ class RunDirectory:
         """The trained model and its tokenizer, as save_pretrained writes them."""
         return self.path / "final"
 
+    def find_model(self, name: str | None) -> Path | None:
+        """The folder of a model of this run: "final", "best", a checkpoint's name or its step; None if there is none.
+
+        Args:
+            name: None is final/.
+        """
+        if name is not None and name.isdecimal():
+            name = self.checkpoint(int(name)).name
+        folders = {"final": self.final, "best": self.best, **{path.name: path for path in self.list_checkpoints()}}
+        folder = folders.get("final" if name is None else name)
+        return folder if folder is not None and folder.is_dir() else None
+
+    def describe_missing_model(self, name: str | None) -> str:
+        """Why `find_model` found none, and what there is."""
+        names = self.list_models()
+        there = f"--checkpoint takes {', '.join(names)}" if names else "it has no checkpoint either"
+        if name is None:
+            return f"{str(self.path)!r} has no final/: its training has not finished; {there}"
+        return f"--checkpoint: {str(self.path)!r} has no {name!r}; {there}"
+
+    def list_models(self) -> list[str]:
+        """The names that `find_model` takes here."""
+        names = [name for name, folder in (("final", self.final), ("best", self.best)) if folder.is_dir()]
+        return names + [path.name for path in self.list_checkpoints()]
+
     @property
     def hangs(self) -> Path:
         """Stack dumps of all ranks of a training that hung."""

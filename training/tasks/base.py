@@ -102,6 +102,7 @@ class Task(ABC):
         auto_class: the class of transformers that loads the model, by name.
         ragged_results: results with a value for each token of an example.
         facts: what was learned from the training data; plain values, kept with the prepared data.
+        notes: lines for the user about the data, each by a word for what it is about; kept with the prepared data.
         model_facts: what the pretrained model's config says of this task, such as its labels; plain values.
     """
 
@@ -115,6 +116,7 @@ class Task(ABC):
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.facts: dict[str, Any] = {}
+        self.notes: dict[str, str] = {}
         self.model_facts: dict[str, Any] = {}
 
     # Declarations ---------------------------------------------------------------------------------------------------
