@@ -18,6 +18,7 @@ from onecurve.training.config import Recipe, ResolvedRecipe
 from onecurve.training.data.loading import Loader, build_evaluation_loader, build_loader
 from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
+from onecurve.training.launch_protocol import BAD_INPUT
 from onecurve.training.models import cpu_dropout, last_layer, optimization
 from onecurve.training.models.loading import (
     build_model,
@@ -30,7 +31,7 @@ from onecurve.training.models.saving import save_config_and_tokenizer
 from onecurve.training.outcome import Outcome
 from onecurve.training.parallel.accelerator import build_accelerator
 from onecurve.training.parallel.agreement import ask_main_process
-from onecurve.training.parallel.launch import Launch
+from onecurve.training.parallel.launch import Launch, limited_joining
 from onecurve.training.parallel.states import (
     count_state_bytes,
     keep_exact_weights,
@@ -169,7 +170,8 @@ def _join(
 ) -> Session:
     """Join the process group, prepare everything for it, and restore what the start asks for."""
     recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
-    accelerator = build_accelerator(recipe, model, watchdog.collective_timeout)
+    with limited_joining(Launch.from_environment(), lambda message: outcome.write_status("failed", BAD_INPUT, message)):
+        accelerator = build_accelerator(recipe, model, watchdog.collective_timeout)
     if start is not None:
         start = agree_on_start(accelerator, run, start, data)
         if start.checkpoint is not None:
@@ -219,7 +221,7 @@ def _join(
             run,
             recipe.save_total_limit,
             partial(save_config_and_tokenizer, loaded.model, loaded.tokenizer),
-        ),  # fmt: skip
+        ),
         reporter=Reporter(run, accelerator, plan, progress, task.main_metrics),
         # A STOP in the run directory is for the training there.
         stop_flag=StopFlag(run if start is not None else None, watchdog, outcome),

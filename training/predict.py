@@ -52,7 +52,13 @@ from onecurve.training.data.tables import (
 from onecurve.training.errors import BadInput, Preempted
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.models.loading import load_model_class, load_tokenizer
-from onecurve.training.parallel.launch import Launch, check_processes, check_store, find_unsupported_precision
+from onecurve.training.parallel.launch import (
+    Launch,
+    check_processes,
+    check_store,
+    find_unsupported_precision,
+    limited_joining,
+)
 from onecurve.training.process import launcher_has_died
 from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.recovery.manifest import find_fault
@@ -141,8 +147,10 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
         recipe = recipe.model_copy(update={"mixed_precision": "no"})
     _end_at_signals(request.output)
     check_store()
-    uses_cpu = Launch.from_environment().uses_cpu or not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=uses_cpu, mixed_precision=recipe.mixed_precision)
+    launch = Launch.from_environment()
+    with limited_joining(launch, lambda message: outcome.write_status("failed", BadInput.exit_code, message)):
+        uses_cpu = launch.uses_cpu or not torch.accelerator.is_available()
+        accelerator = Accelerator(cpu=uses_cpu, mixed_precision=recipe.mixed_precision)
     scratch = _share_scratch(accelerator, request.output)
     survey, layout = Survey(request.input, request.output), None
     notes: dict[str, str] = {}

@@ -21,8 +21,8 @@ Train = Callable[[Mapping[str, Any]], Run]
 
 # The learning rate rises until it is far too high: the loss is lowest early, and never after the last step.
 OVERSHOOTS = {
-    "learning_rate": 0.3, "lr_scheduler_type": "constant_with_warmup", "num_warmup_steps": 24, "eval_steps": 4, "checkpointing_steps": 4, "max_train_steps": 24,
-    "metric_for_best_model": "eval_loss",
+    "learning_rate": 0.3, "lr_scheduler_type": "constant_with_warmup", "num_warmup_steps": 24, "max_train_steps": 24,
+    "eval_steps": 4, "checkpointing_steps": 4,    "metric_for_best_model": "eval_loss",
 }  # fmt: skip
 
 
