@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from onecurve.training.cache import check_folders
 from onecurve.training.config import Recipe, ResolvedRecipe
 from onecurve.training.data.loading import Loader, build_evaluation_loader, build_loader
 from onecurve.training.data.plan import Order, TrainingPlan
@@ -41,7 +42,7 @@ from onecurve.training.parallel.states import (
 from onecurve.training.parallel.topology import describe_topology
 from onecurve.training.process import launcher_has_died
 from onecurve.training.record.console import describe_arithmetic
-from onecurve.training.record.environment import describe_environment
+from onecurve.training.record.environment import describe_changes, describe_environment
 from onecurve.training.record.evaluation import EvaluationData
 from onecurve.training.record.reporter import Reporter
 from onecurve.training.record.trackers import start_tracker
@@ -145,6 +146,7 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     recipe = resolved.recipe
     if resolved.eval_only and run.final.is_dir():
         recipe = recipe.model_copy(update={"model_name_or_path": str(run.final)})
+    check_folders((recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name))
     task = build_task(recipe)
     config = load_config(recipe)
     task.read_config(config)
@@ -267,8 +269,14 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
 
     def prepare_directory() -> str | None:
         check_room(run, loaded.state_bytes, loaded.parameters[1] * 4, num_checkpoints)
+        owner = (
+            run
+            if run.environment.exists() or start.checkpoint is None
+            else RunDirectory.of_checkpoint(start.checkpoint)
+        )
+        changes = describe_changes(owner.read_environment(), environment) if start.checkpoint is not None else None
         create_run(run, lock, resolved, environment)
-        return tidy(run, start)
+        return "\n".join(filter(None, (changes, tidy(run, start)))) or None
 
     note = ask_main_process(prepare_directory)
     session.outcome.add_status_file(run.status, session.progress.step)

@@ -154,7 +154,7 @@ def _open_named(checkpoint: Path, resolved: ResolvedRecipe) -> Start:
     fault = find_fault(checkpoint) if checkpoint.is_dir() else "no such folder; resume is auto, never or a checkpoint"
     if fault is not None:
         raise BadInput(f"resume: {checkpoint}: {fault}")
-    owner = RunDirectory(checkpoint.resolve().parent.parent)
+    owner = RunDirectory.of_checkpoint(checkpoint)
     if owner.config.exists():
         _refuse_another_recipe(owner, resolved, is_finished=False)
     return _start_from(checkpoint)
