@@ -172,8 +172,7 @@ def _join(
 ) -> Session:
     """Join the process group, prepare everything for it, and restore what the start asks for."""
     recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
-    with limited_joining(Launch.from_environment(), lambda message: outcome.write_status("failed", BAD_INPUT, message)):
-        accelerator = build_accelerator(recipe, model, watchdog.collective_timeout)
+    accelerator = _join_group(recipe, model, outcome, watchdog)
     if start is not None:
         start = agree_on_start(accelerator, run, start, data)
         if start.checkpoint is not None:
@@ -182,6 +181,7 @@ def _join(
         cpu_dropout.install(model, recipe)
     last_layer.install(model)
 
+    describe = partial(save_config_and_tokenizer, model, loaded.tokenizer)
     progress = start.progress if start else Progress()
     plan = _build_plan(recipe, run, accelerator, data.train, progress)
     exact_weights = keep_exact_weights(accelerator, model)
@@ -215,31 +215,21 @@ def _join(
         test=None if data.test is None else prepare_evaluation(data.test),
         milestones=Milestones(recipe, plan.order.steps_per_epoch, plan.stop_step),
         progress=progress,
-        checkpoints=CheckpointWriter(
-            accelerator,
-            model,
-            optimizer,
-            scheduler,
-            run,
-            recipe.save_total_limit,
-            partial(save_config_and_tokenizer, loaded.model, loaded.tokenizer),
-        ),
+        checkpoints=CheckpointWriter(accelerator, model, optimizer, scheduler, run, recipe.save_total_limit, describe),
         reporter=Reporter(run, accelerator, plan, progress, task.main_metrics),
         # A STOP in the run directory is for the training there.
         stop_flag=StopFlag(run if start is not None else None, watchdog, outcome),
         watchdog=watchdog,
     )
     if start is not None and lock is not None:
-        note = _begin(session, loaded, resolved, start, lock)
-        for line in (
-            start.message,
-            note,
-            *loaded.notes,
-            describe_arithmetic(recipe, accelerator, plan.stop_step, plan, loaded.parameters),
-        ):
-            session.reporter.say(line)
+        _begin(session, loaded, resolved, start, lock)
     session.stop_flag.listen()
     return session
+
+
+def _join_group(recipe: Recipe, model: torch.nn.Module, outcome: Outcome, watchdog: Watchdog) -> Accelerator:
+    with limited_joining(Launch.from_environment(), lambda message: outcome.write_status("failed", BAD_INPUT, message)):
+        return build_accelerator(recipe, model, watchdog.collective_timeout)
 
 
 def _build_plan(
@@ -259,8 +249,8 @@ def _build_plan(
     )
 
 
-def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: Start, lock: RunLock) -> str | None:
-    """Restore the start, then write what a run directory holds before the first step; returns lines for the user."""
+def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: Start, lock: RunLock) -> None:
+    """Restore the start, write what a run directory holds before the first step, and say what the user should know."""
     accelerator, run = session.accelerator, session.run
     restore(accelerator, session.model, session.optimizer, session.scheduler, start)
     accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
@@ -281,7 +271,11 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
     note = ask_main_process(prepare_directory)
     session.outcome.add_status_file(run.status, session.progress.step)
     start_tracker(accelerator, run, resolved, session.progress.step)
-    return note
+    arithmetic = describe_arithmetic(
+        session.recipe, accelerator, session.plan.stop_step, session.plan, loaded.parameters
+    )
+    for line in (start.message, note, *loaded.notes, arithmetic):
+        session.reporter.say(line)
 
 
 def shrink_micro_batches(session: Session) -> None:

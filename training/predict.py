@@ -61,7 +61,7 @@ from onecurve.training.parallel.launch import (
 )
 from onecurve.training.process import launcher_has_died
 from onecurve.training.record.console import quiet_third_parties
-from onecurve.training.recovery.manifest import find_fault
+from onecurve.training.recovery.checkpoints import find_model
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.tasks import Task, build_task
 from onecurve.training.tasks.base import Rows
@@ -105,7 +105,7 @@ def parse_request(arguments: Sequence[str]) -> Request:
     if size is not None and not (size.isdigit() and int(size) > 0):
         raise BadInput(f"--batch_size: must be a positive number, got {size!r}")
     run = RunDirectory(Path(flags["run"]))
-    model = _find_model(run, flags.get("checkpoint"))
+    model = find_model(run, flags.get("checkpoint"))
     request = Request(run, Path(flags["input"]), Path(flags["output"]), model, int(size) if size else None)
     for name, path in (("--input", request.input), ("--output", request.output)):
         if path.suffix.lower() not in FORMATS:
@@ -115,23 +115,6 @@ def parse_request(arguments: Sequence[str]) -> Request:
     if request.output.exists() and flags.get("overwrite", "false").lower() != "true":
         raise BadInput(f"--output {str(request.output)!r} exists; give another file, or --overwrite to replace it")
     return request
-
-
-def _find_model(run: RunDirectory, name: str | None) -> Path:
-    """The model's folder.
-
-    Raises:
-        BadInput: there is none of that name, or it is a checkpoint that is not intact.
-    """
-    model = run.find_model(name)
-    if model is None:
-        raise BadInput(run.describe_missing_model(name))
-    fault = find_fault(model) if model != run.final else None
-    if fault is not None:
-        raise BadInput(f"--checkpoint {name}: {model}: {fault}; give another one of {', '.join(run.list_models())}")
-    if not (model / "config.json").is_file():
-        raise BadInput(f"--checkpoint {name}: {model} has no config.json: an older version of Onecurve wrote it")
-    return model
 
 
 def main(arguments: Sequence[str], outcome: Outcome) -> None:

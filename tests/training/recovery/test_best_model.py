@@ -33,7 +33,8 @@ def find_best(run: Run) -> dict[str, Any]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    found: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return found
 
 
 def is_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

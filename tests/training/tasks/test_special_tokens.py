@@ -12,8 +12,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from onecurve.training.config import build_recipe
 from onecurve.training.tasks.special_tokens import find_leaks, split_special_tokens
-from onecurve.training.tasks.text_classification import TextClassificationRecipe
 from onecurve.training.tasks.texts import encode_texts
 from tests.conftest import Run
 from tests.messages import names
@@ -21,7 +21,7 @@ from tests.messages import names
 Settings = dict[str, Any]
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz/<>[]|")
-RECIPE = TextClassificationRecipe(model_name_or_path="m", train_file=("t.csv",))
+RECIPE = build_recipe({"model_name_or_path": "m", "train_file": "t.csv"})
 
 
 def wrap(core: tokenizers.Tokenizer, end: str, **special: str) -> Any:
