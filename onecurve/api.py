@@ -135,21 +135,23 @@ def predict(
     topology: str | None = None,
     num_processes: int | None = None,
     batch_size: int | None = None,
+    checkpoint: str | int | None = None,
 ) -> list[Row]:
-    """Label rows with a finished run's final model.
+    """Label rows with a finished run's final model, or with one of a run's checkpoints.
 
     Args:
         rows: texts; or rows with the recipe's text columns, as dicts or a data frame; or the path of a data file.
         batch_size: most rows that go through the model at once; None takes the run's per_device_batch_size.
+        checkpoint: "best", or a checkpoint's name or step; None takes final/.
 
     Returns:
         The same rows in the same order, with prediction, and for classes score and the probability of each.
 
     Raises:
         BadInput: a row can't be labelled; the message names it.
-        UsageError: the run has no final model yet, or the file does not exist.
+        UsageError: the run has no such model, or the file does not exist.
     """
-    run = _find_finished(run)
+    run = _find_finished(run) if checkpoint is None else run if isinstance(run, Run) else load_run(run)
     frame: Any = rows
     if hasattr(frame, "columns"):  # Iterating over a data frame gives the names of its columns.
         rows = frame.to_dict("records")
@@ -163,7 +165,9 @@ def predict(
             if not table:
                 return []
             source.write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
-        options = _to_options(topology=topology, num_processes=num_processes, batch_size=batch_size)
+        options = _to_options(
+            topology=topology, num_processes=num_processes, batch_size=batch_size, checkpoint=checkpoint
+        )
         _run_command(
             ["predict", str(run.path), "--input", str(source), "--output", str(target), *options], shows_output=False
         )

@@ -7,17 +7,20 @@ surface early.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from onecurve.training.cache import check_folders
 from onecurve.training.config import Recipe, ResolvedRecipe
 from onecurve.training.data.layout import Layout
 from onecurve.training.data.loading import Loader, build_evaluation_plan, build_loader
 from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
+from onecurve.training.launch_protocol import BAD_INPUT
 from onecurve.training.models import cpu_dropout, last_layer, optimization
 from onecurve.training.models.loading import (
     build_model,
@@ -27,10 +30,11 @@ from onecurve.training.models.loading import (
     load_tokenizer,
 )
 from onecurve.training.models.packing import choose_layout, prepare_attention
+from onecurve.training.models.saving import save_config_and_tokenizer
 from onecurve.training.outcome import Outcome
 from onecurve.training.parallel.accelerator import build_accelerator
 from onecurve.training.parallel.agreement import ask_main_process
-from onecurve.training.parallel.launch import Launch
+from onecurve.training.parallel.launch import Launch, limited_joining
 from onecurve.training.parallel.states import (
     count_state_bytes,
     keep_exact_weights,
@@ -42,7 +46,7 @@ from onecurve.training.parallel.zero3 import divide_model
 from onecurve.training.process import launcher_has_died
 from onecurve.training.record import samples
 from onecurve.training.record.console import describe_arithmetic
-from onecurve.training.record.environment import describe_environment
+from onecurve.training.record.environment import describe_changes, describe_environment
 from onecurve.training.record.evaluation import EvaluationData
 from onecurve.training.record.reporter import Reporter
 from onecurve.training.record.trackers import start_tracker
@@ -147,6 +151,7 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     recipe = resolved.recipe
     if resolved.eval_only and run.final.is_dir():
         recipe = recipe.model_copy(update={"model_name_or_path": str(run.final)})
+    check_folders((recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name))
     task = build_task(recipe)
     config = load_config(recipe)
     task.read_config(config)
@@ -158,7 +163,7 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     notes = (describe_model(config, task, tokenizer), task.describe_left_out())
     model = build_model(recipe, config, task, tokenizer)
     return _Loaded(
-        recipe, task, tokenizer, data, model, notes, count_parameters(model), count_state_bytes(model)
+        recipe, task, tokenizer, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model)
     )  # fmt: skip
 
 
@@ -173,10 +178,9 @@ def _join(
 ) -> Session:
     """Join the process group, prepare everything for it, and restore what the start asks for."""
     recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
-    notes = [start.message if start else None, *loaded.notes]
-    accelerator = build_accelerator(recipe, model, watchdog.collective_timeout)
+    accelerator = _join_group(recipe, model, outcome, watchdog)
     if start is not None:
-        start = agree_on_start(accelerator, start, data)
+        start = agree_on_start(accelerator, run, start, data)
         if start.checkpoint is not None:
             load_weights(start.checkpoint, model)
     if accelerator.device.type == "cpu":
@@ -184,6 +188,7 @@ def _join(
     last_layer.install(model)
     attention = prepare_attention(model, recipe)
 
+    describe = partial(save_config_and_tokenizer, model, loaded.tokenizer)
     exact_weights = keep_exact_weights(accelerator, model)
     optimizer = optimization.build_optimizer(model, recipe)
     divide_model(accelerator, model)
@@ -219,19 +224,21 @@ def _join(
         test=None if data.test is None else prepare_evaluation(data.test),
         milestones=Milestones(recipe, plan.order.steps_per_epoch, plan.stop_step),
         progress=progress,
-        checkpoints=CheckpointWriter(accelerator, model, optimizer, scheduler, run, recipe.save_total_limit),
+        checkpoints=CheckpointWriter(accelerator, model, optimizer, scheduler, run, recipe.save_total_limit, describe),
         reporter=Reporter(run, accelerator, plan, progress, task.main_metrics),
         # A STOP in the run directory is for the training there.
         stop_flag=StopFlag(run if start is not None else None, watchdog, outcome),
         watchdog=watchdog,
     )
     if start is not None and lock is not None:
-        _begin(session, loaded, resolved, start, lock)
-        arithmetic = describe_arithmetic(recipe, accelerator, plan.stop_step, plan, loaded.parameters)
-        for line in (*notes, layout_note, arithmetic):
-            session.reporter.say(line)
+        _begin(session, replace(loaded, notes=(*loaded.notes, layout_note)), resolved, start, lock)
     session.stop_flag.listen()
     return session
+
+
+def _join_group(recipe: Recipe, model: torch.nn.Module, outcome: Outcome, watchdog: Watchdog) -> Accelerator:
+    with limited_joining(Launch.from_environment(), lambda message: outcome.write_status("failed", BAD_INPUT, message)):
+        return build_accelerator(recipe, model, watchdog.collective_timeout)
 
 
 def _build_plan(
@@ -253,22 +260,33 @@ def _build_plan(
 
 
 def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: Start, lock: RunLock) -> None:
-    """Restore the start, then write what a run directory holds before the first step."""
+    """Restore the start, write what a run directory holds before the first step, and say what the user should know."""
     accelerator, run = session.accelerator, session.run
     restore(accelerator, session.model, session.optimizer, session.scheduler, start)
     accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
     environment = describe_environment(describe_topology(accelerator), session.task.main_metrics)
     num_checkpoints = session.milestones.most_checkpoints()
 
-    def prepare_directory() -> None:
+    def prepare_directory() -> str | None:
         check_room(run, loaded.state_bytes, loaded.parameters[1] * 4, num_checkpoints)
+        owner = (
+            run
+            if run.environment.exists() or start.checkpoint is None
+            else RunDirectory.of_checkpoint(start.checkpoint)
+        )
+        changes = describe_changes(owner.read_environment(), environment) if start.checkpoint is not None else None
         create_run(run, lock, resolved, environment)
-        tidy(run, start)
         samples.cut_back(run, session.progress.step)
+        return "\n".join(filter(None, (changes, tidy(run, start)))) or None
 
-    ask_main_process(prepare_directory)
+    note = ask_main_process(prepare_directory)
     session.outcome.add_status_file(run.status, session.progress.step)
     start_tracker(accelerator, run, resolved, session.progress.step)
+    arithmetic = describe_arithmetic(
+        session.recipe, accelerator, session.plan.stop_step, session.plan, loaded.parameters
+    )
+    for line in (start.message, note, *loaded.notes, arithmetic):
+        session.reporter.say(line)
 
 
 def shrink_micro_batches(session: Session) -> None:

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
     sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
 
+from onecurve.training.cache import check_folders
 from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.lasting_output import protect_output
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     """Load tokenizer, data and model as a training does; print a line for each."""
     quiet_third_parties()
     recipe = load_recipe(*parse_arguments(arguments)).recipe
+    check_folders((recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name))
     task, config = build_task(recipe), load_config(recipe)
     task.read_config(config)
     tokenizer = load_tokenizer(recipe, config)
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     example = task.describe_example(data.train.examples, tokenizer)
     if example is not None:
         print(f"{EXAMPLE_LINE}{json.dumps(example)}")
+    for line in data.notes:
+        print(f"note      {line}")
     print(f"model     {total:,} parameters, {trained:,} trained")
 
 

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from huggingface_hub import snapshot_download
 
-from onecurve.training.cache import find_cache
+from onecurve.training.cache import check_folders, find_cache
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import BadInput
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     """
     quiet_third_parties()
     recipe = load_recipe(*parse_arguments(arguments)).recipe
+    check_folders((recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name))
     code = _CODE_FILES if recipe.trust_remote_code else []
     for key in ("model_name_or_path", "tokenizer_name"):
         name = getattr(recipe, key)

@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from numpy.typing import NDArray
 
 from onecurve.training import launch_protocol
@@ -57,10 +57,12 @@ from onecurve.training.parallel.launch import (
     check_processes,
     check_store,
     find_unsupported_precision,
+    limited_joining,
     measure_bf16,
 )
 from onecurve.training.process import launcher_has_died
 from onecurve.training.record.console import quiet_third_parties
+from onecurve.training.recovery.checkpoints import find_model
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.tasks import Task, build_task
 from onecurve.training.tasks.base import Rows
@@ -75,12 +77,14 @@ class Request:
     """What to label with what.
 
     Attributes:
+        model: folder of the model: final/, or a checkpoint.
         batch_size: most rows that go through the model at once; None takes the run's per_device_batch_size.
     """
 
     run: RunDirectory
     input: Path
     output: Path
+    model: Path
     batch_size: int | None = None
 
 
@@ -91,23 +95,26 @@ def parse_request(arguments: Sequence[str]) -> Request:
         BadInput: a flag is unknown or missing, or a file is of a kind that is not known.
     """
     _, flags = parse_arguments(arguments)
-    unknown = [f"--{name}" for name in flags if name not in ("run", "input", "output", "batch_size")]
+    known = ("run", "input", "output", "checkpoint", "batch_size", "overwrite")
+    unknown = [f"--{name}" for name in flags if name not in known]
     missing = [f"--{name}" for name in ("run", "input", "output") if name not in flags]
     if unknown or missing:
-        raise BadInput(f"predict takes --run, --input, --output and --batch_size; unknown {unknown}, missing {missing}")
+        raise BadInput(
+            f"predict takes {', '.join(f'--{name}' for name in known)}; unknown {unknown}, missing {missing}"
+        )
     size = flags.get("batch_size")
     if size is not None and not (size.isdigit() and int(size) > 0):
         raise BadInput(f"--batch_size: must be a positive number, got {size!r}")
-    request = Request(
-        RunDirectory(Path(flags["run"])), Path(flags["input"]), Path(flags["output"]), int(size) if size else None
-    )
-    if not request.run.final.is_dir():
-        raise BadInput(f"{str(request.run.path)!r} has no final/: its training is not finished")
+    run = RunDirectory(Path(flags["run"]))
+    model = find_model(run, flags.get("checkpoint"))
+    request = Request(run, Path(flags["input"]), Path(flags["output"]), model, int(size) if size else None)
     for name, path in (("--input", request.input), ("--output", request.output)):
         if path.suffix.lower() not in FORMATS:
             raise BadInput(f"{name} {str(path)!r} is none of {', '.join(FORMATS)}")
     if request.output.is_dir():
         raise BadInput(f"--output {str(request.output)!r} is a folder; give a file")
+    if request.output.exists() and flags.get("overwrite", "false").lower() != "true":
+        raise BadInput(f"--output {str(request.output)!r} exists; give another file, or --overwrite to replace it")
     return request
 
 
@@ -125,13 +132,16 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
         recipe = recipe.model_copy(update={"mixed_precision": "no"})
     _end_at_signals(request.output)
     check_store()
-    uses_cpu = Launch.from_environment().uses_cpu or not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=uses_cpu, mixed_precision=recipe.mixed_precision)
+    launch = Launch.from_environment()
+    with limited_joining(launch, lambda message: outcome.write_status("failed", BadInput.exit_code, message)):
+        uses_cpu = launch.uses_cpu or not torch.accelerator.is_available()
+        accelerator = Accelerator(cpu=uses_cpu, mixed_precision=recipe.mixed_precision)
     scratch = _share_scratch(accelerator, request.output)
     survey, layout = Survey(request.input, request.output), None
+    notes: dict[str, str] = {}
     try:
         with contextlib.suppress(Stopped):
-            layout = label_file(request, recipe, accelerator, scratch, survey)
+            layout = label_file(request, recipe, accelerator, scratch, survey, notes)
         # Here all meet: one may have been asked to stop when another was done.
         was_stopped = torch.tensor([int(layout is None)], device=accelerator.device)
         if accelerator.gather(was_stopped).any() or layout is None:
@@ -144,6 +154,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     finally:
         if accelerator.is_main_process:
             shutil.rmtree(scratch, ignore_errors=True)
+    for line in dict(reversed(gather_object(list(notes.items())))).values():  # Of each kind the first one's.
+        outcome.print_once(line)
     outcome.print_once(f"{survey.num_rows} rows labelled: {request.output}")
     accelerator.end_training()
 
@@ -191,8 +203,13 @@ def check_stop() -> None:
         raise Stopped
 
 
-def label_file(request: Request, recipe: Recipe, accelerator: Accelerator, scratch: Path, survey: Survey) -> Layout:
+def label_file(
+    request: Request, recipe: Recipe, accelerator: Accelerator, scratch: Path, survey: Survey, notes: dict[str, str]
+) -> Layout:
     """Check all rows, then label the chunks that are this process's and leave them in the scratch folder.
+
+    Args:
+        notes: gets the task's lines about the rows that this process has labelled.
 
     Raises:
         BadInput: the file can't be read or labelled; on all processes, before anything is labelled.
@@ -201,12 +218,12 @@ def label_file(request: Request, recipe: Recipe, accelerator: Accelerator, scrat
     task = build_task(recipe)
     check_rows(survey, task)
     model = load_model_class(task).from_pretrained(
-        request.run.final, dtype=torch.float32, use_safetensors=True, trust_remote_code=recipe.trust_remote_code
+        request.model, dtype=torch.float32, use_safetensors=True, trust_remote_code=recipe.trust_remote_code
     )
     model.to(accelerator.device).eval()
     task.read_config(model.config)
     task.facts = task.model_facts
-    final = recipe.model_copy(update={"model_name_or_path": str(request.run.final), "tokenizer_name": None})
+    final = recipe.model_copy(update={"model_name_or_path": str(request.model), "tokenizer_name": None})
     tokenizer = load_tokenizer(final, model.config)
     size = request.batch_size or recipe.per_device_batch_size
 
@@ -219,6 +236,7 @@ def label_file(request: Request, recipe: Recipe, accelerator: Accelerator, scrat
             added = {name: [line[name] for line in lines] for name in lines[0]}
             write_chunk(scratch / f"{number:08d}", add_columns(rows, added), layout)
         start += len(rows)
+    notes.update(task.notes)
     return layout
 
 

@@ -12,7 +12,8 @@ _LAUNCHER_ID = os.getppid()
 
 def is_main_process() -> bool:
     """Whether this is rank 0, which prints and writes for all ranks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    rank = os.environ.get("RANK", "0")
+    return not rank.isdecimal() or int(rank) == 0  # Whatever else stands there is refused, by a process that reports.
 
 
 def launcher_has_died() -> bool:

@@ -32,6 +32,7 @@ from onecurve.training.record.console import print_evaluation, print_next, quiet
 from onecurve.training.record.evaluation import Evaluation, evaluate, save_evaluation
 from onecurve.training.record.model_card import build_model_card
 from onecurve.training.record.samples import write_samples
+from onecurve.training.recovery.best_model import load_best_model
 from onecurve.training.recovery.out_of_memory import MicroBatchTooLarge, detect_out_of_memory
 from onecurve.training.recovery.resumption import find_start
 from onecurve.training.recovery.run_lock import RunLock
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
 
 
 def train(session: Session) -> Evaluation:
-    """Make every step that is left, then evaluate unless the last step did.
+    """Make every step that is left, return to the best model if one was asked for, and evaluate what is not evaluated.
 
     A step that runs out of memory starts again in smaller micro-batches.
     """
@@ -94,6 +95,8 @@ def train(session: Session) -> Evaluation:
         shrink_micro_batches(session)  # Outside of `except` the error and the tensors that its frames held are freed.
     session.reporter.flush()
     check_updates(session.accelerator, session.optimizer)
+    if return_to_best(session):
+        evaluation = None
     return evaluation or evaluate_validation(session)
 
 
@@ -158,6 +161,15 @@ def conclude_step(session: Session) -> Evaluation | None:
     return evaluation
 
 
+def return_to_best(session: Session) -> bool:
+    """With metric_for_best_model, end with the best model; returns whether the model is another now."""
+    accelerator, model, progress = session.accelerator, session.model, session.progress
+    with session.watchdog.slow_phase():
+        has_changed, line = load_best_model(accelerator, model, session.checkpoints, progress)
+    session.reporter.say(line)
+    return has_changed
+
+
 def evaluate_validation(session: Session) -> Evaluation:
     """Evaluate the validation data, and write samples of what the model makes of it."""
     accelerator, model, task = session.accelerator, session.model, session.task
@@ -179,17 +191,18 @@ def stop(session: Session) -> None:
 
 
 def save(session: Session, evaluation: Evaluation) -> None:
-    """Write the final model, and what it predicts for the validation and the test data."""
+    """Evaluate the test data, and write the final model and what it predicts."""
     run, task, accelerator = session.run, session.task, session.accelerator
+    test = None
+    if session.test is not None:  # Before the model is written: a stop here still finds the state that it has to write.
+        test = evaluate(accelerator, session.model, task, session.test, "test", session.stop_flag)
+        session.reporter.log_evaluation(session.progress.step, test.metrics, event="test")
     card = build_model_card(session.recipe, task, evaluation.metrics)
     with session.watchdog.slow_phase():
         session.checkpoints.save_final(session.tokenizer, card, run.final)
     if accelerator.is_main_process:
         save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)
-    if session.test is not None:
-        test = evaluate(accelerator, session.model, task, session.test, "test", session.stop_flag)
-        session.reporter.log_evaluation(session.progress.step, test.metrics, event="test")
-        if accelerator.is_main_process:
+        if test is not None:
             save_evaluation(test, task, run.test_predictions, run.test_report)
 
 

@@ -34,6 +34,11 @@ class RunDirectory:
         """The run directory that the recipe names."""
         return cls(Path(recipe.output_dir))
 
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Path) -> RunDirectory:
+        """The run directory that a checkpoint lies in."""
+        return cls(checkpoint.resolve().parent.parent)
+
     @property
     def config(self) -> Path:
         """Every resolved value and its source. It is written before the first step, so a folder without it holds no run."""
@@ -41,8 +46,16 @@ class RunDirectory:
 
     @property
     def environment(self) -> Path:
-        """Package versions, topology, device names, git revision."""
+        """Package versions, topology, device names, git revision of the last start."""
         return self.path / "environment.json"
+
+    def past_environment(self, start: int) -> Path:
+        """As `environment`, of an earlier start; they are counted from 1."""
+        return self.path / "environments" / f"start_{start:04d}.json"
+
+    def read_environment(self) -> dict[str, Any]:
+        """The environment of the last start; empty if there was none."""
+        return _read_object(self.environment) or {}
 
     @property
     def status(self) -> Path:
@@ -76,6 +89,31 @@ class RunDirectory:
     def final(self) -> Path:
         """The trained model and its tokenizer, as save_pretrained writes them."""
         return self.path / "final"
+
+    def find_model(self, name: str | None) -> Path | None:
+        """The folder of a model of this run: "final", "best", a checkpoint's name or its step; None if there is none.
+
+        Args:
+            name: None is final/.
+        """
+        if name is not None and name.isdecimal():
+            name = self.checkpoint(int(name)).name
+        folders = {"final": self.final, "best": self.best, **{path.name: path for path in self.list_checkpoints()}}
+        folder = folders.get("final" if name is None else name)
+        return folder if folder is not None and folder.is_dir() else None
+
+    def describe_missing_model(self, name: str | None) -> str:
+        """Why `find_model` found none, and what there is."""
+        names = self.list_models()
+        there = f"--checkpoint takes {', '.join(names)}" if names else "it has no checkpoint either"
+        if name is None:
+            return f"{str(self.path)!r} has no final/: its training has not finished; {there}"
+        return f"--checkpoint: {str(self.path)!r} has no {name!r}; {there}"
+
+    def list_models(self) -> list[str]:
+        """The names that `find_model` takes here."""
+        names = [name for name, folder in (("final", self.final), ("best", self.best)) if folder.is_dir()]
+        return names + [path.name for path in self.list_checkpoints()]
 
     @property
     def hangs(self) -> Path:
@@ -139,11 +177,16 @@ class RunDirectory:
 
     def read_status(self) -> dict[str, Any] | None:
         """The status of the last training here, if any."""
-        try:
-            content = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) else None
+        return _read_object(self.status)
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is none or it can't be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

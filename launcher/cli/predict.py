@@ -1,4 +1,4 @@
-"""`onecurve predict RUN --input FILE --output FILE`: predict with a run's final model."""
+"""`onecurve predict RUN --input FILE --output FILE`: predict with a run's final model, or with one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ class PredictOptions:
         int | None,
         typer.Option("--batch_size", "--batch-size", min=1, help="by default the run's per_device_batch_size"),
     ] = None
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="NAME", help="best, or a checkpoint's name or step; by default final"),
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an output that exists")] = False
     topology: TopologyOption = None
     dry_run: DryRunOption = False
     as_json: JsonOption = False
@@ -46,7 +51,7 @@ class PredictOptions:
 
 @takes(PredictOptions)
 def predict(options: PredictOptions) -> int:
-    """Predict with a run's final model, for each row of a file.
+    """Predict with a run's final model, or with another checkpoint, for each row of a file.
 
     The output has the same rows in the same order, with predictions added; the file may have any size.
     """
@@ -64,6 +69,10 @@ def predict(options: PredictOptions) -> int:
     words = {"run": str(options.run), "input": str(options.input_file), "output": str(options.output_file)}
     if options.batch_size is not None:
         words["batch_size"] = str(options.batch_size)
+    if options.checkpoint is not None:
+        words["checkpoint"] = options.checkpoint
+    if options.overwrite:
+        words["overwrite"] = "true"
     command = build_command(machine, topology, root / "training" / "predict.py", to_arguments(words))
     if options.as_json and options.dry_run:
         print(json.dumps(describe_launch(command, topology, ()), indent=2))
@@ -85,18 +94,23 @@ def _check_files(options: PredictOptions) -> None:
 
     Raises:
         NotARun: no training has written to the run directory.
-        UsageError: it holds no final model, or a file is missing or of an unknown format.
+        UsageError: it holds no such model, a file is missing or of an unknown format, or the output exists.
     """
     from onecurve.launcher.facts.history import check_run
     from onecurve.training.data.sources import FORMATS
 
-    if not check_run(options.run).final.is_dir():
-        raise UsageError(f"{str(options.run)!r} has no final/: its training has not finished")
+    run = check_run(options.run)
+    if run.find_model(options.checkpoint) is None:
+        raise UsageError(run.describe_missing_model(options.checkpoint))
     if not options.input_file.is_file():
         raise UsageError(f"--input {str(options.input_file)!r} does not exist")
     for name, path in (("--input", options.input_file), ("--output", options.output_file)):
         if path.suffix.lower() not in FORMATS:
             raise UsageError(f"{name} {str(path)!r} is none of {', '.join(FORMATS)}")
+    if options.output_file.exists() and not options.overwrite:
+        raise UsageError(
+            f"--output {str(options.output_file)!r} exists; give another file, or --overwrite to replace it"
+        )
     if options.output_file.absolute() == options.input_file.absolute():
         raise UsageError("--output would overwrite --input; give another file")
 

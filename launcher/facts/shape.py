@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onecurve.launcher.errors import UncountableModel, UnreadableModel
+from onecurve.launcher.facts.model_files import count_stored_parameters, describe_without_weights, find_config
 from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS, count_positions
 
 _GATED_TYPES = (
@@ -28,8 +27,6 @@ _GATED_TYPES = (
 _DECODER_TYPES = (*_GATED_TYPES[:-1], "gpt2", "gpt_neox", "opt", "phi")
 # Outputs of the head: a config.json does not say how many, and their parameters are few beside all others.
 _HEAD_OUTPUTS = 2
-# Largest header of a safetensors file (the format's own limit).
-_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class ModelShape:
         idle_parameters: of one layer, those that a token does not use: experts that were not chosen for it.
         is_exact: `num_parameters` was counted, not estimated for a model type that is not known here.
         dropout: of the attention probabilities; above 0 the CPU's attention keeps them.
+        knows_activations: whether it is known what a layer keeps for the backward pass; else memory is without that.
     """
 
     model_type: str
@@ -61,6 +59,7 @@ class ModelShape:
     is_exact: bool
     dropout: float
     idle_parameters: int = 0
+    knows_activations: bool = True
 
     @property
     def embedding_parameters(self) -> int:
@@ -88,36 +87,51 @@ def load_shape(model: str) -> ModelShape:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        shape, num_experts = build_shape(config), count_experts(config)
+        shape = _build_or_none(config)
     except (OSError, ValueError) as error:
         raise UnreadableModel(f"{path} can't be read: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UnreadableModel(f"{path}: not the config of a transformer: it has no {error}") from None
-    if not shape.is_exact:
-        counted = count_stored_parameters(path.parent)
-        if counted:
-            layer = max(0, counted - shape.embedding_parameters) // shape.num_layers
-            counts = {"num_parameters": counted, "layer_parameters": layer, "is_exact": True}
-            return ModelShape(**{**shape.__dict__, **counts})
-        if num_experts > 1:
-            raise UncountableModel(
-                f"{path}: {shape.model_type} mixes {num_experts} experts in a way that Onecurve does not know, so its "
-                "parameters can only be counted from its weights; download them"
-            )
+    if shape is not None and shape.is_exact:
+        return shape
+    counted = count_stored_parameters(path.parent)
+    if shape is not None and counted:
+        layer = max(0, counted - shape.embedding_parameters) // shape.num_layers
+        return replace(shape, num_parameters=counted, layer_parameters=layer, is_exact=True)
+    answer = describe_without_weights(path)
+    if "problem" not in answer:
+        return _build_counted(config, answer)
+    if shape is None:
+        raise UnreadableModel(f"{path}: not the config of a transformer: {answer['problem']}")
+    if (num_experts := count_experts(config)) > 1:
+        raise UncountableModel(
+            f"{path}: {shape.model_type} mixes {num_experts} experts in a way that Onecurve does not know, so its "
+            f"parameters can only be counted from its weights ({answer['problem']}); download them"
+        )
     return shape
 
 
-def find_config(model: str) -> Path | None:
-    """The model's config.json: in its folder, the file itself, or the newest snapshot in the hub's cache."""
-    path = Path(model)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        return path / "config.json" if (path / "config.json").is_file() else None
-    from huggingface_hub import constants
+def _build_or_none(config: Any) -> ModelShape | None:
+    try:
+        return build_shape(config)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return None
 
-    found = Path(constants.HF_HUB_CACHE).glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+def _build_counted(config: Mapping[str, Any], answer: Mapping[str, Any]) -> ModelShape:
+    """A shape of a family that the arithmetic does not know, from the model that transformers builds of it."""
+    return ModelShape(
+        model_type=str(config.get("model_type")),
+        intermediate_size=0,
+        num_heads=0,
+        num_key_value_heads=0,
+        head_size=0,
+        num_positions=count_positions(config),
+        is_gated=False,
+        is_decoder=False,
+        is_exact=False,
+        dropout=0.0,
+        knows_activations=False,
+        **answer,
+    )
 
 
 def build_shape(config: Mapping[str, Any], head_outputs: int = _HEAD_OUTPUTS) -> ModelShape:
@@ -185,25 +199,6 @@ def _attention_dropout(config: Mapping[str, Any]) -> float:
         if config.get(name) is not None:
             return float(config[name])
     return 0.1 if config["model_type"] in ("bert", "roberta", "distilbert", "electra", "gpt2", "xlm-roberta") else 0.0
-
-
-def count_stored_parameters(folder: Path) -> int:
-    """Parameters in a folder's safetensors files, from their headers; 0 if there are none, or one can't be read."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        try:
-            with path.open("rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(min(size, _MAX_HEADER_BYTES)))
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    product = 1
-                    for length in entry["shape"]:
-                        product *= length
-                    total += product
-        except (OSError, ValueError, KeyError, struct.error):
-            return 0
-    return total
 
 
 # Parameters of (one layer, everything else), as the modules of transformers 5 have them; tests compare them with the models.

@@ -98,7 +98,8 @@ def choose_topology(
         reason = "no accelerator found; one process uses all cores" if num_devices == 1 else "DDP over gloo"
         if shape is not None:
             memory = estimate_memory(shape, strategy, work, num_devices)
-            reason += f"; a step needs about {(memory.peak + CPU_OVERHEAD_BYTES) / GIB:.1f} GiB"
+            bound = "about" if shape.knows_activations else "without activations, which are unknown,"
+            reason += f"; a step needs {bound} {(memory.peak + CPU_OVERHEAD_BYTES) / GIB:.1f} GiB"
         return build_topology(root, machine, name, num_processes, (found, f"chosen    {name}", f"because   {reason}"))
     smallest = min(device.memory_bytes for device in machine.devices)
     if shape is None or machine.kind == "mps":

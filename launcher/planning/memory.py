@@ -73,6 +73,8 @@ def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
     intermediate results (2Tf). Attention adds probabilities, mask and dropped probabilities (3 heads x length^2 per
     example) only if they are kept; fused kernels recompute them.
     """
+    if not shape.knows_activations:
+        return 0, 0
     tokens = work.num_examples * work.length
     hidden, intermediate = shape.hidden_size, shape.intermediate_size
     size = 4 if work.mixed_precision == "no" else 2

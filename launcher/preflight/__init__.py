@@ -17,7 +17,7 @@ from onecurve.launcher.preflight.devices import check_devices, check_launch, che
 from onecurve.launcher.preflight.findings import Finding
 from onecurve.launcher.preflight.hub import check_hub, check_reachability
 from onecurve.launcher.preflight.model import check_model, describe_model
-from onecurve.launcher.preflight.output import check_cache, check_disk, check_output
+from onecurve.launcher.preflight.output import check_disk, check_folders, check_output
 from onecurve.launcher.preflight.packages import check_packages, check_torch, check_versions
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def check_recipe(
     findings += check_data(recipe)
     findings += check_hub(recipe)
     findings += check_output(recipe, is_evaluation)
+    findings += check_folders(recipe)
     findings += check_versions()
     if shape is not None:
         findings += check_disk(recipe, shape)
@@ -68,6 +69,6 @@ def check_machine(root: Path, machine: Machine) -> list[Finding]:
         findings += check_yaml(path)
     findings += check_devices(machine, len(machine.devices))
     findings += check_port()
-    findings += check_cache()
+    findings += check_folders()
     findings += check_reachability()
     return sorted(findings, key=lambda finding: finding.severity)

@@ -56,12 +56,13 @@ def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: Mo
         else "not even one example fits: use a sharded --topology (fsdp, deepspeed_zero3), more devices, or"
     )
     need = (memory.peak + overhead) / GIB
+    bound = "about" if shape.knows_activations else "without activations, which are unknown,"
     room = device * USABLE_SHARE / GIB
     return [
         *findings,
         warning(
-            f"memory: {topology.strategy} with {work.num_examples} examples of {work.length} tokens needs about {need:.1f} GiB "
-            f"of {room:.1f} usable on each device; {advice} set gradient_checkpointing: true"
+            f"memory: {topology.strategy} with {work.num_examples} examples of {work.length} tokens needs {bound} {need:.1f} "
+            f"GiB of {room:.1f} usable on each device; {advice} set gradient_checkpointing: true"
         ),
     ]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecurve.launcher.errors import LauncherError, UncountableModel
-from onecurve.launcher.facts.shape import ModelShape, find_config, load_shape
+from onecurve.launcher.facts.model_files import find_config
+from onecurve.launcher.facts.shape import ModelShape, load_shape
 from onecurve.launcher.preflight.findings import Finding, error, warning
 from onecurve.launcher.preflight.hub import looks_like_path
 from onecurve.launcher.units import MIB
@@ -52,7 +53,8 @@ def describe_model(recipe: Recipe) -> list[str]:
     weights = sum(path.stat().st_size for path in config.parent.glob("*.safetensors")) if config is not None else 0
     about = "" if shape.is_exact else "about "
     files = f", {weights / MIB:,.0f} MiB of weights" if weights else ""
-    return [f"model     {shape.model_type}, {about}{shape.num_parameters / 1e6:,.1f} M parameters{files}"]
+    unknown = "" if shape.knows_activations else "; memory of its activations is unknown"
+    return [f"model     {shape.model_type}, {about}{shape.num_parameters / 1e6:,.1f} M parameters{files}{unknown}"]
 
 
 def _check_model_folder(folder: Path, recipe: Recipe) -> list[Finding]:

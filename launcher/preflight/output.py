@@ -11,7 +11,7 @@ from onecurve.launcher.planning.data_estimate import count_examples, count_recip
 from onecurve.launcher.planning.memory import count_checkpoint_bytes, count_final_bytes
 from onecurve.launcher.preflight.findings import Finding, error, warning
 from onecurve.launcher.units import GIB
-from onecurve.training.cache import find_cache
+from onecurve.training.cache import find_unwritable_folders
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe_comparison import find_differing_keys
 from onecurve.training.run_directory import MANIFEST_FILE, RunDirectory
@@ -53,9 +53,12 @@ def _compare_with_run(recipe: Recipe, run: RunDirectory) -> list[Finding]:
     return []
 
 
-def check_cache() -> list[Finding]:
-    """Whether the cache of prepared data can be written to."""
-    return _check_writable("$ONECURVE_CACHE, the cache of prepared data,", find_cache())
+def check_folders(recipe: Recipe | None = None) -> list[Finding]:
+    """Whether caches and temporary files can be written: what a recipe needs of them, or without one all of them."""
+    hub: tuple[str | None, ...] = ("a name on the hub",)
+    if recipe is not None:
+        hub = (recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name)
+    return [error(problem) for problem in find_unwritable_folders(hub)]
 
 
 def _check_writable(name: str, path: Path) -> list[Finding]:

@@ -92,6 +92,8 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
         )
         lines.append(("speed", f"{rates}, of a matrix product, measured on one core and multiplied by the cores"))
     lines.append(("time", _describe_time(plan)))
+    if not shape.knows_activations:
+        lines.append(("memory", "of activations is unknown for this family: peak and batch below are without it"))
     lines.append(
         ("files", f"{format_gib(plan.checkpoint_bytes)} GiB per checkpoint, {format_gib(plan.final_bytes)} GiB final/")
     )

@@ -19,8 +19,17 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     with before:
         assert before.read() == "first", "who had it open still reads the old file"
     assert path.read_text(encoding="utf-8") == "zweiter: ä"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", "text")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])

@@ -225,6 +225,27 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
     assert names(said, str(tmp_path / "folder.csv"))
 
 
+def test_an_output_that_exists_is_replaced_only_if_asked(
+    trained: Path, news: Path, tmp_path: Path, predict: Predict
+) -> None:
+    target = tmp_path / "labelled.jsonl"
+    target.write_text("mine")
+    code, said = predict(trained, news / "validation.jsonl", target)
+    assert (code, said.count("\n"), target.read_text()) == (2, 1, "mine")
+    assert names(said, str(target), "--overwrite")
+    assert predict(trained, news / "validation.jsonl", target, "--overwrite", "true")[0] == 0
+    assert len(read_back(target)) == 61
+
+
+@pytest.mark.parametrize("name", ["step_00000009", "9", "..", "", "final/", "x"])
+def test_a_checkpoint_that_is_not_there_is_refused(
+    trained: Path, news: Path, tmp_path: Path, predict: Predict, name: str
+) -> None:
+    code, said = predict(trained, news / "validation.jsonl", tmp_path / "labelled.jsonl", f"--checkpoint={name}")
+    assert (code, said.count("\n")) == (2, 1)
+    assert names(said, "--checkpoint", "final")
+
+
 def change_config(run: Path, target: Path, **settings: Any) -> Path:
     """A copy of a finished run, as far as labelling looks at it, with other settings."""
     shutil.copytree(run / "final", target / "final")

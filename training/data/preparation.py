@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from onecurve.training.recipe import DataKeys, Recipe
 from onecurve.training.tasks.base import Task
 
 # Raised whenever the layout or the meaning of a prepared folder changes.
-PREPARED_FORMAT = 3
+PREPARED_FORMAT = 4
 
 # Digests of another kind say nothing about these: a run that was begun with them is not compared.
 DIGEST_PREFIX = f"{PREPARED_FORMAT}:"
@@ -65,11 +65,16 @@ class Split:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The splits that the recipe asks for."""
+    """The splits that the recipe asks for.
+
+    Attributes:
+        notes: lines for the user about the data.
+    """
 
     train: Split
     validation: Split
     test: Split | None
+    notes: tuple[str, ...] = ()
 
 
 def prepare_data(recipe: Recipe, task: Task, tokenizer: Any) -> PreparedData:
@@ -92,7 +97,7 @@ def prepare_data(recipe: Recipe, task: Task, tokenizer: Any) -> PreparedData:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     task.facts = meta["facts"]
     splits = {name: _open_split(folder / name, entry) for name, entry in meta["splits"].items()}
-    return PreparedData(splits["train"], splits["validation"], splits.get("test"))
+    return PreparedData(splits["train"], splits["validation"], splits.get("test"), tuple(meta["notes"]))
 
 
 def _open_split(folder: Path, entry: Mapping[str, str]) -> Split:
@@ -126,7 +131,8 @@ def _build_key(recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> 
 def _publish(folder: Path, recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> None:
     """Build under another name, and give the folder its own by a rename."""
     check_launcher()  # It may have exited while this process waited for the lock.
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    staging.mkdir()  # Unlike mkdtemp it follows the umask: others may share the cache.
     try:
         scratch = staging / "scratch"
         _build(staging, scratch, recipe, task, tokenizer, sources)
@@ -155,7 +161,9 @@ def _build(staging: Path, scratch: Path, recipe: Recipe, task: Task, tokenizer: 
     task.conclude(open_examples(staging / "train"))
     for name, entry in meta.items():
         entry["digest"] = _conclude(staging / name, task)
-    (staging / "meta.json").write_text(json.dumps({"facts": task.facts, "splits": meta}), encoding="utf-8")
+    (staging / "meta.json").write_text(
+        json.dumps({"facts": task.facts, "splits": meta, "notes": list(task.notes.values())}), encoding="utf-8"
+    )
 
 
 def _choose_rows(

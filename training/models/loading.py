@@ -16,6 +16,7 @@ from onecurve.training.architectures import count_positions
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks.base import Task
+from onecurve.training.tasks.special_tokens import split_special_tokens
 
 # The names under which model configs keep dropout probabilities (BERT, DistilBERT, GPT-2, Llama, ModernBERT, ...).
 _DROPOUT_KEYS = (
@@ -108,6 +109,7 @@ def load_tokenizer(recipe: Recipe, config: Any) -> Any:
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
+    split_special_tokens(tokenizer)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise BadInput(f"{name!r}: the tokenizer has neither a padding nor an end-of-text token")

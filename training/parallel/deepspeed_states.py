@@ -44,6 +44,15 @@ def write_weight(parameter: Any, whole: torch.Tensor) -> None:
         safe_set_full_fp32_param(parameter, whole)
 
 
+def replace_weight(parameter: Any, whole: torch.Tensor) -> None:
+    """Set a weight from the whole tensor: the float32 one, and the one of any precision that the forward uses."""
+    write_weight(parameter, whole)
+    if _is_partitioned(parameter):
+        parameter.ds_tensor.data.copy_(_cut_own_part(parameter, whole).view_as(parameter.ds_tensor))
+    if parameter.data.shape == whole.shape:  # Under ZeRO-3 only small parameters stay gathered.
+        parameter.data.copy_(whole)
+
+
 def write_moment(parameter: Any, key: str, whole: torch.Tensor) -> None:
     """Set one of AdamW's moments from the whole tensor, after `create_states`."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state

@@ -6,8 +6,12 @@ Such a launch is refused here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +22,12 @@ from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, LostLauncher, SlowPrecision, WrongTopology
 from onecurve.training.parallel.product_timing import measure_product_rates
 from onecurve.training.product_rates import ProductRates
+
+GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""By which torch finds a process group."""
+
+JOINING_SECONDS = 600.0
+"""How long processes that no agent supervises wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,15 @@ class Launch:
 
     @classmethod
     def from_environment(cls) -> Launch:
-        """Read torchrun's and accelerate's variables."""
+        """Read torchrun's and accelerate's variables.
+
+        Raises:
+            BadInput: one of them is not a number.
+        """
         environment = os.environ
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            if not environment.get(name, "0").isdecimal():
+                raise BadInput(f"${name} is {environment[name]!r}, not a number: left over? Then `unset {name}`")
         return cls(
             rank=int(environment.get("RANK", "0")),
             local_rank=int(environment.get("LOCAL_RANK", "0")),
@@ -45,6 +62,12 @@ class Launch:
             uses_fsdp=environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
             uses_cpu=environment.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1"),
         )
+
+    @property
+    def is_unsupervised(self) -> bool:
+        """Whether the variables of a process group are set, but neither by torch's agent nor by MPI."""
+        mpi = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+        return self.is_distributed and not any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", *mpi))
 
     def find_device_type(self) -> str:
         """The type of device to train on: cuda, mps, xpu, ... or cpu."""
@@ -113,6 +136,8 @@ def check_processes() -> None:
             f"{requested} processes were requested, {launch.num_processes} started; "
             "each would train the same model alone. Use a YAML of accelerate_configs/, such as multi_cpu.yaml."
         )
+    if launch.is_unsupervised:
+        print(describe_waiting(launch), file=sys.stderr, flush=True)
     # accelerate's launcher for one process sets the address of a process group, then starts only one process.
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise WrongTopology(
@@ -139,3 +164,49 @@ def check_store() -> None:
         raise LostLauncher from None
     except OSError:
         pass  # It may only be slow, with thousands of ranks connecting. Torch retries.
+
+
+def describe_waiting(launch: Launch) -> str:
+    """What a process that was started alone waits for, and how that is ended if nobody meant it."""
+    names = " ".join(name for name in GROUP_VARIABLES if name in os.environ)
+    return (
+        f"onecurve: rank {launch.rank} of {launch.num_processes} processes, which meet at {_find_address()}, as the environment "
+        f"says; it waits for them for {JOINING_SECONDS / 60:g} minutes. If these variables are left over: unset {names}"
+    )
+
+
+@contextlib.contextmanager
+def limited_joining(launch: Launch, report: Callable[[str], None]) -> Iterator[None]:
+    """End this process if the processes of a group that nobody supervises do not meet within minutes.
+
+    torch's own limit is that of a collective, which is hours; the agent that usually starts the processes sees one that
+    does not come.
+
+    Args:
+        report: called with the message, before the process ends with exit code 2.
+    """
+
+    def end() -> None:
+        names = " ".join(name for name in GROUP_VARIABLES if name in os.environ)
+        message = (
+            f"the {launch.num_processes} processes did not meet at {_find_address()} within {JOINING_SECONDS / 60:g} "
+            f"minutes; start all of them, or unset {names} to train with one"
+        )
+        report(message)
+        print(f"onecurve: {message}", file=sys.stderr, flush=True)
+        os._exit(launch_protocol.BAD_INPUT)
+
+    if not launch.is_unsupervised:
+        yield
+        return
+    timer = threading.Timer(JOINING_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _find_address() -> str:
+    return f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"

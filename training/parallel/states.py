@@ -141,6 +141,22 @@ def set_exact_weights(model: torch.nn.Module, weights: Tensors) -> None:
         deepspeed_states.write_weight(parameter, weights[_plain(name)].to(parameter.device))
 
 
+def replace_weights(checkpoint: Path, accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Replace the weights of a prepared model by a checkpoint's, under any strategy. Every rank must call it.
+
+    The moments stay those of the last step: the model can be evaluated and saved afterwards, and not be trained on.
+    """
+    with torch.no_grad(), safe_open(checkpoint / WEIGHTS_FILE, "pt") as file:
+        for name, value in unwrap(model).state_dict(keep_vars=True).items():
+            whole = file.get_tensor(_plain(name)).to(value.device)
+            if _uses_deepspeed(accelerator) and isinstance(value, torch.nn.Parameter):
+                deepspeed_states.replace_weight(value, whole)
+                continue
+            if isinstance(value, DTensor):
+                whole = distribute_tensor(whole, value.device_mesh, value.placements, src_data_rank=None)
+            value.copy_(whole)
+
+
 def unwrap(model: torch.nn.Module) -> Any:
     """The model inside DDP's or DeepSpeed's wrapper. accelerate's `unwrap_model` imports DeepSpeed, which takes seconds."""
     return getattr(model, "module", model)

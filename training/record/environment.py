@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,33 @@ def describe_environment(topology: dict[str, Any], main_metrics: Sequence[str]) 
         "git_revision": _find_git_revision(),
         "slurm_job_id": _find_slurm_job(),
     }
+
+
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What a resume finds changed since the last start, of all that may change results in the last digits; None if nothing is.
+
+    Args:
+        before: the content of the last start's environment.json; empty where there is none.
+        now: of this start's.
+    """
+    if not before:
+        return None
+    old, new = _list_versions(before), _list_versions(now)
+    changes = [
+        f"{name} {old.get(name, 'not recorded')} -> {new.get(name, 'not recorded')}"
+        for name in dict.fromkeys([*new, *old])
+        if old.get(name) != new.get(name)
+    ]
+    return f"Changed since the last start: {', '.join(changes)}." if changes else None
+
+
+def _list_versions(environment: Mapping[str, Any]) -> dict[str, str]:
+    packages, topology = environment.get("packages"), environment.get("topology")
+    found = dict(packages) if isinstance(packages, dict) else {}
+    found |= {name: environment.get(name) for name in ("python", "platform")}
+    found["code"] = str(environment.get("git_revision"))[:9]
+    found["device"] = topology.get("device_name") if isinstance(topology, dict) else None
+    return {name: str(value) for name, value in found.items()}
 
 
 def _find_slurm_job() -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,9 @@ from onecurve.training.run_directory import MOMENTS_FILE, PROGRESS_FILE, WEIGHTS
 class CheckpointWriter:
     """Writes the checkpoints of one run, and removes old ones over `save_total_limit`.
 
+    Attributes:
+        save_description: writes what makes a checkpoint a model that `from_pretrained` loads: its config and tokenizer.
+
     Leaving it as a context waits for a write in progress, however the training ended.
     """
 
@@ -44,10 +48,13 @@ class CheckpointWriter:
     scheduler: Any
     run: RunDirectory
     save_total_limit: int | None
+    save_description: Callable[[Path], None] = lambda folder: None
     _weights: HostCopy = field(default_factory=HostCopy)
     _moments: HostCopy = field(default_factory=HostCopy)
     _thread: threading.Thread | None = None
     _problem: str | None = None
+    _is_held: bool = False
+    _description: dict[str, bytes] | None = None
 
     def save(self, progress: Progress, is_best: bool = False) -> None:
         """Copy the state of all ranks, and start to write it as checkpoints/step_N; `best` will link to it if it is best.
@@ -57,18 +64,30 @@ class CheckpointWriter:
         Raises:
             Fault: on every rank, if the previous checkpoint could not be written.
         """
-        self.wait()
-        progress.scheduler = self.scheduler.state_dict()
-        progress.optimizer_step = count_updates(self.optimizer)
-        progress.loss_scale = read_loss_scale(self.accelerator, self.optimizer)
-        self._copy(whole_weights(self.accelerator, self.model), self._weights)
-        self._copy(whole_moments(self.accelerator, self.model, self.optimizer), self._moments)
+        self.hold(progress)
+        self._is_held = False
         if self.accelerator.is_main_process:
             best = None if progress.best_step is None else self.run.checkpoint(progress.best_step)
             arguments = (self.run.checkpoint(progress.step), json.dumps(progress.to_dict()), best, is_best)
             # Not a daemon thread: the interpreter waits for it before it exits.
             self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
             self._thread.start()
+
+    def hold(self, progress: Progress) -> None:
+        """Copy the state of all ranks now: the next `save` writes it, whatever the model has become by then.
+
+        Raises:
+            Fault: on every rank, if the previous checkpoint could not be written.
+        """
+        self.wait()
+        if self._is_held:
+            return
+        progress.scheduler = self.scheduler.state_dict()
+        progress.optimizer_step = count_updates(self.optimizer)
+        progress.loss_scale = read_loss_scale(self.accelerator, self.optimizer)
+        self._copy(whole_weights(self.accelerator, self.model), self._weights)
+        self._copy(whole_moments(self.accelerator, self.model, self.optimizer), self._moments)
+        self._is_held = True
 
     def has_failed(self) -> bool:
         """Whether this rank knows of a checkpoint that could not be written."""
@@ -97,6 +116,7 @@ class CheckpointWriter:
         """
         self.wait()
         self._moments.tensors.clear()  # Room for the model that is read back.
+        self._is_held = False
         self._copy(whole_weights(self.accelerator, self.model), self._weights)
         inner = unwrap(self.model)
 
@@ -139,6 +159,7 @@ class CheckpointWriter:
     def _write(self, target: Path, progress: str, best: Path | None, is_best: bool) -> None:
         def fill(staging: Path) -> None:
             check_free_space(target, self._weights.count_bytes() + self._moments.count_bytes())
+            self._describe(staging)
             _save_tensors(self._weights.tensors, staging / WEIGHTS_FILE)
             _save_tensors(self._moments.tensors, staging / MOMENTS_FILE)
             (staging / PROGRESS_FILE).write_text(progress, encoding="utf-8")
@@ -153,6 +174,14 @@ class CheckpointWriter:
             except OSError as error:
                 self._problem = f"old checkpoints in {self.run.checkpoints} could not be removed: {error}"
 
+    def _describe(self, staging: Path) -> None:
+        """Config and tokenizer never change: they are made once."""
+        if self._description is None:
+            self.save_description(staging)
+            self._description = {path.name: path.read_bytes() for path in staging.iterdir() if path.is_file()}
+        for name, content in self._description.items():
+            (staging / name).write_bytes(content)
+
     def _remove_old(self, best: Path | None) -> None:
         """Keep the newest checkpoints and the best one. It runs after the newest is complete."""
         if self.save_total_limit is None:
@@ -164,7 +193,7 @@ class CheckpointWriter:
 
 def _save_tensors(tensors: Tensors, path: Path) -> None:
     """Write a safetensors file, and compare each tensor with what is read back, bit for bit."""
-    save_file(tensors, path)
+    save_file(tensors, path, {"format": "pt"})
     sync(path)
     with safe_open(path, "pt") as file:
         for name, tensor in tensors.items():

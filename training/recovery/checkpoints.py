@@ -4,6 +4,7 @@
         model.safetensors        weights by parameter name
         optimizer.safetensors    AdamW's moments as "<parameter name>.exp_avg" and ".exp_avg_sq"
         progress.json            step, schedule, best metric so far
+        config.json, tokenizer   so that `from_pretrained` loads the checkpoint
         manifest.json            size and sha256 of each of them; written last
 
 One format serves every strategy, and nothing in it is pickled. It holds no random states: random numbers depend on
@@ -15,10 +16,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from onecurve.training.errors import BadInput
 from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.recovery.publishing import list_replaced
-from onecurve.training.run_directory import PROGRESS_FILE, list_checkpoints
+from onecurve.training.run_directory import PROGRESS_FILE, RunDirectory, list_checkpoints
 
 
 def find_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
@@ -34,6 +36,23 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
             return candidate, faults
         faults[candidate] = fault
     return None, faults
+
+
+def find_model(run: RunDirectory, name: str | None) -> Path:
+    """The folder of a model of this run: final/ if no name is given, "best", or a checkpoint by its name or its step.
+
+    Raises:
+        BadInput: there is none of that name, or it is a checkpoint that is not intact.
+    """
+    model = run.find_model(name)
+    if model is None:
+        raise BadInput(run.describe_missing_model(name))
+    fault = find_fault(model) if model != run.final else None
+    if fault is not None:
+        raise BadInput(f"--checkpoint {name}: {model}: {fault}; give another one of {', '.join(run.list_models())}")
+    if not (model / "config.json").is_file():
+        raise BadInput(f"--checkpoint {name}: {model} has no config.json: an older version of Onecurve wrote it")
+    return model
 
 
 def set_aside(checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from onecurve.training.run_directory import CHECKPOINT_PATTERN, RunDirectory
+from onecurve.training.run_directory import CHECKPOINT_PATTERN, MANIFEST_FILE, RunDirectory
 
 _STAGING, _REPLACED = ".tmp", ".replaced"
 
@@ -27,6 +27,7 @@ def publish(target: Path, fill: Callable[[Path], None]) -> str | None:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         fill(staging)
+        _follow_umask(staging)
         _sync_folder(staging)
         if target.exists():
             shutil.rmtree(replaced, ignore_errors=True)  # A killed process may have left both.
@@ -42,17 +43,50 @@ def publish(target: Path, fill: Callable[[Path], None]) -> str | None:
     return None
 
 
+def _follow_umask(folder: Path) -> None:
+    """Give each file the permissions that the folder got when it was made: safetensors lets only the owner read."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def remove(folder: Path) -> None:
     """Remove a published folder; if a kill interrupts that, no part of it is left under its name."""
     shutil.rmtree(folder.rename(staging_path(folder)))
 
 
-def link_best(run: RunDirectory, checkpoint: Path) -> None:
-    """Let the link `best` point to a checkpoint, in one step."""
+def link_best(run: RunDirectory, checkpoint: Path) -> str | None:
+    """Let the link `best` point to a checkpoint, in one step.
+
+    Returns:
+        A line for the user where `best` was a folder: a run that was copied with its links followed has a copy there.
+    """
+    line = None
+    if run.best.is_dir() and not run.best.is_symlink():
+        line = _replace_copy(run)
     link = staging_path(run.best)
     link.unlink(missing_ok=True)
     link.symlink_to(checkpoint.relative_to(run.path))
     link.replace(run.best)
+    return line
+
+
+def _replace_copy(run: RunDirectory) -> str:
+    """Make room for the link: remove a checkpoint's copy, and set anything else aside."""
+    is_copy = (run.best / MANIFEST_FILE).is_file()
+    aside = run.best.rename(_find_free_name(run.best))
+    if is_copy:
+        shutil.rmtree(aside)
+        return f"{run.best} was a copy of a checkpoint, as in a run that was copied: it is a link again."
+    return f"{run.best} was a folder that is no checkpoint: it is {aside.name} now, and best a link."
+
+
+def _find_free_name(path: Path) -> Path:
+    number = 1
+    while (free := path.with_name(f"{path.name}_{number}")).exists():
+        number += 1
+    return free
 
 
 def clean_up(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 
 from onecurve.training.config import FREE_KEYS, ResolvedRecipe
 from onecurve.training.data.preparation import DIGEST_PREFIX, PreparedData
-from onecurve.training.errors import BadInput
+from onecurve.training.errors import BadInput, Fault
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.loss_scale import restore_loss_scale
 from onecurve.training.parallel.states import load_moments
@@ -20,9 +21,9 @@ from onecurve.training.recipe_comparison import find_differing_keys
 from onecurve.training.recovery.checkpoints import find_checkpoint, load_progress, set_aside
 from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.recovery.milestones import Progress
-from onecurve.training.recovery.publishing import clean_up, link_best
+from onecurve.training.recovery.publishing import clean_up, link_best, list_replaced, publish
 from onecurve.training.recovery.run_creation import check_writable
-from onecurve.training.run_directory import RunDirectory
+from onecurve.training.run_directory import PROGRESS_FILE, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
     is_finished = status.get("state") == "finished"
     _refuse_another_recipe(run, resolved, is_finished)
     if is_finished:
-        message = f"{run.path} is finished: {describe_last_evaluation(run)}. Nothing to do."
+        message = f"{run.path} is finished: {describe_evaluation(run)}. Nothing to do."
         return Start(None, Progress(step=status.get("step", 0)), True, message)
     found, faults = find_checkpoint(run.checkpoints)
     if named is not None:
@@ -77,14 +78,14 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
     return replace(start, message="\n".join(notes) or None, corrupt=tuple(faults))
 
 
-def agree_on_start(accelerator: Accelerator, start: Start, data: PreparedData) -> Start:
+def agree_on_start(accelerator: Accelerator, run: RunDirectory, start: Start, data: PreparedData) -> Start:
     """Start every rank where rank 0 does: other ranks may have looked while an old process was still saving.
 
     Raises:
         BadInput: on all ranks: the data have changed since the checkpoint, or a rank does not see the checkpoint because
             its machine does not share the file system.
     """
-    start = ask_main_process(lambda: _check_data(start, data))
+    start = ask_main_process(lambda: _check_best(run, _check_data(start, data)))
     is_here = start.checkpoint is None or start.checkpoint.is_dir()
     here = accelerator.gather(torch.tensor([is_here], device=accelerator.device)).tolist()
     if not all(here):
@@ -95,18 +96,48 @@ def agree_on_start(accelerator: Accelerator, start: Start, data: PreparedData) -
     return start
 
 
-def tidy(run: RunDirectory, start: Start) -> None:
-    """Set corrupt checkpoints aside, and clean up after killed processes.
+def tidy(run: RunDirectory, start: Start) -> str | None:
+    """Set corrupt checkpoints aside, and clean up after killed processes; returns a line for the user.
 
     Rank 0 calls it once every rank has loaded the checkpoint; before, another rank may still be reading it.
+
+    Raises:
+        Fault: the best checkpoint of another run can't be copied.
     """
     for checkpoint in start.corrupt:
         set_aside(checkpoint)
     clean_up(run.checkpoints)
-    # A kill may have come between the checkpoint's rename and the link to it. The best one may also be in another run.
-    best_step = start.progress.best_step
-    if best_step is not None and (best := run.checkpoint(best_step)).is_dir():
-        link_best(run, best)
+    if start.progress.best_step is None:
+        return None
+    best = run.checkpoint(start.progress.best_step)
+    if not best.is_dir() and start.checkpoint is not None:  # The start is a checkpoint of another run.
+        _copy(start.checkpoint.with_name(best.name), best)
+    return link_best(run, best)  # A kill may have come between the checkpoint's rename and the link to it.
+
+
+def _copy(checkpoint: Path, target: Path) -> None:
+    def fill(staging: Path) -> None:
+        for path in checkpoint.iterdir():
+            shutil.copyfile(path, staging / path.name)
+
+    problem = publish(target, fill)
+    if problem is not None:
+        raise Fault(problem)
+
+
+def _check_best(run: RunDirectory, start: Start) -> Start:
+    """Forget a best checkpoint that does not exist any more: the best one is chosen anew."""
+    if start.progress.best_step is None or start.checkpoint is None:
+        return start
+    name = run.checkpoint(start.progress.best_step).name
+    replaced = [path.name for path in list_replaced(run.checkpoints)]
+    if run.checkpoint(start.progress.best_step).is_dir() or start.checkpoint.with_name(name).is_dir():
+        return start
+    if any(name in each for each in replaced):
+        return start
+    start.progress.best_step = start.progress.best_metric = None
+    line = f"The best checkpoint, {name}, is missing: the best model is chosen anew from here on."
+    return replace(start, message="\n".join(filter(None, (start.message, line))))
 
 
 def restore(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, scheduler: Any, start: Start) -> None:
@@ -125,7 +156,7 @@ def _open_named(checkpoint: Path, resolved: ResolvedRecipe) -> Start:
     fault = find_fault(checkpoint) if checkpoint.is_dir() else "no such folder; resume is auto, never or a checkpoint"
     if fault is not None:
         raise BadInput(f"resume: {checkpoint}: {fault}")
-    owner = RunDirectory(checkpoint.resolve().parent.parent)
+    owner = RunDirectory.of_checkpoint(checkpoint)
     if owner.config.exists():
         _refuse_another_recipe(owner, resolved, is_finished=False)
     return _start_from(checkpoint)
@@ -172,11 +203,12 @@ def _check_data(start: Start, data: PreparedData) -> Start:
     return start
 
 
-def describe_last_evaluation(run: RunDirectory) -> str:
-    """The last evaluation of this run, in a line."""
+def describe_evaluation(run: RunDirectory) -> str:
+    """The evaluation of the final model, in a line: that of the best step, where a metric chose it, or else the last."""
+    best_step = load_progress(run.best).step if (run.best / PROGRESS_FILE).is_file() else None
     for text in reversed(run.metrics.read_text(encoding="utf-8").splitlines()):
         line = json.loads(text)
-        if line["event"] == "eval":
+        if line["event"] == "eval" and best_step in (None, line["step"]):
             shown = [f"{name} {value:.4f}" for name, value in line.items() if name.startswith("eval_")]
             return f"step {line['step']}, " + ", ".join(shown[:2])
     return "not evaluated"

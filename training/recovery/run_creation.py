@@ -24,7 +24,7 @@ def check_writable(run: RunDirectory) -> None:
 
 
 def create_run(run: RunDirectory, lock: RunLock, resolved: ResolvedRecipe, environment: dict[str, Any]) -> None:
-    """Create and lock the folder, and write config.yaml and environment.json.
+    """Create and lock the folder, and write config.yaml and environment.json; that of the last start is kept beside it.
 
     Raises:
         BadInput: another training has started there since this one looked.
@@ -37,13 +37,11 @@ def create_run(run: RunDirectory, lock: RunLock, resolved: ResolvedRecipe, envir
             f"output_dir {str(run.path)!r}: another training started and ended there while this one was loading; start "
             "this one again to resume that run, or choose another output_dir"
         )
-    environment = environment | {"num_starts": _count_starts(run) + 1}
+    before = run.read_environment()
+    num_starts = before.get("num_starts", 0)
+    num_starts = num_starts if isinstance(num_starts, int) else 0
+    environment = environment | {"num_starts": num_starts + 1}
+    if before:
+        write_atomically(run.past_environment(num_starts), json.dumps(before, indent=2) + "\n")
     write_atomically(run.config, resolved.to_yaml())
     write_atomically(run.environment, json.dumps(environment, indent=2) + "\n")
-
-
-def _count_starts(run: RunDirectory) -> int:
-    try:
-        return int(json.loads(run.environment.read_text(encoding="utf-8"))["num_starts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0

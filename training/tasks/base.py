@@ -120,6 +120,7 @@ class Task(ABC):
         converses: whether `answer` answers messages.
         packs: whether `forward` takes packed batches as well. Its model must be causal and give `logits` for each token.
         facts: what was learned from the training data; plain values, kept with the prepared data.
+        notes: lines for the user about the data, each by a word for what it is about; kept with the prepared data.
         model_facts: what the pretrained model's config says of this task, such as its labels; plain values.
     """
 
@@ -136,6 +137,7 @@ class Task(ABC):
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.facts: dict[str, Any] = {}
+        self.notes: dict[str, str] = {}
         self.model_facts: dict[str, Any] = {}
 
     # Declarations ---------------------------------------------------------------------------------------------------

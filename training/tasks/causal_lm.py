@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +16,8 @@ from onecurve.training.recipe import Integer, PathText, Recipe
 from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, sum_by_example
 from onecurve.training.tasks.row_reader import RowReader, find_row_problem
 from onecurve.training.tasks.sequences import INSIDE_A_TOKEN, TokenSequence
+from onecurve.training.tasks.special_tokens import read_special_tokens
+from onecurve.training.tasks.texts import note_special_tokens
 from onecurve.training.tasks.token_spans import cut_into_examples
 
 if TYPE_CHECKING:
@@ -56,6 +59,11 @@ class CausalLMRecipe(Recipe):
         None, description="file with a chat template in Jinja; none takes the tokenizer's own"
     )
     eos_token: str | None = Field(None, description="token that ends a text; none takes the tokenizer's own")
+    split_special_tokens: bool = Field(
+        True,
+        description="whether special tokens that texts and prompts write are read as plain text; false reads them as special "
+        "tokens, as chats need it that were rendered before",
+    )
     long_texts: Literal["cut", "split"] = Field(
         "cut", description="what happens to more than max_length tokens: cut off, or split into several examples"
     )
@@ -159,7 +167,8 @@ class CausalLM(Task):
         return None if self._positions is None else self._positions - self.recipe.max_new_tokens
 
     def configure_tokenizer(self, tokenizer: Any) -> None:
-        """The recipe's end-of-text token and chat template."""
+        """The recipe's end-of-text token and chat template, whose special tokens are read as such."""
+        read_special_tokens(tokenizer)
         wanted = self.recipe.eos_token
         if wanted is not None:
             if wanted not in tokenizer.get_vocab():
@@ -183,6 +192,9 @@ class CausalLM(Task):
 
         self._tokenizer = tokenizer
         reader = RowReader(self.recipe, self.columns(self.recipe, with_targets), rows)
+        if not reader.is_chat and self.recipe.split_special_tokens:
+            columns = chain.from_iterable(self.columns(self.recipe, with_targets).values())
+            note_special_tokens(self, rows, list(columns), tokenizer, "split_special_tokens: false reads them as such")
         if not with_targets:
             return {"input_ids": reader.encode_prompts(tokenizer, self._max_prompt_tokens)}
         sequences, starts = reader.encode(tokenizer), tokenizer.bos_token_id
@@ -197,6 +209,8 @@ class CausalLM(Task):
                 )
             if not sequence.is_ended:
                 self._note("noticed", "the end of a turn is no target, so that the model does not learn to stop there")
+            if sequence.has_guard:
+                self._note("noticed", "messages write special tokens, which are read as plain text")
             for tokens, labels, prompt_length in self._cut(sequence):
                 for name, value in zip(examples, (tokens, labels, row, prompt_length), strict=True):
                     examples[name].append(value)

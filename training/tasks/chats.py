@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from onecurve.training.tasks.conversations import Conversation
+from onecurve.training.tasks.special_tokens import guard
 
 Span = tuple[int, int]
 
@@ -36,6 +37,7 @@ def render(tokenizer: Any, conversation: Conversation, asks_for_answer: bool = F
     """
     from jinja2 import TemplateError
 
+    conversation = _guard(tokenizer, conversation)
     try:
         text: str = tokenizer.apply_chat_template(
             conversation.messages,
@@ -46,6 +48,12 @@ def render(tokenizer: Any, conversation: Conversation, asks_for_answer: bool = F
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise UnclearChat(f"the chat template refuses it: {' '.join(str(error).split())}") from None
     return text
+
+
+def _guard(tokenizer: Any, conversation: Conversation) -> Conversation:
+    """The conversation with the special tokens in what people wrote parted: only the template writes special tokens."""
+    tokens = sorted(find_special_tokens(tokenizer), key=len, reverse=True)
+    return Conversation(guard(conversation.messages, tokens), guard(conversation.tools, tokens))
 
 
 def find_assistant(tokenizer: Any, conversation: Conversation, ends: Sequence[str]) -> tuple[str, list[Span]]:
@@ -103,6 +111,7 @@ def _find_marked(
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    conversation = _guard(tokenizer, conversation)
     try:
         [text], [spans] = render_jinja_template(
             [conversation.messages],

@@ -14,6 +14,7 @@ from onecurve.training.architectures import count_positions
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks import chats
 from onecurve.training.tasks.conversations import Conversation
+from onecurve.training.tasks.token_spans import PLAIN, TEMPLATE, tokenize_parts
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,8 @@ def answer(
             text = chats.render(tokenizer, Conversation([dict(message) for message in messages]), asks_for_answer=True)
         except chats.UnclearChat as error:
             raise BadInput(str(error)) from None
-    prompt = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt")["input_ids"]
+    [(tokens, _)] = tokenize_parts(tokenizer, [text], [()], TEMPLATE if tokenizer.chat_template else PLAIN)
+    prompt = torch.tensor([tokens])
     positions = count_positions(model.config.to_dict())
     if positions is not None and prompt.shape[1] + max_new_tokens > positions:
         raise BadInput(

@@ -6,6 +6,7 @@ For tasks whose rows have labels of their own. Everything is computed on whole c
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -246,6 +247,26 @@ def compute_class_weights(
 def to_name(value: object) -> str:
     """A label's name in the model's config."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def describe_near_duplicates(names: Sequence[str]) -> str | None:
+    """Labels that a reader would take for the same one, in a line; None where there are none."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        key = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())
+        groups.setdefault(key, []).append(name)
+    alike = [" and ".join(map(_show, group)) for group in groups.values() if len(group) > 1]
+    if not alike:
+        return None
+    return (
+        f"the labels {'; '.join(alike[:_MAX_NAMES_SHOWN])} differ only in spaces, case or the way a character is written, "
+        "and are learned as different classes; write them alike if they are the same"
+    )
+
+
+def _show(name: str) -> str:
+    """Quoted; where only characters that look alike differ, their codes tell them apart."""
+    return repr(name) if name.isascii() else f"{name!r} ({ascii(name)[1:-1]})"
 
 
 def shorten_names(names: Sequence[str]) -> str:

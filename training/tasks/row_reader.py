@@ -16,7 +16,7 @@ from onecurve.training.tasks.sequences import (
     encode_plain,
 )
 from onecurve.training.tasks.texts import check_texts, find_text_problem
-from onecurve.training.tasks.token_spans import tokenize_parts
+from onecurve.training.tasks.token_spans import PLAIN, RENDERED, TEMPLATE, tokenize_parts
 
 
 def find_row_problem(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> str | None:
@@ -53,9 +53,10 @@ class RowReader:
 
         self._recipe, self._columns, self._rows = recipe, columns, rows
         self._has_prompts = recipe.prompt_column is not None
+        self._reading = PLAIN if recipe.split_special_tokens else RENDERED
         name = recipe.prompt_column or recipe.messages_column
         kind = pa.string() if name is None else rows.table.column(name).type
-        self._is_chat = recipe.messages_column is not None or pa.types.is_nested(kind)
+        self.is_chat = recipe.messages_column is not None or pa.types.is_nested(kind)
 
     def check(self) -> None:
         """Refuse the first row that is none of its kind.
@@ -64,7 +65,7 @@ class RowReader:
             BadInput: naming the row.
         """
         recipe, columns, rows = self._recipe, self._columns, self._rows
-        if not self._is_chat:
+        if not self.is_chat:
             if recipe.assistant_only_loss:
                 raise BadInput(
                     f"{rows.origin}: assistant_only_loss needs conversations, {recipe.prompt_column!r} holds text"
@@ -86,7 +87,7 @@ class RowReader:
         """
         recipe, rows = self._recipe, self._rows
         completion_only = self._has_prompts and recipe.completion_only_loss is not False
-        if self._is_chat:
+        if self.is_chat:
             self._check_template(tokenizer)
             prompts = rows.values(recipe.prompt_column or recipe.messages_column)
             if not self._has_prompts:
@@ -97,8 +98,10 @@ class RowReader:
             return encode_conversations(rows, whole, tokenizer, recipe.assistant_only_loss, num_before)
         if self._has_prompts:
             texts, completions = rows.values(recipe.prompt_column), rows.values(recipe.completion_column)
-            return encode_completions(texts, completions, tokenizer, completion_only)
-        return list(encode_plain(rows.values(recipe.text_column or "text"), tokenizer, recipe.max_length))
+            return encode_completions(texts, completions, tokenizer, completion_only, self._reading)
+        return list(
+            encode_plain(rows.values(recipe.text_column or "text"), tokenizer, recipe.max_length, self._reading)
+        )
 
     def encode_prompts(self, tokenizer: Any, max_tokens: int | None) -> list[list[int]]:
         """The tokens that a generation continues: a text or prompt, or a conversation up to the answer that is wanted.
@@ -113,7 +116,7 @@ class RowReader:
         """
         recipe, rows = self._recipe, self._rows
         texts = []
-        if self._is_chat:
+        if self.is_chat:
             self._check_template(tokenizer)
             for position, conversation in enumerate(
                 self._build(rows.values(recipe.prompt_column or recipe.messages_column))
@@ -126,7 +129,8 @@ class RowReader:
                     rows.refuse(position, str(error))
         else:
             texts = rows.values(recipe.prompt_column or recipe.text_column or "text")
-        prompts = [tokens for tokens, _ in tokenize_parts(tokenizer, texts, [()] * len(texts), not self._is_chat)]
+        reading = TEMPLATE if self.is_chat else self._reading
+        prompts = [tokens for tokens, _ in tokenize_parts(tokenizer, texts, [()] * len(texts), reading)]
         for position, tokens in enumerate(prompts):
             if max_tokens is not None and len(tokens) > max_tokens:
                 rows.refuse(

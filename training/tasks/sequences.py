@@ -9,7 +9,8 @@ from typing import Any
 from onecurve.training.tasks import chats
 from onecurve.training.tasks.base import NO_TARGET, Rows
 from onecurve.training.tasks.conversations import Conversation
-from onecurve.training.tasks.token_spans import Span, tokenize_parts
+from onecurve.training.tasks.special_tokens import GUARD
+from onecurve.training.tasks.token_spans import TEMPLATE, Reading, Span, tokenize_parts
 
 # A sample continues as many tokens of a plain text, at most half of it.
 _PROMPT_TOKENS = 32
@@ -29,12 +30,14 @@ class TokenSequence:
         targets: which of them are learned, as spans.
         prompt_length: how many stand before what a generation would write; 0 where that is not known.
         is_ended: whether each part that is learned has the token that ends it.
+        has_guard: whether a message writes a special token, which was read as plain text.
     """
 
     tokens: list[int]
     targets: Sequence[Span]
     prompt_length: int
     is_ended: bool = True
+    has_guard: bool = False
 
     @property
     def labels(self) -> list[int]:
@@ -45,21 +48,21 @@ class TokenSequence:
         return labels
 
 
-def encode_plain(texts: Sequence[str], tokenizer: Any, max_length: int) -> list[TokenSequence]:
+def encode_plain(texts: Sequence[str], tokenizer: Any, max_length: int, reading: Reading) -> list[TokenSequence]:
     """Texts, each with the tokenizer's own special tokens and its end-of-text token behind it; all tokens are targets.
 
     Args:
         max_length: tokens that will be left of a text, of which a sample continues half.
     """
     found = []
-    for tokens, _ in tokenize_parts(tokenizer, texts, [()] * len(texts), adds_special_tokens=True):
+    for tokens, _ in tokenize_parts(tokenizer, texts, [()] * len(texts), reading):
         tokens = [*tokens, tokenizer.eos_token_id]
         found.append(TokenSequence(tokens, [(0, len(tokens))], min(_PROMPT_TOKENS, min(len(tokens), max_length) // 2)))
     return found
 
 
 def encode_completions(
-    prompts: Sequence[str], completions: Sequence[str], tokenizer: Any, completion_only: bool
+    prompts: Sequence[str], completions: Sequence[str], tokenizer: Any, completion_only: bool, reading: Reading
 ) -> list[TokenSequence | None]:
     """Prompts with their completions directly behind, and the end-of-text token; None where the two share a token.
 
@@ -69,7 +72,7 @@ def encode_completions(
     texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     spans = [[(len(prompt), len(text))] for prompt, text in zip(prompts, texts, strict=True)]
     found: list[TokenSequence | None] = []
-    for tokens, parts in tokenize_parts(tokenizer, texts, spans, adds_special_tokens=True):
+    for tokens, parts in tokenize_parts(tokenizer, texts, spans, reading):
         if parts is None:
             found.append(None)
             continue
@@ -111,17 +114,17 @@ def encode_conversations(
     found: list[TokenSequence | None] = []
     special = {tokenizer.convert_tokens_to_ids(token) for token in ends}
     learns_all = not assistant_only and num_before is None
-    for prompt, (tokens, parts) in zip(
-        prompts, tokenize_parts(tokenizer, texts, spans_of_texts, adds_special_tokens=False), strict=True
+    for text, prompt, (tokens, parts) in zip(
+        texts, prompts, tokenize_parts(tokenizer, texts, spans_of_texts, TEMPLATE), strict=True
     ):
         if learns_all:
             start = parts[-1][0] if parts and prompt else 0
-            found.append(TokenSequence(tokens, [(0, len(tokens))], start))
+            found.append(TokenSequence(tokens, [(0, len(tokens))], start, has_guard=GUARD in text))
         elif parts is None:
             found.append(None)
         else:
             is_ended = all(tokens[end - 1] in special for _, end in parts)
-            found.append(TokenSequence(tokens, parts, parts[-1][0] if parts else 0, is_ended))
+            found.append(TokenSequence(tokens, parts, parts[-1][0] if parts else 0, is_ended, GUARD in text))
     return found
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Files, Number, Recipe
 from onecurve.training.tasks.base import Forward, Rows, Task
-from onecurve.training.tasks.texts import check_texts, encode_texts, find_text_problem
+from onecurve.training.tasks.texts import check_texts, encode_texts, find_text_problem, note_special_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +122,8 @@ class TextClassification(Task):
         if len(self.label_columns) > 1:
             return {"label_names": self.label_columns}
         names = labels.find_class_names(rows, self.label_columns[0], self.problem_type == "multi_label_classification")
+        if (line := labels.describe_near_duplicates(names)) is not None:
+            self.notes["labels"] = f"{rows.origin}: {line}"
         known = self.model_facts.get("label_names", [])
         return {"label_names": known if set(known) == set(names) and len(known) == len(names) else names}
 
@@ -155,6 +157,7 @@ class TextClassification(Task):
 
     def encode(self, rows: Rows, tokenizer: Any, with_targets: bool = True) -> dict[str, Any]:
         """Tokens, cut to `max_length`, and the label of each row."""
+        note_special_tokens(self, rows, self.text_columns, tokenizer)
         examples: dict[str, Any] = encode_texts(
             [rows.values(name) for name in self.text_columns], tokenizer, self.recipe
         )

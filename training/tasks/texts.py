@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Recipe
-from onecurve.training.tasks.base import Rows
+from onecurve.training.tasks.base import Rows, Task
+from onecurve.training.tasks.special_tokens import find_leaks, find_special_tokens, replace_leaks
 
 
 def find_text_problem(text: Any, name: str) -> str | None:
@@ -43,19 +45,54 @@ def check_texts(rows: Rows, columns: Sequence[str]) -> None:
 def encode_texts(texts: Sequence[Sequence[str]], tokenizer: Any, recipe: Recipe) -> dict[str, list[list[int]]]:
     """Tokens of texts or pairs of texts, cut to `max_length`, not padded; without the attention mask, which is all ones.
 
+    Nothing in a text becomes a special token: special_tokens.py.
+
     Args:
         texts: one list of texts, or two of the same length.
     """
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    leaks = find_leaks(tokenizer)
     if backend is not None and set(names) <= {"input_ids", "token_type_ids"}:
         # What transformers does in its call, without the offsets and masks, which are not needed.
         backend.no_padding()
         backend.enable_truncation(recipe.max_length, direction=tokenizer.truncation_side)
+        backend.encode_special_tokens = True
         encodings = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
         found = {"input_ids": [encoding.ids for encoding in encodings]}
+        if leaks:
+            masks = [encoding.special_tokens_mask for encoding in encodings]
+            found["input_ids"] = [replace_leaks(*pair, leaks) for pair in zip(found["input_ids"], masks, strict=True)]
         if "token_type_ids" in names:
             found["token_type_ids"] = [encoding.type_ids for encoding in encodings]
         return found
-    encoded = tokenizer(*texts, truncation=True, max_length=recipe.max_length, padding=False)
+    encoded = tokenizer(
+        *texts, truncation=True, max_length=recipe.max_length, padding=False, split_special_tokens=True,
+        return_special_tokens_mask=bool(leaks),
+    )  # fmt: skip
+    if leaks:
+        pairs = zip(encoded["input_ids"], encoded.pop("special_tokens_mask"), strict=True)
+        encoded["input_ids"] = [replace_leaks(*pair, leaks) for pair in pairs]
     return {name: values for name, values in encoded.items() if name != "attention_mask"}
+
+
+def note_special_tokens(
+    task: Task,
+    rows: Rows,
+    columns: Sequence[str],
+    tokenizer: Any,
+    advice: str = "A token that texts may use is added to the tokenizer with add_tokens",
+) -> None:
+    """Note the first row whose text writes one of the tokenizer's special tokens."""
+    if "special tokens" in task.notes:
+        return
+    pattern = re.compile("|".join(map(re.escape, find_special_tokens(tokenizer))))
+    for name in columns:
+        for position, text in enumerate(rows.values(name)):
+            if (found := pattern.search(text)) is not None:
+                task.notes["special tokens"] = (
+                    f"{rows.origin}, row {rows.numbers[position] + 1}: the text column {name!r} has {found[0]!r}, a special "
+                    "token of this tokenizer. Texts are read as plain text, here and in all rows: it is split like other "
+                    f"words. {advice}"
+                )
+                return

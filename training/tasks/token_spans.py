@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from dataclasses import dataclass, replace
+from itertools import chain, islice, pairwise
 from typing import Any, Literal
+
+from onecurve.training.tasks.special_tokens import GUARD
 
 Span = tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How special tokens come into the tokens of a text.
+
+    Attributes:
+        adds: whether the tokenizer puts its own before and behind.
+        splits: whether those that the text writes are read as plain text.
+    """
+
+    adds: bool
+    splits: bool
+
+
+PLAIN = Reading(adds=True, splits=True)
+"""What users wrote."""
+
+RENDERED = Reading(adds=True, splits=False)
+"""What users wrote with special tokens, such as chats that were rendered before."""
+
+TEMPLATE = Reading(adds=False, splits=False)
+"""What a chat template wrote: all special tokens but those that are guarded."""
+
+
 def tokenize_parts(
-    tokenizer: Any, texts: Sequence[str], spans_of_texts: Sequence[Sequence[Span]], adds_special_tokens: bool
+    tokenizer: Any, texts: Sequence[str], spans_of_texts: Sequence[Sequence[Span]], reading: Reading
 ) -> list[tuple[list[int], list[Span] | None]]:
     """Tokens of each text, and for each of its parts the tokens that it consists of.
 
@@ -20,16 +46,15 @@ def tokenize_parts(
 
     Args:
         spans_of_texts: of each text the characters of its parts, ascending and apart.
-        adds_special_tokens: whether the tokenizer puts its own tokens before the text.
     """
-    tokens_of_texts = _tokenize(tokenizer, texts, adds_special_tokens)
+    tokens_of_texts = _tokenize(tokenizer, texts, reading)
     borders = [list(chain.from_iterable(spans)) for spans in spans_of_texts]
     # All pieces between borders, each tokenized once. Where they add up to the whole, the borders are between tokens.
     cuts = [[0, *inner, len(text)] for text, inner in zip(texts, borders, strict=True)]
     firsts = [text[: places[1]] for text, places in zip(texts, cuts, strict=True)]
     others = [[text[a:b] for a, b in pairwise(places[1:])] for text, places in zip(texts, cuts, strict=True)]
-    of_firsts = _tokenize(tokenizer, firsts, adds_special_tokens)
-    of_others = iter(_tokenize(tokenizer, list(chain.from_iterable(others)), False))
+    of_firsts = _tokenize(tokenizer, firsts, reading)
+    of_others = iter(_tokenize(tokenizer, list(chain.from_iterable(others)), replace(reading, adds=False)))
     found: list[tuple[list[int], list[Span] | None]] = []
     for text, tokens, inner, first, rest in zip(texts, tokens_of_texts, borders, of_firsts, others, strict=True):
         pieces = [first, *(next(of_others) for _ in rest)]
@@ -37,32 +62,38 @@ def tokenize_parts(
         if list(chain.from_iterable(pieces)) == tokens:
             ends = _accumulate(map(len, pieces))[: len(inner)]
         else:
-            ends = _find_ends(tokenizer, text, tokens, inner, adds_special_tokens)
+            ends = _find_ends(tokenizer, text, tokens, inner, reading)
         found.append((tokens, None if ends is None else list(zip(ends[::2], ends[1::2], strict=True))))
     return found
 
 
 def _find_ends(
-    tokenizer: Any, text: str, tokens: list[int], borders: Sequence[int], adds_special_tokens: bool
+    tokenizer: Any, text: str, tokens: list[int], borders: Sequence[int], reading: Reading
 ) -> list[int] | None:
     """How many tokens stand before each border; None where the text up to one has other tokens than the whole begins with."""
-    beginnings = _tokenize(tokenizer, [text[:border] for border in borders], adds_special_tokens)
+    beginnings = _tokenize(tokenizer, [text[:border] for border in borders], reading)
     if any(beginning != tokens[: len(beginning)] for beginning in beginnings):
         return None
     return [len(beginning) for beginning in beginnings]
 
 
-def _tokenize(tokenizer: Any, texts: Sequence[str], adds_special_tokens: bool) -> list[list[int]]:
-    if not texts:
+def _tokenize(tokenizer: Any, texts: Sequence[str], reading: Reading) -> list[list[int]]:
+    # Each guard parts a special token that a user wrote, so the pieces between guards hold none but the template's.
+    pieces_of_texts = [text.split(GUARD) if not reading.splits else [text] for text in texts]
+    pieces = list(chain.from_iterable(pieces_of_texts))
+    if not pieces:
         return []
-    found: list[list[int]] = tokenizer(
-        list(texts),
-        add_special_tokens=adds_special_tokens,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-    )["input_ids"]
-    return found
+    found = iter(
+        tokenizer(
+            pieces,
+            add_special_tokens=reading.adds,
+            split_special_tokens=reading.splits,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+        )["input_ids"]
+    )
+    return [list(chain.from_iterable(islice(found, len(pieces)))) for pieces in pieces_of_texts]
 
 
 def _accumulate(lengths: Any) -> list[int]:

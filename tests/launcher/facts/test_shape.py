@@ -66,6 +66,7 @@ def test_a_last_layer_is_planned_as_it_is_trained(model_type: str, settings: dic
     assert build_shape(model.config.to_dict(), head_outputs=5).reads_first_token == last_layer.install(model)
 
 
+@pytest.mark.slow
 def test_an_unknown_type_is_counted_from_its_weights(tmp_path: Path, tiny_model: Path) -> None:
     config = json.loads((tiny_model / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "new"}), encoding="utf-8")
@@ -77,7 +78,8 @@ def test_an_unknown_type_is_counted_from_its_weights(tmp_path: Path, tiny_model:
     assert shape.num_parameters == known - 2 * 33  # The stored weights have no head yet.
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"model_type": "bert"}', "[]"])
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["{", "{}", '{"model_type": "new"}', "[]"])
 def test_what_is_no_transformer_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(UnreadableModel, match=r"config\.json"):
@@ -92,6 +94,7 @@ def test_a_token_meets_only_its_experts() -> None:
     assert count_flops(shape, 1, 0) == 6 * 3 * (shape.layer_parameters - shape.idle_parameters)
 
 
+@pytest.mark.slow
 def test_experts_of_an_unknown_kind_are_counted_from_weights_or_not_at_all(
     tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
@@ -109,3 +112,33 @@ def test_experts_of_an_unknown_kind_are_counted_from_weights_or_not_at_all(
     save_file({"a": torch.zeros(300, 1000)}, tmp_path / "model.safetensors")
     shape = load_shape(str(tmp_path))
     assert (shape.num_parameters, shape.layer_parameters) == (300_000, (300_000 - 100 * 24) // 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "settings", "num_layers"),
+    [
+        ("bart", {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "vocab_size": 100}, 5),
+        ("albert", {"hidden_size": 24, "embedding_size": 8, "num_attention_heads": 2, "num_hidden_layers": 6}, 6),
+        ("bert", {}, 12),
+    ],
+)
+def test_a_family_that_the_arithmetic_does_not_know_is_counted_from_the_model(
+    model_type: str, settings: dict[str, Any], num_layers: int, tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    config = {"model_type": model_type, **settings}  # What a config.json lacks is the family's default.
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shape = load_shape(str(tmp_path))
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(**config))
+    assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.num_layers == num_layers
+    assert 0 < shape.layer_parameters * (num_layers if model_type != "albert" else 1) < shape.num_parameters
+    assert not shape.knows_activations
+    told = messages(
+        {**recipe, "model_name_or_path": str(tmp_path), "tokenizer_name": recipe["model_name_or_path"]}, machine()
+    )
+    assert not any("transformer" in line for line in told), "nothing is refused for being unknown"

@@ -204,8 +204,8 @@ def test_what_the_disk_gives_back_is_compared_with_what_was_saved(
 ) -> None:
     write = save_file
 
-    def spoil_one(tensors: Any, path: Path) -> None:
-        write({name: tensor + (name == "0.bias") for name, tensor in tensors.items()}, path)
+    def spoil_one(tensors: Any, path: Path, *others: Any) -> None:
+        write({name: tensor + (name == "0.bias") for name, tensor in tensors.items()}, path, *others)
 
     monkeypatch.setattr(checkpoint_writer, "save_file", spoil_one)
     with pytest.raises(Fault, match=naming("0.bias")):

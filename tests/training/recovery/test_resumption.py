@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from onecurve.training.recovery.resumption import describe_last_evaluation
+from onecurve.training.recovery.resumption import describe_evaluation
 from onecurve.training.run_directory import RunDirectory
 from tests.messages import names
 
@@ -18,6 +18,6 @@ def test_the_last_evaluation_is_described_in_a_line(tmp_path: Path) -> None:
     ]
     run = RunDirectory(tmp_path)
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert names(describe_last_evaluation(run), "step 10", "eval_loss 0.2500", "eval_accuracy 0.9000")
+    assert names(describe_evaluation(run), "step 10", "eval_loss 0.2500", "eval_accuracy 0.9000")
     run.metrics.write_text(json.dumps(lines[2]) + "\n")
-    assert describe_last_evaluation(run) == "not evaluated"
+    assert describe_evaluation(run) == "not evaluated"

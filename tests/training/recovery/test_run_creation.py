@@ -46,6 +46,17 @@ def test_each_start_is_counted(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "environment.json").read_text())["num_starts"] == number
 
 
+def test_each_starts_environment_is_kept(tmp_path: Path) -> None:
+    resolved = resolve(tmp_path)
+    run = RunDirectory.of(resolved.recipe)
+    for version in ("2.12", "2.13", "2.14"):
+        with RunLock(run) as lock:
+            create_run(run, lock, resolved, {"packages": {"torch": version}})
+    kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "environments").iterdir())]
+    kept.append(json.loads(run.environment.read_text()))
+    assert [(each["num_starts"], each["packages"]["torch"]) for each in kept] == [(1, "2.12"), (2, "2.13"), (3, "2.14")]
+
+
 def test_a_folder_that_can_hold_a_run_is_accepted(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "new", tmp_path / "new" / "below"):
         check_writable(RunDirectory(path))

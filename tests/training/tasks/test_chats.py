@@ -182,7 +182,12 @@ def test_an_example_without_a_target_is_left_out_and_counted(encode: Encode) -> 
 
 
 def test_a_text_with_two_beginnings_is_refused(encode: Encode, tokenizer: Any, tmp_path: Path) -> None:
-    keys = {"messages_column": None, "text_column": "text"}
+    keys: dict[str, Any] = {"messages_column": None, "text_column": "text"}
+    _, examples = encode(None, [{"text": "<s><s>twice"}], **keys)
+    assert tokenizer.convert_tokens_to_ids("<s>") not in examples["input_ids"][0], (
+        "by itself a text writes no special token"
+    )
+    keys["split_special_tokens"] = False
     with pytest.raises(BadInput, match=naming("row 2", "'<s>'")):
         encode(None, [{"text": "<s>once"}, {"text": "<s><s>twice"}], **keys)
 
@@ -201,7 +206,7 @@ def test_a_conversation_begins_once_where_template_and_tokenizer_would_both_begi
         _, examples = encode(None, [{"text": "once"}], messages_column=None)
         assert examples["input_ids"][0].count(start) == 1
         with pytest.raises(BadInput, match=naming("row 1", "'<s>'")):
-            encode(None, [{"text": "<s>once more"}], messages_column=None)
+            encode(None, [{"text": "<s>once more"}], messages_column=None, split_special_tokens=False)
         with pytest.raises(BadInput, match=naming("row 1", "'<s>'")):
             encode("<s>" + templates.LLAMA3, [{"messages": CHAT}])
     finally:

@@ -13,9 +13,15 @@ import pytest
 
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks.base import Rows
-from onecurve.training.tasks.labels import encode_lists, find_class_names, find_label_problem, read_numbers
+from onecurve.training.tasks.labels import (
+    describe_near_duplicates,
+    encode_lists,
+    find_class_names,
+    find_label_problem,
+    read_numbers,
+)
 from tests.conftest import Run
-from tests.messages import naming
+from tests.messages import names, naming
 
 
 def rows_of(**columns: Any) -> Rows:
@@ -77,3 +83,37 @@ def test_the_same_labels_in_another_order_keep_the_models(
     assert second.exit_code == 0, second.stderr
     assert second.evaluations[0]["eval_loss"] == pytest.approx(first.evaluations[-1]["eval_loss"], rel=1e-5)
     assert second.evaluations[0]["eval_accuracy"] == first.evaluations[-1]["eval_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "needed"),
+    [
+        (["neg", "pos", "pos "], ("'pos'", "'pos '")),
+        (["Sport", "politics", "sport"], ("'Sport'", "'sport'")),
+        (["Stra\u00dfe", "Strasse"], ("'Strasse'", "Stra\\xdfe")),
+        (["caf\u00e9", "cafe\u0301", "tea"], ("caf\\xe9", "cafe\\u0301")),
+        (["a b", "a\u00a0b", "c"], ("'a b'", "a\\xa0b")),
+        (["a b", "a  b"], ("'a b'", "'a  b'")),
+    ],
+)
+def test_labels_that_look_alike_are_named(labels: list[str], needed: tuple[str, ...]) -> None:
+    assert names(describe_near_duplicates(labels), *needed)
+
+
+@pytest.mark.parametrize("labels", [["pos", "neg"], ["0", "1"], ["007", "7"], ["a", "\u00e4"]])
+def test_different_labels_are_not(labels: list[str]) -> None:
+    assert describe_near_duplicates(labels) is None
+
+
+def test_look_alikes_are_told_once_and_learned_as_they_are(
+    recipe: dict[str, Any], train: Callable[[dict[str, Any]], Run], tmp_path: Path
+) -> None:
+    rows = [{"text": f"word{number}", "label": ("pos", "pos ")[number % 2]} for number in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe |= {"train_file": str(tmp_path / "rows.jsonl"), "max_train_steps": 1}
+    del recipe["validation_file"]
+    for folder in ("first", "from the cache"):
+        run = train({**recipe, "output_dir": str(tmp_path / folder)})
+        assert run.exit_code == 0, run.stderr
+        assert names(run.stdout, str(tmp_path / "rows.jsonl"), "'pos'", "'pos '")
+        assert run.stdout.count("'pos '") == 1

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from onecurve.training.cache import find_cache
+
 if TYPE_CHECKING:
     from evaluate import Metric
 
@@ -26,7 +28,9 @@ def build_metrics(problem_type: str, num_labels: int) -> list[Metric]:
     else:
         kinds = [Accuracy, PrecisionRecallF1, MatthewsCorrelation]
     config_name = "multilabel" if problem_type == "multi_label_classification" else "default"
-    metrics = [kind(config_name=config_name, keep_in_memory=True) for kind in kinds]
+    # `evaluate` makes a folder all the same: in our cache, because the hub's may be read-only.
+    folder = str(find_cache() / "metrics")
+    metrics = [kind(config_name=config_name, keep_in_memory=True, cache_dir=folder) for kind in kinds]
     for metric in metrics:
         metric.num_labels = num_labels
     return metrics

@@ -1,0 +1,147 @@
+"""With metric_for_best_model a run ends with its best model, as load_best_model_at_end does; every checkpoint is a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tests.conftest import Launch, Run
+from tests.messages import names
+
+Settings = dict[str, Any]
+Train = Callable[[Mapping[str, Any]], Run]
+
+# The learning rate rises until it is far too high: the loss is lowest early, and never after the last step.
+OVERSHOOTS = {
+    "learning_rate": 0.3, "lr_scheduler_type": "constant_with_warmup", "num_warmup_steps": 24, "max_train_steps": 24,
+    "eval_steps": 4, "checkpointing_steps": 4,    "metric_for_best_model": "eval_loss",
+}  # fmt: skip
+
+
+def find_best(run: Run) -> dict[str, Any]:
+    best = min(run.evaluations, key=lambda line: line["eval_loss"])
+    assert best["step"] < run.steps[-1]["step"], "the settings have to overshoot"
+    return best
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return found
+
+
+def is_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_ends_with_best(run: Run) -> None:
+    """final/ and all that is reported are of the best evaluation."""
+    assert run.exit_code == 0, run.stderr
+    best = find_best(run)
+    assert is_same(weights(run.path / "final"), weights(run.path / "best"))
+    assert (run.path / "best").resolve().name == f"step_{best['step']:08d}"
+    metrics = {name: value for name, value in best.items() if name.startswith("eval_")}
+    assert run.read("eval_report.json")["metrics"] == pytest.approx(metrics, rel=1e-5)
+    rows = [json.loads(line) for line in (run.path / "eval_predictions.jsonl").read_text().splitlines()]
+    assert sum(row["label"] == row["prediction"] for row in rows) / len(rows) == metrics["eval_accuracy"]
+    assert f"{metrics['eval_loss']:.4f}" in (run.path / "final" / "README.md").read_text()
+    assert names(run.stdout, f"step {best['step']}", f"{run.steps[-1]['step']}", "final")
+
+
+def test_final_and_reports_are_of_the_best_model(recipe: Settings, train: Train) -> None:
+    run = train({**recipe, **OVERSHOOTS})
+    assert_ends_with_best(run)
+    last = weights(run.path / "checkpoints" / f"step_{run.steps[-1]['step']:08d}")
+    assert not is_same(weights(run.path / "final"), last)
+    again = train({**recipe, **OVERSHOOTS})
+    assert names(again.stdout, f"step {find_best(run)['step']}", f"{find_best(run)['eval_loss']:.4f}")
+
+
+def test_every_checkpoint_is_a_model_to_load_and_to_predict_with(
+    recipe: Settings, train: Train, tmp_path: Path
+) -> None:
+    from onecurve.training.outcome import report_outcome
+    from onecurve.training.parallel.accelerator import forget_state
+    from onecurve.training.predict import main
+
+    run = train({**recipe, **OVERSHOOTS})
+    for folder in (run.path / "checkpoints").iterdir():
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        assert is_same(model.state_dict(), weights(folder))
+        assert model.config.id2label[0] == "business"
+        assert AutoTokenizer.from_pretrained(folder)("a").input_ids == [101, 1037, 102]
+
+    def predict(*flags: str) -> str:
+        output = tmp_path / "labelled.jsonl"
+        words = ["--run", str(run.path), "--input", recipe["validation_file"], "--output", str(output)]
+        try:
+            assert report_outcome(main, [*words, *flags, "--overwrite", "true"]) == 0
+        finally:
+            forget_state()
+        return output.read_text()
+
+    final = predict()
+    assert final == predict("--checkpoint", "best") == predict("--checkpoint", str(find_best(run)["step"]))
+    assert final != predict("--checkpoint", "24")
+    assert predict("--checkpoint", "24") == predict("--checkpoint", "step_00000024")
+
+
+def test_a_best_model_that_is_missing_is_not_hidden(recipe: Settings, train: Train, tmp_path: Path) -> None:
+    run = train({**recipe, **OVERSHOOTS, "output_dir": str(tmp_path / "first")})
+    best = find_best(run)["step"]
+    kept = run.path / "checkpoints" / "step_00000020"
+    shutil.rmtree((run.path / "best").resolve())
+    other = train({**recipe, **OVERSHOOTS, "resume": str(kept), "output_dir": str(tmp_path / "other")})
+    assert other.exit_code == 0, other.stderr
+    assert names(other.stdout, f"step_{best:08d}", "missing")
+    assert is_same(weights(other.path / "final"), weights(other.path / "best"))
+    assert (other.path / "best").resolve().name == "step_00000024"
+
+
+def test_a_corrupt_best_model_is_told(recipe: Settings, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
+
+    hold = CheckpointWriter.hold
+
+    def spoil_best(writer: CheckpointWriter, progress: Any) -> None:
+        hold(writer, progress)
+        if progress.step == 24 and progress.best_step != 24:
+            (writer.run.best / "model.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(CheckpointWriter, "hold", spoil_best)
+    run = train({**recipe, **OVERSHOOTS})
+    assert run.exit_code == 0, run.stderr
+    assert names(run.stdout, "step_00000004", "model.safetensors", "last")
+    assert is_same(weights(run.path / "final"), weights(run.path / "checkpoints" / "step_00000024"))
+    assert run.read("eval_report.json")["metrics"]["eval_loss"] == run.evaluations[-1]["eval_loss"]
+
+
+def test_the_best_model_of_the_run_that_a_checkpoint_comes_from_counts(
+    recipe: Settings, train: Train, tmp_path: Path
+) -> None:
+    run = train({**recipe, **OVERSHOOTS, "output_dir": str(tmp_path / "first")})
+    named = run.path / "checkpoints" / "step_00000020"
+    other = train({**recipe, **OVERSHOOTS, "resume": str(named), "output_dir": str(tmp_path / "other")})
+    assert other.exit_code == 0, other.stderr
+    shutil.rmtree(run.path / "checkpoints")
+    assert is_same(weights(other.path / "final"), weights(run.path / "final"))
+    assert is_same(weights(other.path / "final"), weights(other.path / "best"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "precision"),
+    [("fsdp", "no"), ("deepspeed_zero1", "bf16"), ("deepspeed_zero3", "bf16")],
+)
+def test_every_strategy_ends_with_the_best_model(
+    recipe: Settings, launch: Launch, topology: str, precision: str
+) -> None:
+    settings = {**recipe, **OVERSHOOTS, "mixed_precision": precision}
+    assert_ends_with_best(launch(settings, topology=topology, num_processes=2))
