@@ -175,7 +175,7 @@ def _join(
     notes = [start.message if start else None, *loaded.notes]
     accelerator = build_accelerator(recipe, model, watchdog.collective_timeout)
     if start is not None:
-        start = agree_on_start(accelerator, start, data)
+        start = agree_on_start(accelerator, start, data, model)
         if start.checkpoint is not None:
             load_weights(start.checkpoint, model)
     if accelerator.device.type == "cpu":

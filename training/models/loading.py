@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 from onecurve.training.architectures import count_positions
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput
+from onecurve.training.models.adapters import Adapter, choose_trained, find_adapter, load_adapter, open_adapter
 from onecurve.training.tasks.base import Task
 
 # The names under which model configs keep dropout probabilities (BERT, DistilBERT, GPT-2, Llama, ModernBERT, ...).
@@ -32,10 +33,14 @@ def load_config(recipe: Recipe) -> Any:
     Raises:
         BadInput: the folder is no model, has no safetensors weights, or the name can't be found.
     """
+    adapter = find_adapter(recipe)
+    recipe = _name_base(recipe, adapter)
     _check_folder(recipe)
     try:
         config = AutoConfig.from_pretrained(
-            recipe.model_name_or_path, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
+            (adapter and adapter.model_config) or recipe.model_name_or_path,
+            revision=recipe.model_revision,
+            trust_remote_code=recipe.trust_remote_code,
         )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and its hub client's own.
         raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
@@ -45,6 +50,10 @@ def load_config(recipe: Recipe) -> Any:
             f"max_length: {recipe.max_length} is more than the {positions} positions of {recipe.model_name_or_path}"
         )
     return config
+
+
+def _name_base(recipe: Recipe, adapter: Adapter | None) -> Recipe:
+    return recipe if adapter is None else recipe.model_copy(update={"model_name_or_path": adapter.base})
 
 
 def _check_folder(recipe: Recipe) -> None:
@@ -124,8 +133,11 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
     """The pretrained model with the task's head; a new head's weights depend on the seed alone.
 
     Raises:
-        BadInput: the weights can't be loaded, or the attention implementation is not there.
+        BadInput: the weights can't be loaded, the attention implementation is not there, or names of what is trained fit
+            nothing.
     """
+    adapter = find_adapter(recipe)
+    name = _name_base(recipe, adapter).model_name_or_path
     task.configure(config)
     config.pad_token_id = tokenizer.pad_token_id  # A decoder's head looks for the last token that is not this one.
     if recipe.dropout is not None:
@@ -135,7 +147,7 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
     set_seed(recipe.seed)  # A new head's weights are the same on every process.
     try:
         model: torch.nn.Module = load_model_class(task).from_pretrained(
-            recipe.model_name_or_path,
+            name,
             config=config,
             revision=recipe.model_revision,
             trust_remote_code=recipe.trust_remote_code,
@@ -146,10 +158,28 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
             dtype=_master_dtype(),
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
+        raise BadInput(_describe_load_error("model_name_or_path", name, error)) from None
     task.configure_model(model, tokenizer)
+    set_seed(recipe.seed)  # So are an adapter's, whatever was drawn while the model was loaded.
+    choose_trained(model, recipe, task, adapter)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    return model
+
+
+def load_trained_model(folder: Path, recipe: Recipe, task: Task) -> Any:
+    """The model of final/ in float32, with its adapter if it has one."""
+    adapter = open_adapter(folder)
+    model = load_model_class(task).from_pretrained(
+        folder if adapter is None else adapter.base,
+        config=None if adapter is None else AutoConfig.from_pretrained(adapter.model_config),
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=recipe.trust_remote_code,
+        **({} if adapter is None else {"revision": recipe.model_revision, "ignore_mismatched_sizes": True}),
+    )
+    if adapter is not None:
+        load_adapter(model, adapter)
     return model
 
 
