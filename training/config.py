@@ -214,6 +214,8 @@ def _find_adapter_contradictions(recipe: Recipe) -> list[str]:
     own = [key for key in changed if key not in ("adapter_name_or_path", "base_dtype")]
     if recipe.adapter_name_or_path is not None and own:
         return [f"{key}: adapter_name_or_path brings its own; remove one of them" for key in own]
+    if recipe.base_dtype == "bfloat16" and recipe.mixed_precision != "bf16":
+        return ["base_dtype: bfloat16 needs mixed_precision: bf16, because a product has one type"]
     if recipe.freeze:
         return ["freeze: an adapter leaves all weights of the model as they are; remove one of them"]
     return []

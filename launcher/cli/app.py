@@ -17,6 +17,7 @@ from onecurve.launcher.cli.cancel import cancel
 from onecurve.launcher.cli.check import check
 from onecurve.launcher.cli.compare import compare
 from onecurve.launcher.cli.fetch import fetch
+from onecurve.launcher.cli.merge import merge
 from onecurve.launcher.cli.options import TAKES_RECIPE_KEYS
 from onecurve.launcher.cli.plan import plan
 from onecurve.launcher.cli.predict import predict
@@ -46,6 +47,7 @@ app.command()(compare)
 app.command()(watch)
 app.command()(report)
 app.command()(predict)
+app.command()(merge)
 
 
 def main() -> None:

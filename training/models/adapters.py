@@ -204,6 +204,20 @@ def load_adapter(model: torch.nn.Module, adapter: Adapter, is_trained: bool = Fa
             parameter.data.copy_(value)
 
 
+def merge_adapter(model: torch.nn.Module) -> None:
+    """Add a loaded adapter to the model's weights, in their own type; what is left is a plain model of transformers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[_NAME])
+    del model.peft_config
+
+
 def list_trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Names and parameters that are trained."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

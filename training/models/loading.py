@@ -179,6 +179,9 @@ def load_trained_model(folder: Path, recipe: Recipe, task: Task) -> Any:
         **({} if adapter is None else {"revision": recipe.model_revision, "ignore_mismatched_sizes": True}),
     )
     if adapter is not None:
+        if recipe.base_dtype == "bfloat16":  # The adapter was trained beside rounded weights.
+            for parameter in model.parameters():
+                parameter.data = parameter.data.bfloat16().float()
         load_adapter(model, adapter)
     return model
 
