@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from onecurve.training.recipe import (
     FREE_KEYS,
+    AdapterKeys,
     DataKeys,
     EvaluationKeys,
     MemoryKeys,
@@ -30,6 +31,7 @@ PAGE = Path(__file__).parent / "recipes.md"
 
 SECTIONS = {
     "Task and model": ModelKeys,
+    "What is trained": AdapterKeys,
     "Data": DataKeys,
     "The mathematics of a step": StepKeys,
     "Memory and speed": MemoryKeys,

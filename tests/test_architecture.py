@@ -57,7 +57,7 @@ TRAINING_ORDER = (
 # What the launcher may import: the ground floor, what a task declares, and how a file is read. None of it imports torch.
 FOR_THE_LAUNCHER = (*GROUND_FLOOR, *DECLARATIONS, "data.sources", "data.tables")
 # These run as scripts: nothing imports them.
-SCRIPTS = ("run", "predict", "chat", "check", "fetch", "describe_recipe", "describe_model", "measure_products")
+SCRIPTS = ("run", "predict", "chat", "merge", "check", "fetch", "describe_recipe", "describe_model", "measure_products")
 
 
 def part_of(name: str, package: str) -> str | None:

@@ -180,7 +180,7 @@ def _join(
     recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
     accelerator = _join_group(recipe, model, outcome, watchdog)
     if start is not None:
-        start = agree_on_start(accelerator, run, start, data)
+        start = agree_on_start(accelerator, run, start, data, model)
         if start.checkpoint is not None:
             load_weights(start.checkpoint, model)
     if accelerator.device.type == "cpu":

@@ -19,7 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from onecurve.training import recipe_yaml
-from onecurve.training.recipe import FREE_KEYS, Recipe, RecipeError, find_nearest
+from onecurve.training.recipe import ADAPTER_KEYS, FREE_KEYS, Recipe, RecipeError, find_nearest
 from onecurve.training.recipe_yaml import Nodes, compose_recipe, construct_values, parse_flag
 from onecurve.training.tasks import TASKS, Task, find_task
 
@@ -205,7 +205,21 @@ def find_contradictions(recipe: Recipe, task: type[Task]) -> list[str]:
         )
     if recipe.early_stopping_patience is not None and recipe.metric_for_best_model is None:
         problems.append("early_stopping_patience: needs metric_for_best_model to say what 'better' means")
-    return problems + task.find_contradictions(recipe)
+    return problems + _find_adapter_contradictions(recipe) + task.find_contradictions(recipe)
+
+
+def _find_adapter_contradictions(recipe: Recipe) -> list[str]:
+    changed = [key for key in ADAPTER_KEYS if getattr(recipe, key) != Recipe.model_fields[key].default]
+    if recipe.adapter == "none":
+        return [f"{key}: only an adapter reads it; set adapter: lora, or remove it" for key in changed]
+    own = [key for key in changed if key not in ("adapter_name_or_path", "base_dtype")]
+    if recipe.adapter_name_or_path is not None and own:
+        return [f"{key}: adapter_name_or_path brings its own; remove one of them" for key in own]
+    if recipe.base_dtype == "bfloat16" and recipe.mixed_precision != "bf16":
+        return ["base_dtype: bfloat16 needs mixed_precision: bf16, because a product has one type"]
+    if recipe.freeze:
+        return ["freeze: an adapter leaves all weights of the model as they are; remove one of them"]
+    return []
 
 
 def _describe_unknown(key: str, task: type[Task]) -> str:

@@ -51,7 +51,7 @@ from onecurve.training.data.tables import (
 )
 from onecurve.training.errors import BadInput, Preempted
 from onecurve.training.lasting_output import protect_output
-from onecurve.training.models.loading import load_model_class, load_tokenizer
+from onecurve.training.models.loading import load_tokenizer, load_trained_model
 from onecurve.training.parallel.launch import (
     Launch,
     check_processes,
@@ -217,9 +217,7 @@ def label_file(
     """
     task = build_task(recipe)
     check_rows(survey, task)
-    model = load_model_class(task).from_pretrained(
-        request.model, dtype=torch.float32, use_safetensors=True, trust_remote_code=recipe.trust_remote_code
-    )
+    model = load_trained_model(request.model, recipe, task)
     model.to(accelerator.device).eval()
     task.read_config(model.config)
     task.facts = task.model_facts

@@ -80,6 +80,7 @@ Integer = Annotated[int, BeforeValidator(_reject_bool)]
 Number = Annotated[float, BeforeValidator(_reject_non_finite)]
 PathText = Annotated[str, BeforeValidator(_expand_path)]
 Files = Annotated[tuple[str, ...], BeforeValidator(_to_list)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_to_list)]
 
 SCHEDULER_TYPES = Literal[
     "linear",
@@ -116,6 +117,42 @@ class ModelKeys(_Keys):
     dropout: Annotated[Number, Field(ge=0, lt=1)] | None = Field(
         None, description="sets every dropout probability of the model; none keeps the model's own"
     )
+
+
+class AdapterKeys(_Keys):
+    """Which of the model's weights are trained. The names are PEFT's."""
+
+    adapter: Literal["none", "lora"] = Field(
+        "none", description="lora trains small matrices beside the model's own weights, which stay as they are"
+    )
+    lora_r: Annotated[Integer, Field(ge=1)] = Field(8, description="rank of the matrices")
+    lora_alpha: Annotated[Number, Field(gt=0)] = Field(
+        16, description="their product is scaled by lora_alpha / lora_r; with use_rslora by lora_alpha / sqrt(lora_r)"
+    )
+    lora_dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(0.0, description="dropout of what they read")
+    lora_target_modules: Literal["all-linear"] | Names = Field(
+        "all-linear",
+        description="ends of the names of the layers that get them; all-linear is every linear layer but the head",
+    )
+    use_dora: bool = Field(False, description="DoRA: a trained magnitude for each output as well (Liu et al. 2024)")
+    use_rslora: bool = Field(False, description="scaling that suits large ranks (Kalajdzievski 2023)")
+    modules_to_save: Names = Field(
+        (), description="modules that are trained whole; a new head is one of them by itself"
+    )
+    adapter_name_or_path: PathText | None = Field(
+        None, description="an adapter to go on with: a folder with adapter_config.json; its own lora_ settings hold"
+    )
+    base_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="type of the weights that are not trained; bfloat16 halves their memory"
+    )
+    freeze: Names = Field(
+        (),
+        description="without an adapter: patterns of names of parameters that are not trained, such as bert.embeddings.*",
+    )
+
+
+# Keys that only adapters read.
+ADAPTER_KEYS = tuple(name for name in AdapterKeys.model_fields if name not in ("adapter", "freeze"))
 
 
 class DataKeys(_Keys):
@@ -244,7 +281,7 @@ class OutputKeys(_Keys):
 
 
 # pydantic puts the fields of the last base first.
-class Recipe(OutputKeys, EvaluationKeys, MemoryKeys, StepKeys, DataKeys, ModelKeys):
+class Recipe(OutputKeys, EvaluationKeys, MemoryKeys, StepKeys, DataKeys, AdapterKeys, ModelKeys):
     """What is trained. Keys have the names that `transformers` users know; topology is never among them."""
 
 

@@ -18,6 +18,7 @@ from onecurve.launcher.cli.chat import chat
 from onecurve.launcher.cli.check import check
 from onecurve.launcher.cli.compare import compare
 from onecurve.launcher.cli.fetch import fetch
+from onecurve.launcher.cli.merge import merge
 from onecurve.launcher.cli.options import TAKES_RECIPE_KEYS
 from onecurve.launcher.cli.plan import plan
 from onecurve.launcher.cli.predict import predict
@@ -48,6 +49,7 @@ app.command()(watch)
 app.command()(report)
 app.command()(predict)
 app.command()(chat)
+app.command()(merge)
 
 
 def main() -> None:

@@ -1,13 +1,18 @@
-"""Recipes and run directories."""
+"""Recipes, run directories, and a tiny decoder."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from onecurve.training.config import ResolvedRecipe, load_recipe
 from onecurve.training.recovery.run_creation import create_run
 from onecurve.training.recovery.run_lock import RunLock
 from onecurve.training.run_directory import RunDirectory
+from tests.conftest import TINY
+from tools.decoders import build_decoder
 
 
 def resolve(folder: Path, **flags: str) -> ResolvedRecipe:
@@ -21,3 +26,23 @@ def make_run(folder: Path) -> RunDirectory:
     with RunLock(run) as lock:
         create_run(run, lock, resolved, {})
     return run
+
+
+@pytest.fixture(scope="session")
+def decoder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with two layers of random weights, tied, whose tokenizer adds no token of its own."""
+    return build_decoder(tmp_path_factory.mktemp("decoder") / "llama")
+
+
+@pytest.fixture
+def causal(decoder: Path, news: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings of a training of a causal language model on plain texts that takes a second."""
+    settings = {key: value for key, value in TINY.items() if key != "dropout"}
+    return {
+        "task": "causal_lm",
+        "model_name_or_path": str(decoder),
+        "train_file": str(news / "train.jsonl"),
+        "validation_file": str(news / "validation.jsonl"),
+        "output_dir": str(tmp_path / "run"),
+        **settings,
+    }

@@ -10,11 +10,21 @@ import torch
 import transformers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from onecurve.training.architectures import count_positions
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput
+from onecurve.training.models.adapters import (
+    Adapter,
+    choose_trained,
+    find_adapter,
+    load_adapter,
+    load_trained_weights,
+    open_adapter,
+)
+from onecurve.training.models.saving import MODEL_CONFIG
+from onecurve.training.run_directory import WEIGHTS_FILE
 from onecurve.training.tasks.base import Task
 from onecurve.training.tasks.special_tokens import split_special_tokens
 
@@ -33,10 +43,14 @@ def load_config(recipe: Recipe) -> Any:
     Raises:
         BadInput: the folder is no model, has no safetensors weights, or the name can't be found.
     """
+    adapter = find_adapter(recipe)
+    recipe = _name_base(recipe, adapter)
     _check_folder(recipe)
     try:
         config = AutoConfig.from_pretrained(
-            recipe.model_name_or_path, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
+            (adapter and adapter.model_config) or recipe.model_name_or_path,
+            revision=recipe.model_revision,
+            trust_remote_code=recipe.trust_remote_code,
         )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and its hub client's own.
         raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
@@ -46,6 +60,10 @@ def load_config(recipe: Recipe) -> Any:
             f"max_length: {recipe.max_length} is more than the {positions} positions of {recipe.model_name_or_path}"
         )
     return config
+
+
+def _name_base(recipe: Recipe, adapter: Adapter | None) -> Recipe:
+    return recipe if adapter is None else recipe.model_copy(update={"model_name_or_path": adapter.base})
 
 
 def _check_folder(recipe: Recipe) -> None:
@@ -126,8 +144,11 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
     """The pretrained model with the task's head; a new head's weights depend on the seed alone.
 
     Raises:
-        BadInput: the weights can't be loaded, or the attention implementation is not there.
+        BadInput: the weights can't be loaded, the attention implementation is not there, or names of what is trained fit
+            nothing.
     """
+    adapter = find_adapter(recipe)
+    name = _name_base(recipe, adapter).model_name_or_path
     task.configure(config)
     config.pad_token_id = tokenizer.pad_token_id  # A decoder's head looks for the last token that is not this one.
     if recipe.dropout is not None:
@@ -137,7 +158,7 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
     set_seed(recipe.seed)  # A new head's weights are the same on every process.
     try:
         model: torch.nn.Module = load_model_class(task).from_pretrained(
-            recipe.model_name_or_path,
+            name,
             config=config,
             revision=recipe.model_revision,
             trust_remote_code=recipe.trust_remote_code,
@@ -148,10 +169,38 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
             dtype=_master_dtype(),
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
+        raise BadInput(_describe_load_error("model_name_or_path", name, error)) from None
     task.configure_model(model, tokenizer)
+    set_seed(recipe.seed)  # So are an adapter's, whatever was drawn while the model was loaded.
+    choose_trained(model, recipe, task, adapter)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    return model
+
+
+def load_trained_model(folder: Path, recipe: Recipe, task: Task) -> Any:
+    """The model of final/ or of a checkpoint in float32, with its adapter if it has one.
+
+    Args:
+        recipe: of the run.
+    """
+    more: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code, "use_safetensors": True}
+    if recipe.adapter == "none":
+        return load_model_class(task).from_pretrained(folder, dtype=torch.float32, **more)
+    adapter, started_from = open_adapter(folder), find_adapter(recipe)
+    base = _name_base(recipe, adapter or started_from).model_name_or_path
+    more |= {"config": AutoConfig.from_pretrained(folder / MODEL_CONFIG), "revision": recipe.model_revision}
+    model = load_model_class(task).from_pretrained(base, dtype=torch.float32, ignore_mismatched_sizes=True, **more)
+    if recipe.base_dtype == "bfloat16":  # The adapter was trained beside rounded weights.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16().float()
+    if adapter is not None:
+        load_adapter(model, adapter)
+    else:
+        choose_trained(model, recipe.model_copy(update={"base_dtype": "float32"}), task, started_from)
+        load_trained_weights(model, folder / WEIGHTS_FILE)
+    if model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 

@@ -6,6 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
+MODEL_CONFIG = "model_config.json"
+"""The config of an adapter's model. Under its usual name, transformers would look for the model's weights beside it."""
+
 
 def save_config_and_tokenizer(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write what `from_pretrained` needs beside the weights, as `save_pretrained` of the model and the tokenizer does.
@@ -13,10 +16,15 @@ def save_config_and_tokenizer(model: Any, tokenizer: Any, folder: Path) -> None:
     Args:
         model: of transformers, not prepared.
     """
+    save_config(model, folder, "config.json" if not hasattr(model, "peft_config") else MODEL_CONFIG)
+    tokenizer.save_pretrained(folder)
+
+
+def save_config(model: Any, folder: Path, name: str) -> None:
+    """Write the model's config under a name, and how it generates."""
     config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # FSDP2 makes a class of its own.
     config.dtype = str(model.dtype).removeprefix("torch.")
-    config.save_pretrained(folder)
+    config.to_json_file(folder / name)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from onecurve.training.config import Recipe
-from onecurve.training.errors import WrongTopology
+from onecurve.training.errors import BadInput, WrongTopology
 from onecurve.training.parallel import rehearsal
 from onecurve.training.parallel.launch import Launch, check_store
 
@@ -81,6 +81,14 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
         set_engine(accelerator.deepspeed_plugin.deepspeed_config, recipe)
         # The whole model is loaded already and the engine shards it. While this is set, transformers would load shards.
         unset_hf_deepspeed_config()
+    if recipe.base_dtype != "float32" and accelerator.distributed_type in (
+        DistributedType.DEEPSPEED,
+        DistributedType.FSDP,
+    ):
+        raise BadInput(
+            f"base_dtype: {recipe.base_dtype} is for one process and DDP; FSDP2 and DeepSpeed hold all weights of a layer in one "
+            "type, so take float32: they divide it among the processes"
+        )
     _choose_sharded_layers(accelerator, model)
     _reduce_in_float32(accelerator)
     return accelerator

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from onecurve.training.errors import BadInput
+from onecurve.training.models.adapters import has_adapter
 from onecurve.training.parallel import deepspeed_states
 from onecurve.training.run_directory import MOMENTS_FILE, WEIGHTS_FILE
 
@@ -29,7 +30,7 @@ NamedTensors = Iterator[tuple[str, torch.Tensor]]
 
 def count_state_bytes(model: torch.nn.Module) -> int:
     """Bytes of the weights, buffers and moments of a model that is not prepared yet."""
-    weights: int = sum(value.nbytes for value in model.state_dict().values())
+    weights: int = sum(value.nbytes for _, value in _list_saved(model))
     trained: int = sum(value.nbytes for value in model.parameters() if value.requires_grad)
     return weights + len(MOMENTS) * trained
 
@@ -40,7 +41,7 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     Raises:
         BadInput: the checkpoint is of another model.
     """
-    own = model.state_dict()
+    own = {name: value.detach() for name, value in _list_saved(model)}
     with safe_open(checkpoint / WEIGHTS_FILE, "pt") as file:
         if names := set(own) ^ set(file.keys()):
             raise BadInput(f"{checkpoint} is of another model: only one of them has {', '.join(sorted(names)[:5])}")
@@ -54,9 +55,17 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
             value.copy_(saved)
 
 
+def _list_saved(model: torch.nn.Module) -> NamedTensors:
+    """What a checkpoint holds of a model that is not wrapped. An adapter's base is named in the run instead."""
+    is_frozen = has_adapter(model)
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not (is_frozen and isinstance(value, torch.nn.Parameter) and not value.requires_grad):
+            yield name, value
+
+
 def whole_weights(accelerator: Accelerator, model: torch.nn.Module) -> NamedTensors:
-    """Each weight and saved buffer, whole. Every rank must iterate over all of them."""
-    for name, value in unwrap(model).state_dict(keep_vars=True).items():
+    """Each weight and saved buffer, whole; with an adapter only what is trained. Every rank must iterate over all of them."""
+    for name, value in _list_saved(unwrap(model)):
         if _uses_deepspeed(accelerator) and isinstance(value, torch.nn.Parameter):
             value = deepspeed_states.read_weight(value)
         yield _plain(name), _whole(value)

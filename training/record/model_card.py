@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,8 +25,11 @@ def build_model_card(recipe: Recipe, task: Task, metrics: Mapping[str, float]) -
             "seed",
         )
     )
+    name = recipe.model_name_or_path
+    base = "" if Path(name).exists() else f"base_model: {json.dumps(name)}\n"  # A name on the hub.
+    library = "transformers" if recipe.adapter == "none" else "peft"
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: {task.pipeline_tag}\n---\n\n"
+        f"---\nlibrary_name: {library}\n{base}pipeline_tag: {task.pipeline_tag}\n---\n\n"
         f"# {Path(recipe.model_name_or_path).name}, fine-tuned on {data}\n\n{task.describe_card()}"
         f"| metric on the validation data | value |\n|---|---|\n{rows}\n\nSettings:\n\n{settings}\n\n"
         "Trained with Onecurve.\n"

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from onecurve.training.errors import Fault
+from onecurve.training.models.adapters import has_adapter, save_adapter
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.loss_scale import read_loss_scale
 from onecurve.training.parallel.states import NamedTensors, Tensors, count_updates, unwrap, whole_moments, whole_weights
@@ -122,9 +123,12 @@ class CheckpointWriter:
 
         def fill(staging: Path) -> None:
             check_free_space(target, self._weights.count_bytes())
-            inner.save_pretrained(staging, state_dict=dict(self._weights.tensors))
             tokenizer.save_pretrained(staging)
             (staging / "README.md").write_text(model_card, encoding="utf-8")
+            if has_adapter(inner):
+                save_adapter(inner, self._weights.tensors, staging)
+                return
+            inner.save_pretrained(staging, state_dict=dict(self._weights.tensors))
             dtype = next(iter(self._weights.tensors.values())).dtype
             again = type(inner).from_pretrained(staging, dtype=dtype).state_dict()
             for name, tensor in self._weights.tensors.items():

@@ -115,6 +115,8 @@ class Task(ABC):
         main_metrics: those that people look at first, without prefix.
         pipeline_tag: the hub's name for the task, in the model card.
         auto_class: the class of transformers that loads the model, by name.
+        peft_task_type: PEFT's name for the task.
+        has_new_head: whether the model's head is trained for the task, and so is not in most pretrained models.
         ragged_results: results with a value for each token of an example.
         unbatched_features: features of prepared examples that no batch carries.
         converses: whether `answer` answers messages.
@@ -129,6 +131,8 @@ class Task(ABC):
     main_metrics: ClassVar[tuple[str, ...]] = ("loss",)
     pipeline_tag: ClassVar[str] = ""
     auto_class: ClassVar[str] = "AutoModel"
+    peft_task_type: ClassVar[str | None] = None
+    has_new_head: ClassVar[bool] = True
     ragged_results: ClassVar[frozenset[str]] = frozenset()
     unbatched_features: ClassVar[frozenset[str]] = frozenset({"row"})
     converses: ClassVar[bool] = False

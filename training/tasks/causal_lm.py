@@ -92,6 +92,8 @@ class CausalLM(Task):
     main_metrics = ("loss", "perplexity", "accuracy")
     pipeline_tag = "text-generation"
     auto_class = "AutoModelForCausalLM"
+    peft_task_type = "CAUSAL_LM"
+    has_new_head = False
     unbatched_features = frozenset({"row", "prompt_length"})
     converses = True
     packs = True

@@ -50,6 +50,7 @@ class TextClassification(Task):
     main_metrics = ("loss", "accuracy", "f1_macro", "matthews_correlation", "mse", "mae", "pearson")
     pipeline_tag = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
+    peft_task_type = "SEQ_CLS"
 
     def __init__(self, recipe: TextClassificationRecipe) -> None:
         super().__init__(recipe)

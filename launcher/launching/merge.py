@@ -1,0 +1,13 @@
+"""`onecurve merge`: runs training/merge.py in a process of its own, because the launcher must not import what that needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def merge_adapter(run: Path, output: Path, root: Path) -> int:
+    """Write the model that a run's adapter makes; returns the exit code: 0, 1 if it is another model, 2 if there is none."""
+    words = [f"--run={run}", f"--output={output}"]
+    return subprocess.run([sys.executable, str(root / "training" / "merge.py"), *words], check=False).returncode
