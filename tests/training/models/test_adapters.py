@@ -33,7 +33,7 @@ def load_with_peft(run: Run, base: str) -> torch.nn.Module:
     model = AutoModelForSequenceClassification.from_pretrained(base, config=config, ignore_mismatched_sizes=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers has renamed.
-        return PeftModel.from_pretrained(model, run.path / "final").eval()  # type: ignore[no-any-return]
+        return PeftModel.from_pretrained(model, run.path / "final").eval()
 
 
 def compute_logits(model: torch.nn.Module) -> torch.Tensor:

@@ -13,10 +13,12 @@ import yaml
 from accelerate import Accelerator
 
 from onecurve.launcher.planning import memory
-from onecurve.training.config import Recipe
+from onecurve.training.config import build_recipe
 from onecurve.training.parallel import accelerator as module
 from onecurve.training.parallel.accelerator import build_accelerator, forget_state, set_engine
 from tests.conftest import ROOT
+
+RECIPE = build_recipe({"model_name_or_path": "m", "train_file": "t"})
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +59,7 @@ def test_torch_compile_does_not_change_the_precision_of_float32(monkeypatch: pyt
 def test_zero_reduces_gradients_while_others_are_computed(stage: int, overlaps: bool | None) -> None:
     """ZeRO-3 does by default. Buckets take what the plan counts."""
     config: dict[str, Any] = {"zero_optimization": {"stage": stage}}
-    set_engine(config, Recipe(model_name_or_path="m", train_file=("t",)))
+    set_engine(config, RECIPE)
     zero = config["zero_optimization"]
     assert zero.get("overlap_comm") is overlaps
     assert 2 * zero.get("reduce_bucket_size", memory._ZERO_BUCKET // 2) == memory._ZERO_BUCKET
@@ -65,7 +67,7 @@ def test_zero_reduces_gradients_while_others_are_computed(stage: int, overlaps: 
 
 def test_what_a_file_of_deepspeeds_sets_stays() -> None:
     config: dict[str, Any] = {"zero_optimization": {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 7}}
-    set_engine(config, Recipe(model_name_or_path="m", train_file=("t",)))
+    set_engine(config, RECIPE)
     assert config["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 7}
 
 
