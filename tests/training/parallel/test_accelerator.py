@@ -28,7 +28,7 @@ def forget() -> Iterator[None]:
 
 
 def build(**settings: Any) -> Accelerator:
-    recipe = Recipe(model_name_or_path="m", train_file=("t",), **settings)
+    recipe = build_recipe({"model_name_or_path": "m", "train_file": "t", **settings})
     return build_accelerator(recipe, torch.nn.Linear(1, 1), timedelta(seconds=10))
 
 
