@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import Any
 
@@ -200,20 +200,14 @@ def _attend_rows(
 ) -> torch.Tensor:
     """Each row a sequence: [examples, heads, length, head size] -> [examples, length, heads, head size]."""
     length = query.shape[2]
-    has_window = window is not None and window < length
-    is_odd = softcap is not None or sinks is not None
-    # What the CPU's own attention is quicker at: `cpu_dropout.attend` decides, but its way needs the mask.
-    draws = draws_bytes and (dropout > 0 or query.dtype == torch.bfloat16) and torch.is_grad_enabled()
-    seen = None
-    if has_window or is_odd or draws:
-        seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-        seen = seen.triu(1 - window) if has_window and window is not None else seen
-    if is_odd and seen is not None:
-        return _attend_plainly(module, query, key, value, seen, dropout, scaling, softcap, sinks)
-    if draws and seen is not None:
-        hidden = torch.zeros(length, length, dtype=query.dtype).masked_fill_(~seen, torch.finfo(query.dtype).min)
-        mask = hidden.expand(len(query), 1, length, length)
+    window = None if window is None or window >= length else window
+    if softcap is not None or sinks is not None:
+        return _attend_plainly(module, query, key, value, dropout, scaling, window, softcap, sinks)
+    if draws_bytes and (dropout > 0 or query.dtype == torch.bfloat16) and torch.is_grad_enabled():
+        # What the CPU's own attention is quicker at: `cpu_dropout.attend` decides, but its way needs a mask.
+        mask = _build_mask_of_rows(length, window, query.device, query.dtype)[None, None]
         return cpu_dropout.attend(module, query, key, value, mask, dropout=dropout, scaling=scaling)[0]
+    seen = None if window is None else _build_mask_of_rows(length, window, query.device)
     context: torch.Tensor
     context, _ = sdpa_attention_forward(
         module, query, key, value, seen, dropout=dropout, scaling=scaling, is_causal=seen is None
@@ -222,14 +216,31 @@ def _attend_rows(
     return context
 
 
+def _build_mask_of_rows(
+    length: int, window: int | None, device: torch.device, dtype: torch.dtype = torch.bool
+) -> torch.Tensor:
+    """[length, length] what each token sees: true, or 0 and else the lowest number; the corner of a larger one."""
+    size = 1 << (length - 1).bit_length()
+    return _build_large_mask(size, window, device, dtype)[:length, :length]
+
+
+@lru_cache(maxsize=8)  # All layers and nearly all lengths of a training share a few masks.
+def _build_large_mask(size: int, window: int | None, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    seen = torch.ones(size, size, dtype=torch.bool, device=device).tril()
+    seen = seen if window is None else seen.triu(1 - window)
+    if dtype == torch.bool:
+        return seen
+    return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
 def _attend_plainly(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    seen: torch.Tensor,
     dropout: float,
     scaling: float | None,
+    window: int | None,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
@@ -240,7 +251,7 @@ def _attend_plainly(
     scores = scores.float() if scores.element_size() < 4 else scores
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~seen, float("-inf"))
+    scores = scores + _build_mask_of_rows(query.shape[2], window, query.device, scores.dtype)
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
     weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]].to(value.dtype)

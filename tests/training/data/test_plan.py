@@ -43,6 +43,7 @@ class Case:
     num_processes: int
     max_examples: int
     max_tokens: int | None
+    is_packed: bool = False
 
     def plan(self, num_processes: int | None = None, start_step: int = 0, epochs: int = 1) -> TrainingPlan:
         return TrainingPlan(
@@ -52,6 +53,7 @@ class Case:
             self.max_examples,
             self.max_tokens,
             start_step=start_step,
+            is_packed=self.is_packed,
         )
 
 
@@ -62,7 +64,7 @@ def cases(draw: st.DrawFn) -> Case:
     longest = 1 if lengths is None else int(lengths.max())
     order = Order(num_examples, draw(st.integers(1, 64)), draw(SEEDS), lengths, draw(st.integers(1, 8)))
     max_tokens = draw(st.none() | st.integers(longest, 4 * longest))
-    return Case(order, draw(st.integers(1, 9)), draw(st.integers(1, 20)), max_tokens)
+    return Case(order, draw(st.integers(1, 9)), draw(st.integers(1, 20)), max_tokens, draw(st.booleans()))
 
 
 def real(micro_batches: list[MicroBatch]) -> list[int]:
@@ -229,10 +231,19 @@ def test_micro_batches_partition_the_global_batch_within_their_bounds(case: Case
             assert micro_batch.is_last == (micro_batch.position == num_rounds - 1)
             assert micro_batch.num_examples == len(batch)
             assert 1 <= len(micro_batch.indices) <= case.max_examples
-            longest = 1 if lengths is None else int(lengths[micro_batch.indices].max())
             if case.max_tokens is not None:
-                assert len(micro_batch.indices) * longest <= case.max_tokens
+                assert count_tokens(case, micro_batch) <= case.max_tokens
+            together = [count_tokens(case, each) for each in micro_batches if not each.is_empty]
+            assert micro_batch.num_padded_tokens == (len(batch) if lengths is None else sum(together))
         assert sum(micro_batch.is_last for micro_batch in micro_batches) == case.num_processes
+
+
+def count_tokens(case: Case, micro_batch: MicroBatch) -> int:
+    """What a micro-batch takes in memory."""
+    if case.order.lengths is None:
+        return len(micro_batch.indices)
+    lengths = case.order.lengths[micro_batch.indices]
+    return int(lengths.sum() if case.is_packed else len(lengths) * lengths.max())
 
 
 @quick
@@ -247,6 +258,10 @@ def test_padding_counts_against_the_bound_on_tokens(
     pieces = cut_micro_batches(examples, lengths, num_processes, num_examples, max_tokens)
     assert sorted(np.concatenate(pieces).tolist()) == list(range(num_examples))
     assert max(len(piece) * int(lengths[piece].max()) for piece in pieces if len(piece)) <= max_tokens
+    packed = cut_micro_batches(examples, lengths, num_processes, num_examples, max_tokens, is_packed=True)
+    assert sorted(np.concatenate(packed).tolist()) == list(range(num_examples))
+    assert max(int(lengths[piece].sum()) for piece in packed) <= max_tokens
+    assert len(packed) <= len(pieces)
 
 
 @quick
@@ -358,13 +373,18 @@ def test_the_count_of_a_step_is_over_all_processes(case: Case, seed: int) -> Non
 
 @quick
 @given(
-    st.integers(1, 300), st.integers(1, 40), st.integers(1, 24), st.none() | st.integers(1, 2000), st.integers(0, 99)
+    st.integers(1, 300),
+    st.integers(1, 40),
+    st.integers(1, 24),
+    st.none() | st.integers(1, 2000),
+    st.integers(0, 99),
+    st.booleans(),
 )
 def test_an_evaluation_visits_each_example_once_in_micro_batches_of_no_topology(
-    num_examples: int, num_processes: int, max_examples: int, max_tokens: int | None, seed: int
+    num_examples: int, num_processes: int, max_examples: int, max_tokens: int | None, seed: int, is_packed: bool
 ) -> None:
     lengths = make_lengths(num_examples, seed)
-    plan = EvaluationPlan(lengths, num_processes, max_examples, max_tokens)
+    plan = EvaluationPlan(lengths, num_processes, max_examples, max_tokens, is_packed)
     micro_batches = list(plan)
     assert real(micro_batches) == list(range(num_examples))
     assert len(micro_batches) == len(plan)
@@ -372,8 +392,10 @@ def test_an_evaluation_visits_each_example_once_in_micro_batches_of_no_topology(
     for micro_batch in micro_batches:
         size = len(micro_batch.indices)
         assert 1 <= size <= max_examples
-        assert max_tokens is None or size == 1 or size * lengths[micro_batch.indices].max() <= max_tokens
-    alone = list(EvaluationPlan(lengths, 1, max_examples, max_tokens))
+        of_each = lengths[micro_batch.indices]
+        tokens = of_each.sum() if is_packed else size * of_each.max()
+        assert max_tokens is None or size == 1 or tokens <= max_tokens
+    alone = list(EvaluationPlan(lengths, 1, max_examples, max_tokens, is_packed))
     filled = [micro_batch.indices.tolist() for micro_batch in micro_batches if not micro_batch.is_empty]
     assert filled == [micro_batch.indices.tolist() for micro_batch in alone]
     assert not any(micro_batch.is_empty for micro_batch in micro_batches[: len(alone)]), "stand-ins come last"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, MambaConfig, T5Config
 
@@ -130,6 +131,59 @@ def test_the_mean_over_masks_is_the_attention_without_dropout() -> None:
 
     mean = torch.stack([attend(0.25) for _ in range(1000)]).mean(0)
     assert (mean - attend(0.0)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_the_kernel_of_gpus_is_asked_for_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of torch's kernel, which runs on GPUs alone, what its documentation says of it."""
+    model = build_decoder(CONFIGS[family]())
+    attention.install(model)
+    layout = Layout(is_packed=True)
+    batch = collate(layout, build_sequences())
+    expected = compute(model, batch, layout)
+    calls = []
+
+    def attend(query: Any, key: Any, value: Any, starts: Any, of_keys: Any, longest: int, _: int, **more: Any) -> Any:
+        calls.append(longest)
+        assert more["enable_gqa"]
+        places = torch.arange(len(query))
+        of_token = torch.bucketize(places, starts[1:], right=True)
+        distance = places[:, None] - places[None]
+        left, right = more["window_size"]
+        seen = (of_token[:, None] == of_token[None]) & (distance >= -right)
+        seen = seen & (distance <= left) if left >= 0 else seen
+        key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
+        scores = torch.einsum("qhd,khd->hqk", query, key) * (more["scale"] or query.shape[-1] ** -0.5)
+        return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), value)
+
+    monkeypatch.setattr(attention, "varlen_attn", attend)
+    monkeypatch.setattr(attention, "has_kernel", lambda *what: True)
+    assert deviation(compute(model, batch, layout), expected) < 1e-5
+    assert calls == [max(LENGTHS)] * 2
+
+
+def test_torchs_kernel_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arguments, and the shapes of it and of its derivative, on tensors without values."""
+    monkeypatch.setattr(attention, "has_kernel", lambda *what: True)
+    with FakeTensorMode():
+        query, key, value = (
+            torch.empty(1, heads, 17, 8, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)
+        )
+        offsets = torch.empty(4, dtype=torch.int32)
+        context, _ = attention.attend(
+            torch.nn.Module(),
+            query,
+            key,
+            value,
+            None,
+            sliding_window=4,
+            sequence_lengths=(5, 5, 7),
+            sequence_offsets=offsets,
+        )
+        assert (context.shape, context.dtype) == ((1, 17, 4, 8), torch.bfloat16)
+        torch.autograd.backward(context.sum())
+        assert key.grad is not None
+        assert key.grad.shape == key.shape
 
 
 def test_recomputed_layers_keep_sequences_apart() -> None:

@@ -36,6 +36,11 @@ def test_tokens_are_halved_down_to_the_longest_example_and_then_examples() -> No
     assert max_examples < 10
 
 
+def test_packed_tokens_are_counted_without_padding() -> None:
+    packed = TrainingPlan(Order(10, 10, 42, LENGTHS), 5, 1, 64, 40, is_packed=True)
+    assert shrink(packed, 0) == (64, 14), "half of the 28 that the largest micro-batch has"
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
