@@ -117,6 +117,8 @@ class Task(ABC):
         auto_class: the class of transformers that loads the model, by name.
         ragged_results: results with a value for each token of an example.
         unbatched_features: features of prepared examples that no batch carries.
+        predicts_tokens: whether the model has an output for each word of its vocabulary at each token, and losses come from
+            training/tasks/token_losses.py.
         packs: whether `forward` takes packed batches as well. Its model must be causal and give `logits` for each token.
         facts: what was learned from the training data; plain values, kept with the prepared data.
         model_facts: what the pretrained model's config says of this task, such as its labels; plain values.
@@ -130,6 +132,7 @@ class Task(ABC):
     ragged_results: ClassVar[frozenset[str]] = frozenset()
     unbatched_features: ClassVar[frozenset[str]] = frozenset({"row"})
     packs: ClassVar[bool] = False
+    predicts_tokens: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

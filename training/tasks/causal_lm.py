@@ -86,6 +86,7 @@ class CausalLM(Task):
     auto_class = "AutoModelForCausalLM"
     unbatched_features = frozenset({"row", "prompt_length"})
     packs = True
+    predicts_tokens = True
 
     def __init__(self, recipe: CausalLMRecipe) -> None:
         super().__init__(recipe)
