@@ -134,7 +134,7 @@ def test_nothing_of_a_chunk_is_left_when_the_next_begins(batch: Batch) -> None:
     """Logits, and the gradient of the weights that a chunk adds: each is as large as the largest tensors of a model."""
     model = build()
     token_losses(model, *batch, 4)  # Tried before.
-    layer, alive = model.lm_head, []
+    layer, alive = model.lm_head, list[weakref.ref[torch.Tensor]]()
     own, grad = layer.forward, torch.autograd.grad
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
