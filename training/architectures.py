@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 # Classifiers that read the first token alone, by config.model_type; their classes are named <prefix>ForSequenceClassification.
 # The last layer of these computes that token only (models/last_layer.py).
@@ -26,6 +26,15 @@ _POSITIONS_BEHIND_PADDING = frozenset(
 
 # Models that see only how far apart two tokens are: a text may have any length.
 _RELATIVE_POSITIONS = frozenset({"longt5", "mt5", "switch_transformers", "t5", "transfo-xl", "umt5", "xlnet"})
+
+# Bytes of float32 logits that `loss_chunk_tokens: auto` aims at: enough for fast products, little beside a model.
+_CHUNK_BYTES = 128 * 2**20
+_FEWEST_CHUNK_TOKENS = 64
+
+
+def choose_chunk_tokens(wanted: int | Literal["auto"], vocab_size: int) -> int:
+    """How many tokens' logits a language model's loss holds in memory at once, for a recipe's loss_chunk_tokens."""
+    return max(_FEWEST_CHUNK_TOKENS, _CHUNK_BYTES // (4 * vocab_size)) if wanted == "auto" else wanted
 
 
 def count_positions(config: Mapping[str, Any]) -> int | None:

@@ -31,6 +31,7 @@ def describe_recipe(arguments: Sequence[str]) -> dict[str, Any]:
         "values": resolved.recipe.model_dump(mode="json"),
         "sources": dict(resolved.sources),
         "eval_only": resolved.eval_only,
+        "predicts_tokens": task.predicts_tokens,
         "columns": {name: task.columns(resolved.recipe, with_targets=name == "all") for name in ("all", "inputs")},
     }
 

@@ -42,7 +42,7 @@ def plan(options: PlanOptions) -> int:
     """
     from onecurve.launcher.facts.machine import detect_machine
     from onecurve.launcher.facts.product_rates import measure_product_rates
-    from onecurve.launcher.facts.recipes import load_recipe
+    from onecurve.launcher.facts.recipes import load_recipe, predicts_tokens
     from onecurve.launcher.facts.shape import load_shape
     from onecurve.launcher.planning.data_estimate import estimate_data
     from onecurve.launcher.planning.devices import Cluster, describe_devices, parse_devices
@@ -62,7 +62,9 @@ def plan(options: PlanOptions) -> int:
     if options.host_memory is not None:
         host_bytes = int(options.host_memory * GIB)
     cluster = Cluster(devices=devices, num_nodes=options.nodes, host_bytes=host_bytes, mfu=options.mfu)
-    result = build_plan(recipe, load_shape(recipe.model_name_or_path), estimate_data(recipe), cluster)
+    result = build_plan(
+        recipe, load_shape(recipe.model_name_or_path, predicts_tokens(recipe)), estimate_data(recipe), cluster
+    )
     if options.as_json:
         print(json.dumps(plan_to_json(result), indent=2))
     else:

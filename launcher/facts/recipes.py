@@ -24,6 +24,7 @@ class _OutsideRecipe(Recipe):
     """A recipe whose task lies outside the project; validated by that task already."""
 
     _columns: dict[str, Columns] = PrivateAttr(default_factory=dict)
+    _predicts_tokens: bool = PrivateAttr(default=False)
 
 
 def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> ResolvedRecipe:
@@ -44,13 +45,13 @@ def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> Res
         raise RecipeError(path or "the command line", [f"task: its file could not be read: {reason}"]) from None
     if "problems" in answer:
         raise RecipeError(answer["origin"], answer["problems"])
-    return ResolvedRecipe(_build(answer["values"], answer["columns"]), answer["sources"], answer["eval_only"])
+    return ResolvedRecipe(_build(answer["values"], answer), answer["sources"], answer["eval_only"])
 
 
-def _build(values: Mapping[str, Any], columns: dict[str, Columns]) -> Recipe:
+def _build(values: Mapping[str, Any], answer: Mapping[str, Any]) -> Recipe:
     own: dict[str, Any] = {key: (Any, value) for key, value in values.items() if key not in Recipe.model_fields}
     recipe = create_model("OutsideRecipe", __base__=_OutsideRecipe, **own)(**values)
-    recipe._columns = columns
+    recipe._columns, recipe._predicts_tokens = answer["columns"], answer["predicts_tokens"]
     return recipe
 
 
@@ -59,6 +60,11 @@ def find_columns(recipe: Recipe, with_targets: bool = True) -> Columns:
     if isinstance(recipe, _OutsideRecipe):
         return recipe._columns["all" if with_targets else "inputs"]
     return find_task(recipe.task).columns(recipe, with_targets)
+
+
+def predicts_tokens(recipe: Recipe) -> bool:
+    """Whether the recipe's model has an output for each word of its vocabulary at each token."""
+    return recipe._predicts_tokens if isinstance(recipe, _OutsideRecipe) else find_task(recipe.task).predicts_tokens
 
 
 def find_row_problem(recipe: Recipe, row: Mapping[str, Any], with_targets: bool = True) -> str | None:

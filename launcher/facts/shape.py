@@ -25,6 +25,8 @@ _GATED_TYPES = (
     "modernbert",
 )
 _DECODER_TYPES = (*_GATED_TYPES[:-1], "gpt2", "gpt_neox", "opt", "phi")
+# Families whose config.json says only when output layer and embeddings do not share weights.
+_TIED_TYPES = ("gpt2", "opt", "gemma", "gemma2", "gemma3_text")
 # Outputs of the head: a config.json does not say how many, and their parameters are few beside all others.
 _HEAD_OUTPUTS = 2
 
@@ -41,6 +43,8 @@ class ModelShape:
         is_exact: `num_parameters` was counted, not estimated for a model type that is not known here.
         dropout: of the attention probabilities; above 0 the CPU's attention keeps them.
         knows_activations: whether it is known what a layer keeps for the backward pass; else memory is without that.
+        predicts_tokens: whether the head has an output for each word of the vocabulary at each token.
+        is_tied: whether such a head has the token embeddings' weights.
     """
 
     model_type: str
@@ -60,6 +64,8 @@ class ModelShape:
     dropout: float
     idle_parameters: int = 0
     knows_activations: bool = True
+    predicts_tokens: bool = False
+    is_tied: bool = False
 
     @property
     def embedding_parameters(self) -> int:
@@ -69,11 +75,14 @@ class ModelShape:
     @property
     def reads_first_token(self) -> bool:
         """Whether the head reads the first token alone, so that the last layer need not compute the others."""
-        return self.model_type in FIRST_TOKEN_CLASSIFIERS and not self.is_decoder
+        return self.model_type in FIRST_TOKEN_CLASSIFIERS and not self.is_decoder and not self.predicts_tokens
 
 
-def load_shape(model: str) -> ModelShape:
+def load_shape(model: str, predicts_tokens: bool = False) -> ModelShape:
     """Read a model's shape from its folder, from a config.json, or from the hub's cache on this machine.
+
+    Args:
+        predicts_tokens: whether its head is a language model's.
 
     Raises:
         UnreadableModel: there is no config.json, or it does not describe a transformer.
@@ -87,7 +96,7 @@ def load_shape(model: str) -> ModelShape:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        shape = _build_or_none(config)
+        shape = _build_or_none(config, predicts_tokens)
     except (OSError, ValueError) as error:
         raise UnreadableModel(f"{path} can't be read: {error}") from None
     if shape is not None and shape.is_exact:
@@ -109,9 +118,9 @@ def load_shape(model: str) -> ModelShape:
     return shape
 
 
-def _build_or_none(config: Any) -> ModelShape | None:
+def _build_or_none(config: Any, predicts_tokens: bool) -> ModelShape | None:
     try:
-        return build_shape(config)
+        return build_shape(config, predicts_tokens=predicts_tokens)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None
 
@@ -134,11 +143,14 @@ def _build_counted(config: Mapping[str, Any], answer: Mapping[str, Any]) -> Mode
     )
 
 
-def build_shape(config: Mapping[str, Any], head_outputs: int = _HEAD_OUTPUTS) -> ModelShape:
+def build_shape(
+    config: Mapping[str, Any], head_outputs: int = _HEAD_OUTPUTS, predicts_tokens: bool = False
+) -> ModelShape:
     """A shape from the content of a config.json.
 
     Args:
         head_outputs: outputs of the head that training puts on the model.
+        predicts_tokens: the head is a language model's instead, with an output for each word.
 
     Raises:
         KeyError: a number that every transformer needs is missing.
@@ -173,6 +185,9 @@ def build_shape(config: Mapping[str, Any], head_outputs: int = _HEAD_OUTPUTS) ->
         "is_decoder": model_type in _DECODER_TYPES,
         "dropout": _attention_dropout(config),
     }
+    is_tied = predicts_tokens and bool(config.get("tie_word_embeddings", model_type in _TIED_TYPES))
+    if predicts_tokens:
+        head_outputs = 0 if is_tied else values["vocab_size"]
     count = _COUNTS.get(model_type)
     layer, rest = (count or _count_unknown)(config, values, head_outputs)
     if model_type == "mixtral":
@@ -184,6 +199,8 @@ def build_shape(config: Mapping[str, Any], head_outputs: int = _HEAD_OUTPUTS) ->
         num_parameters=values["num_layers"] * layer + rest,
         layer_parameters=layer,
         is_exact=count is not None,
+        predicts_tokens=predicts_tokens,
+        is_tied=is_tied,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from onecurve.launcher.errors import UnreadableModel
 from onecurve.launcher.facts.machine import Machine
+from onecurve.launcher.facts.recipes import predicts_tokens
 from onecurve.launcher.facts.shape import ModelShape, load_shape
 from onecurve.launcher.planning.memory import (
     CPU_OVERHEAD_BYTES,
@@ -68,7 +69,7 @@ def pick_topology(
         reasons = (f"found     {machine.describe()}", f"chosen    {name}", "because   --topology was given")
         return build_topology(root, machine, name, num_processes, reasons)
     try:
-        shape = load_shape(recipe.model_name_or_path)
+        shape = load_shape(recipe.model_name_or_path, predicts_tokens(recipe))
     except UnreadableModel:
         shape = None
     work = build_work(recipe, shape, machine.kind, recipe.max_length, count_processes(machine, num_processes))

@@ -11,11 +11,13 @@ def count_flops(shape: ModelShape, num_tokens: float, length: float, gradient_ch
 
     6 for each parameter in a matrix product that a token goes through, and 12 x layers x hidden x length for each token's
     attention (Chowdhery et al. 2022, "PaLM", appendix B; half of the latter for a decoder's triangle). Recomputing the forward
-    costs a third more (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
+    costs a third more (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"); a language model's head is not
+    computed again, and is counted for every token, although only targets need it.
     """
     in_products = shape.num_layers * (shape.layer_parameters - shape.idle_parameters)
     attention = 12 * shape.num_layers * shape.num_heads * shape.head_size * length * (0.5 if shape.is_decoder else 1)
-    return (6 * in_products + attention) * num_tokens * (4 / 3 if gradient_checkpointing else 1)
+    head = 6 * shape.embedding_parameters if shape.predicts_tokens else 0
+    return ((6 * in_products + attention) * (4 / 3 if gradient_checkpointing else 1) + head) * num_tokens
 
 
 def count_communication(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from onecurve.launcher.facts.shape import ModelShape
+from onecurve.training.architectures import choose_chunk_tokens
 
 if TYPE_CHECKING:
     from onecurve.training.config import Recipe
@@ -24,6 +25,7 @@ class Work:
         gradient_checkpointing: the recipe's.
         keeps_attention: whether attention probabilities are kept: eager attention, and on a CPU any with dropout or in bf16.
         mask_bytes: of each entry of a dropout mask: 1 on a GPU; on a CPU 2, or 4 with torch's own dropout, which keeps the noise.
+        logit_tokens: tokens whose logits over a vocabulary are in memory at once (training/tasks/chunked_losses.py).
         cuts_last_layer: whether the last layer computes the first token only (training/models/last_layer.py).
     """
 
@@ -35,6 +37,7 @@ class Work:
     keeps_attention: bool = False
     mask_bytes: int = 1
     cuts_last_layer: bool = False
+    logit_tokens: int = 0
 
 
 def build_work(
@@ -59,6 +62,9 @@ def build_work(
         gradient_checkpointing=recipe.gradient_checkpointing,
         keeps_attention=keeps_attention,
         mask_bytes=0 if dropout == 0 else 2 if exchanges else 4 if kind == "cpu" else 1,
+        logit_tokens=0
+        if shape is None or not shape.predicts_tokens
+        else min(micro_batch * length, choose_chunk_tokens(recipe.loss_chunk_tokens, shape.vocab_size)),
         cuts_last_layer=shape is not None
         and shape.reads_first_token
         and recipe.attn_implementation in (None, "eager", "sdpa"),

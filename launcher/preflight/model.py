@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from onecurve.launcher.errors import LauncherError, UncountableModel
 from onecurve.launcher.facts.model_files import find_config
+from onecurve.launcher.facts.recipes import predicts_tokens
 from onecurve.launcher.facts.shape import ModelShape, load_shape
 from onecurve.launcher.preflight.findings import Finding, error, warning
 from onecurve.launcher.preflight.hub import looks_like_path
@@ -31,7 +32,7 @@ def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
     elif find_config(name) is None:
         return None, []  # A name on the hub: hub.py checks it.
     try:
-        shape = load_shape(name)
+        shape = load_shape(name, predicts_tokens(recipe))
     except UncountableModel as problem:
         return None, [*findings, warning(f"memory and disk are not checked: {problem}")]
     except LauncherError as problem:
@@ -47,7 +48,7 @@ def describe_model(recipe: Recipe) -> list[str]:
     """A line about the model's size, if its config.json is on this machine."""
     config = find_config(recipe.model_name_or_path)
     try:
-        shape = load_shape(recipe.model_name_or_path)
+        shape = load_shape(recipe.model_name_or_path, predicts_tokens(recipe))
     except LauncherError:
         return []
     weights = sum(path.stat().st_size for path in config.parent.glob("*.safetensors")) if config is not None else 0

@@ -120,6 +120,8 @@ class Task(ABC):
         ragged_results: results with a value for each token of an example.
         unbatched_features: features of prepared examples that no batch carries.
         converses: whether `answer` answers messages.
+        predicts_tokens: whether the model has an output for each word of its vocabulary at each token, and losses come from
+            training/tasks/token_losses.py.
         packs: whether `forward` takes packed batches as well. Its model must be causal and give `logits` for each token.
         facts: what was learned from the training data; plain values, kept with the prepared data.
         notes: lines for the user about the data, each by a word for what it is about; kept with the prepared data.
@@ -137,6 +139,7 @@ class Task(ABC):
     unbatched_features: ClassVar[frozenset[str]] = frozenset({"row"})
     converses: ClassVar[bool] = False
     packs: ClassVar[bool] = False
+    predicts_tokens: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

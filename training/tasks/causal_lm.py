@@ -97,6 +97,7 @@ class CausalLM(Task):
     unbatched_features = frozenset({"row", "prompt_length"})
     converses = True
     packs = True
+    predicts_tokens = True
 
     def __init__(self, recipe: CausalLMRecipe) -> None:
         super().__init__(recipe)

@@ -20,10 +20,6 @@ import torch.nn.functional as F
 from onecurve.training.process import is_main_process
 from onecurve.training.tasks.chunked_losses import Compute, Places, compute_losses
 
-# Bytes of a chunk's logits in float32 that "auto" aims at: large enough for fast products, small beside a model.
-_CHUNK_BYTES = 128 * 2**20
-_FEWEST_CHUNK_TOKENS = 64
-
 _NUM_TRIED_TOKENS = 8
 # Largest deviation of the tried losses, relative to how far they are from those of equal logits. Unknown scales deviate by more.
 _BOUND, _BOUND_OF_HALF = 1e-3, 5e-2
@@ -89,11 +85,6 @@ def find_head(model: Any) -> Head:
     else:
         return Head(module, size)
     return Head(module, size, finish, (neutral,))
-
-
-def choose_chunk_tokens(vocab_size: int) -> int:
-    """Tokens of a chunk whose logits take `_CHUNK_BYTES`."""
-    return max(_FEWEST_CHUNK_TOKENS, _CHUNK_BYTES // (4 * vocab_size))
 
 
 def run_with_losses(

@@ -106,26 +106,38 @@ def _run(
         [torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in parameters],
     )
     for start in range(0, len(targets), chunk_tokens):
-        part = slice(start, start + chunk_tokens)
-        with torch.set_grad_enabled(wants_gradients):
-            inputs = tokens[part].detach().requires_grad_(wants_gradients)
-            logits = compute_logits(inputs).to(wide)
-        with torch.no_grad():
-            found.is_right[part] = logits.argmax(-1) == targets[part]
-            slopes = F.log_softmax(logits, dim=-1)
-            found.losses[part] = -slopes.gather(-1, targets[part, None]).squeeze(-1)
-            if not wants_gradients:
-                continue
-            assert found.of_tokens is not None
-            # The gradient of a loss by its logits: their softmax, less one at the target.
-            slopes.exp_().scatter_add_(-1, targets[part, None], slopes.new_full((len(inputs), 1), -1.0))
-            if weights is not None:
-                slopes.mul_(weights[part, None])
-        own, *others = torch.autograd.grad(logits, [inputs, *parameters], slopes)
-        found.of_tokens[part] = own
-        for total, gradient in zip(found.of_parameters, others, strict=True):
-            total.add_(gradient)
+        # In a function of its own: nothing of a chunk is left when the next one begins.
+        _add_chunk(found, compute_logits, tokens, targets, slice(start, start + chunk_tokens), parameters, weights)
     return found
+
+
+def _add_chunk(
+    found: _Found,
+    compute_logits: Compute,
+    tokens: torch.Tensor,
+    targets: torch.Tensor,
+    part: slice,
+    parameters: Sequence[torch.Tensor],
+    weights: torch.Tensor | None,
+) -> None:
+    wants_gradients = found.of_tokens is not None
+    with torch.set_grad_enabled(wants_gradients):
+        inputs = tokens[part].detach().requires_grad_(wants_gradients)
+        logits = compute_logits(inputs).to(found.losses.dtype)
+    with torch.no_grad():
+        found.is_right[part] = logits.argmax(-1) == targets[part]
+        slopes = F.log_softmax(logits, dim=-1)
+        found.losses[part] = -slopes.gather(-1, targets[part, None]).squeeze(-1)
+        if found.of_tokens is None:
+            return
+        # The gradient of a loss by its logits: their softmax, less one at the target.
+        slopes.exp_().scatter_add_(-1, targets[part, None], slopes.new_full((len(inputs), 1), -1.0))
+        if weights is not None:
+            slopes.mul_(weights[part, None])
+    own, *others = torch.autograd.grad(logits, [inputs, *parameters], slopes)
+    found.of_tokens[part] = own
+    for total, gradient in zip(found.of_parameters, others, strict=True):
+        total.add_(gradient)
 
 
 class _Losses(torch.autograd.Function):

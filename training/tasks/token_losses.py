@@ -43,12 +43,13 @@ def token_losses(
     """
     import torch.nn.functional as F
 
-    from onecurve.training.tasks.chunked_head import choose_chunk_tokens, find_tried_head, run_with_losses
+    from onecurve.training.architectures import choose_chunk_tokens
+    from onecurve.training.tasks.chunked_head import find_tried_head, run_with_losses
     from onecurve.training.tasks.chunked_losses import Places
 
     head = None if chunk_tokens is None else find_tried_head(model)
     if head is not None and chunk_tokens is not None:
-        size = choose_chunk_tokens(head.vocab_size) if chunk_tokens == "auto" else chunk_tokens
+        size = choose_chunk_tokens(chunk_tokens, head.vocab_size)
         losses, _, is_right = run_with_losses(model, head, inputs, Places.find(labels), size)
         return TokenLosses(losses, is_right)
     logits = model(**inputs, use_cache=False).logits[:, :-1]

@@ -58,6 +58,33 @@ def test_counts_are_the_models_own(model_type: str, settings: dict[str, int]) ->
     assert shape.is_exact
 
 
+_LLAMA = {**SMALL, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("gpt2", dict(MODELS)["gpt2"]),
+        ("gpt2", {**dict(MODELS)["gpt2"], "tie_word_embeddings": False}),
+        ("llama", _LLAMA),
+        ("llama", {**_LLAMA, "tie_word_embeddings": True}),
+        ("mistral", {**_LLAMA, "head_dim": 8}),
+        ("qwen3", {**_LLAMA, "head_dim": 8, "tie_word_embeddings": True}),
+    ],
+)
+def test_a_language_models_head_is_counted(model_type: str, settings: dict[str, int]) -> None:
+    """Once where it has the embeddings' weights. A config.json says of some families only what is not usual."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+    model.tie_weights()
+    for config in (model.config.to_dict(), {"model_type": model_type, **settings}):
+        shape = build_shape(config, predicts_tokens=True)
+        assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(("model_type", "settings"), MODELS)
 def test_a_last_layer_is_planned_as_it_is_trained(model_type: str, settings: dict[str, int]) -> None:
     from onecurve.training.models import last_layer

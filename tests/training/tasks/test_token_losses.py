@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 
+from onecurve.training.architectures import choose_chunk_tokens
 from onecurve.training.tasks import chunked_head
 from onecurve.training.tasks.base import NO_TARGET
 from onecurve.training.tasks.token_losses import TokenLosses, token_losses
@@ -128,6 +130,32 @@ def test_only_targets_go_through_the_head_a_chunk_at_a_time(batch: Batch) -> Non
     assert seen == [4, 4, 4, 4, 4, 3], "each target once, and none again in the backward pass"
 
 
+def test_nothing_of_a_chunk_is_left_when_the_next_begins(batch: Batch) -> None:
+    """Logits, and the gradient of the weights that a chunk adds: each is as large as the largest tensors of a model."""
+    model = build()
+    token_losses(model, *batch, 4)  # Tried before.
+    layer, alive = model.lm_head, list[weakref.ref[torch.Tensor]]()
+    own, grad = layer.forward, torch.autograd.grad
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        assert not any(each() is not None for each in alive)
+        alive.append(weakref.ref(tensor))
+        return tensor
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        return note(own(hidden))
+
+    layer.forward = forward
+    token_losses(model, *batch, 4).losses.sum().backward()  # type: ignore[no-untyped-call]
+    assert len(alive) == 6
+    alive.clear()
+    layer.forward = own
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", lambda *words: (lambda found: (note(found[1]), found)[1])(grad(*words)))
+        token_losses(model, *batch, 4).losses.sum().backward()  # type: ignore[no-untyped-call]
+    assert len(alive) == 6
+
+
 def test_the_model_is_as_it_was(batch: Batch) -> None:
     for family in ("llama", "gemma2", "granite", "cohere"):
         model = build(family)
@@ -213,8 +241,9 @@ def test_gradients_are_taken_once(batch: Batch) -> None:
 
 
 def test_auto_goes_by_the_vocabulary() -> None:
-    assert chunked_head.choose_chunk_tokens(128_000) == 262
-    assert chunked_head.choose_chunk_tokens(10_000_000) == 64
+    assert choose_chunk_tokens("auto", 128_000) == 262
+    assert choose_chunk_tokens("auto", 10_000_000) == 64
+    assert choose_chunk_tokens(5, 128_000) == 5
 
 
 def test_another_task_does_not_read_the_key(train: Train, recipe: dict[str, Any]) -> None:
