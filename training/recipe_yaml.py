@@ -6,7 +6,7 @@ YAML 1.1 reads `yes` as true, `0123` as 83 and `2026-11-25` as a date. Where a k
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -39,18 +39,22 @@ def compose_recipe(path: str) -> Nodes:
     )  # fmt: skip
     if not is_flat:
         raise RecipeError(path, ["must be a flat mapping of keys to values, one `key: value` a line"])
-    nodes: Nodes = {}
+    if problems := list(_find_keys_twice(root)):
+        raise RecipeError(path, problems)
+    return {key.value: value for key, value in root.value}
+
+
+def _find_keys_twice(mapping: yaml.MappingNode, inside: str = "") -> Iterator[str]:
+    """Keys that stand twice in a mapping, or in one inside it."""
     lines: dict[str, list[int]] = {}
-    for key, value in root.value:
-        nodes[key.value] = value
-        lines.setdefault(key.value, []).append(key.start_mark.line + 1)
-    twice = {key: places for key, places in lines.items() if len(places) > 1}
-    if twice:
-        raise RecipeError(
-            path,
-            [f"{key}: stands on lines {', '.join(map(str, places))}; keep one" for key, places in twice.items()],
-        )
-    return nodes
+    for key, value in mapping.value:
+        name = f"{inside}{key.value}"
+        lines.setdefault(name, []).append(key.start_mark.line + 1)
+        if isinstance(value, yaml.MappingNode):
+            yield from _find_keys_twice(value, f"{name}: ")
+    for name, places in lines.items():
+        if len(places) > 1:
+            yield f"{name}: stands on lines {', '.join(map(str, places))}; keep one"
 
 
 def construct_values(path: str, nodes: Nodes, kind: type[Recipe]) -> dict[str, Any]:

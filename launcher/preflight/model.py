@@ -39,7 +39,7 @@ def check_model(recipe: Recipe) -> tuple[ModelShape | None, list[Finding]]:
         return None, findings or [error(str(problem))]
     if shape.num_positions and recipe.max_length > shape.num_positions:
         findings.append(
-            error(f"max_length: {recipe.max_length} is more than the model's {shape.num_positions} positions; lower it")
+            error(f"max_length: {recipe.max_length} is more than the {shape.num_positions} positions of {name}")
         )
     return shape, findings
 

@@ -5,7 +5,7 @@ For tasks whose rows have labels of their own. Everything is computed on whole c
 
 from __future__ import annotations
 
-import math
+import contextlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -50,29 +50,40 @@ def check_lists(rows: Rows, column: str) -> None:
     """Refuse a column whose rows are not lists of labels.
 
     Raises:
-        BadInput: it holds something else.
+        BadInput: naming the first row that holds something else.
     """
     kind = rows.table.column(column).type
     if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
-        raise BadInput(
-            f"{rows.origin}: label_column {column!r} must hold a list of labels in each row, or name several columns of 0 "
-            f"and 1; it holds {kind}"
-        )
+        refuse_first(rows, column, "multi_label_classification")
+        raise BadInput(f"{rows.origin}: column {column!r} must hold a list of labels in each row, it holds {kind}")
 
 
 def check_class_type(rows: Rows, column: str, kind: pa.DataType) -> None:
     """Refuse values that are no classes.
 
     Raises:
-        BadInput: they are decimal numbers, dates, lists, ...
+        BadInput: they are decimal numbers, dates, lists, ...; naming the first row.
     """
-    if pa.types.is_floating(kind):
-        raise BadInput(
-            f"{rows.origin}: column {column!r} holds decimal numbers or has empty cells; classes are integers or strings. "
-            "For numbers as targets set problem_type: regression"
-        )
-    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_string(kind) or pa.types.is_null(kind)):
-        raise BadInput(f"{rows.origin}: column {column!r} holds {kind}; labels are integers or strings")
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_string(kind) or pa.types.is_null(kind):
+        return
+    is_list = pa.types.is_nested(rows.table.column(column).type) and not pa.types.is_nested(kind)
+    refuse_first(rows, column, "multi_label_classification" if is_list else "single_label_classification")
+    raise BadInput(f"{rows.origin}: column {column!r} holds {kind}; labels are integers or strings")
+
+
+def refuse_first(rows: Rows, column: str, problem_type: str, is_indicator: bool = False) -> None:
+    """Refuse the first row in which `find_label_problem` sees a problem, in its words; they are those of `onecurve check`.
+
+    Raises:
+        BadInput: there is such a row.
+    """
+    position = 0
+    for chunk in rows.table.column(column).chunks:
+        for value in chunk:
+            problem = find_label_problem(value.as_py(), column, problem_type, is_indicator)
+            if problem is not None:
+                rows.refuse(position, problem)
+            position += 1
 
 
 def encode_classes(rows: Rows, column: str, names: Sequence[str]) -> Array:
@@ -105,11 +116,7 @@ def encode_lists(rows: Rows, column: str, names: Sequence[str]) -> Array:
     labels[positions, classes] = 1.0
     twice = np.flatnonzero(labels.sum(axis=1) != sizes)
     if twice.size:
-        rows.refuse(
-            int(twice[0]),
-            f"column {column!r} names a label twice: {lists[twice[0]].as_py()}; a list holds each of its row's labels "
-            "once. For a 0 or 1 for each label, name several columns",
-        )
+        rows.refuse(int(twice[0]), _describe_twice(lists[twice[0]].as_py(), column))
     return labels
 
 
@@ -142,10 +149,9 @@ def encode_indicators(rows: Rows, columns: Sequence[str]) -> Array:
     """
     encoded = []
     for name in columns:
-        values = read_numbers(rows, name, "0 and 1", takes_booleans=True)
-        wrong = np.flatnonzero((values != 0) & (values != 1))
-        if wrong.size:
-            rows.refuse(int(wrong[0]), f"column {name!r} must be 0 or 1, got {values[wrong[0]]:g}")
+        values = read_numbers(rows, name, is_indicator=True)
+        if ((values != 0) & (values != 1)).any():
+            refuse_first(rows, name, "multi_label_classification", is_indicator=True)
         encoded.append(values)
     return np.stack(encoded, axis=1)
 
@@ -156,36 +162,32 @@ def encode_numbers(rows: Rows, column: str) -> Array:
     Raises:
         BadInput: naming the first row that holds no finite number.
     """
-    values = read_numbers(rows, column, "numbers for regression")
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if wrong.size:
-        rows.refuse(int(wrong[0]), f"column {column!r} must be a finite number, got {values[wrong[0]]}")
-    return values
+    return read_numbers(rows, column)
 
 
-def read_numbers(rows: Rows, column: str, expected: str, takes_booleans: bool = False) -> Array:
+def read_numbers(rows: Rows, column: str, is_indicator: bool = False) -> Array:
     """[rows] float32 of a column of numbers, or of text that writes numbers, as in a CSV file.
 
     Args:
-        expected: what the column must hold, for the message.
-        takes_booleans: true is 1 and false is 0.
+        is_indicator: they are 0 and 1; true is 1 and false is 0.
+
+    Raises:
+        BadInput: naming the first row that holds no finite number.
     """
     values = rows.table.column(column).combine_chunks()
     kind = values.type
     refuse_empty(rows, column, values)
+    numbers = None
     if _is_string(kind):
-        words = {"true": 1.0, "false": 0.0} if takes_booleans else {}
-        numbers = np.empty(len(values), dtype=np.float32)
-        for place, text in enumerate(values.to_pylist()):
-            try:
-                numbers[place] = words.get(text.strip().lower(), text)
-            except ValueError:
-                rows.refuse(place, f"column {column!r} must hold {expected}, it holds {text!r:.40}")
-        return numbers
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    if not (is_number or (takes_booleans and pa.types.is_boolean(kind))):
-        raise BadInput(f"{rows.origin}: column {column!r} must hold {expected}, it holds {kind}")
-    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float32)
+        words = {"true": 1.0, "false": 0.0} if is_indicator else {}
+        with contextlib.suppress(ValueError):
+            numbers = np.array([words.get(text.strip().lower(), text) for text in values.to_pylist()], dtype=np.float32)
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or (is_indicator and pa.types.is_boolean(kind)):
+        numbers = np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float32)
+    if numbers is None or not np.isfinite(numbers).all():
+        refuse_first(rows, column, "multi_label_classification" if is_indicator else "regression", is_indicator)
+        raise BadInput(f"{rows.origin}: column {column!r} must hold numbers, it holds {kind}")
+    return numbers
 
 
 def refuse_empty(rows: Rows, column: str, values: pa.Array) -> None:
@@ -199,24 +201,60 @@ def refuse_empty(rows: Rows, column: str, values: pa.Array) -> None:
         is_empty = pc.or_(is_empty, pc.fill_null(pc.equal(values, ""), True))
     place = pc.index(is_empty, True).as_py()
     if place >= 0:
-        rows.refuse(place, f"column {column!r} is empty; every row needs a label")
+        rows.refuse(place, _describe_empty(column))
 
 
-def find_label_problem(label: Any, name: str, problem_type: str) -> str | None:
-    """What is wrong with the label of one row, as far as can be seen without the others; None where nothing is."""
+def find_label_problem(label: Any, name: str, problem_type: str, is_indicator: bool = False) -> str | None:
+    """What is wrong with the label of one row, as far as can be seen without the others; None where nothing is.
+
+    Args:
+        is_indicator: the column is one of several that hold 0 or 1.
+    """
     if label is None or label == "":
-        return f"label column {name!r} is empty; every row needs a label"
+        return _describe_empty(name)
+    if is_indicator:
+        is_flag = str(label).strip().lower() in ("true", "false") or _to_number(label) in (0.0, 1.0)
+        return None if is_flag else f"column {name!r} must be 0 or 1, it holds {label!r:.40}"
     if problem_type == "regression":
-        try:
-            is_number = not isinstance(label, bool) and math.isfinite(float(label))
-        except (TypeError, ValueError):
-            is_number = False
-        if not is_number:
-            return f"label column {name!r} holds {label!r:.40}, which is not a number"
-    if problem_type == "single_label_classification" and isinstance(label, float | list | dict):
-        kind = type(label).__name__
-        return f"label column {name!r} holds {kind} {label!r:.40}; classes are integers or strings (see problem_type)"
+        is_number = not isinstance(label, bool) and _to_number(label) is not None
+        return None if is_number else f"column {name!r} must hold finite numbers for regression, it holds {label!r:.40}"
+    if problem_type == "multi_label_classification" and not isinstance(label, list):
+        return (
+            f"column {name!r} must hold a list of labels in each row, it holds {label!r:.40}; or let label_column name "
+            "several columns of 0 and 1"
+        )
+    if problem_type == "multi_label_classification" and any(label.count(each) > 1 for each in label):
+        return _describe_twice(label, name)
+    for each in label if problem_type == "multi_label_classification" else [label]:
+        if isinstance(each, float):
+            return (
+                f"column {name!r} holds the decimal number {each!r}; classes are integers or strings. For numbers as targets "
+                "set problem_type: regression"
+            )
+        if not isinstance(each, str | int):
+            kind = type(each).__name__
+            return f"column {name!r} holds {kind} {each!r:.40}; classes are integers or strings (see problem_type)"
     return None
+
+
+def _describe_empty(name: str) -> str:
+    return f"column {name!r} is empty; every row needs a label"
+
+
+def _describe_twice(label: Sequence[Any], name: str) -> str:
+    return (
+        f"column {name!r} names a label twice: {label!r:.80}; a list holds each of its row's labels once. For a 0 or 1 for "
+        "each label, name several columns"
+    )
+
+
+def _to_number(label: Any) -> float | None:
+    """The finite number, in float32, that a label is or writes; None if it is none."""
+    try:
+        number = float(label)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if abs(number) <= float(np.finfo(np.float32).max) else None
 
 
 def compute_class_weights(

@@ -104,7 +104,10 @@ class TextClassification(Task):
 
         problems = [find_text_problem(row.get(name), name) for name in self.text_columns]
         if with_targets:
-            problems += [find_label_problem(row.get(name), name, self.problem_type) for name in self.label_columns]
+            is_indicator = len(self.label_columns) > 1
+            problems += [
+                find_label_problem(row.get(name), name, self.problem_type, is_indicator) for name in self.label_columns
+            ]
         return next((problem for problem in problems if problem is not None), None)
 
     # Rows -> examples -----------------------------------------------------------------------------------------------

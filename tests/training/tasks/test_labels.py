@@ -44,9 +44,9 @@ def test_rows_without_a_label_are_rows_of_no_label() -> None:
 @pytest.mark.parametrize("truth", [True, "true", "False"])
 def test_a_truth_is_a_flag_and_no_number(truth: bool | str) -> None:
     rows = rows_of(a=[truth])
-    assert read_numbers(rows, "a", "0 and 1", takes_booleans=True).tolist() == [float(str(truth).lower() == "true")]
+    assert read_numbers(rows, "a", is_indicator=True).tolist() == [float(str(truth).lower() == "true")]
     with pytest.raises(BadInput, match=naming("'a'")):
-        read_numbers(rows, "a", "numbers")
+        read_numbers(rows, "a")
     assert find_label_problem(truth, "a", "regression") is not None
 
 
@@ -56,9 +56,9 @@ def test_what_is_no_finite_number_is_no_target(label: Any) -> None:
 
 
 def test_numbers_of_a_text_file_are_numbers() -> None:
-    assert read_numbers(rows_of(a=["1", "0.5", "1e2"]), "a", "numbers").tolist() == [1.0, 0.5, 100.0]
+    assert read_numbers(rows_of(a=["1", "0.5", "1e2"]), "a").tolist() == [1.0, 0.5, 100.0]
     with pytest.raises(BadInput, match=naming("row 2", "'a'", "one")):
-        read_numbers(rows_of(a=["1", "one"]), "a", "numbers")
+        read_numbers(rows_of(a=["1", "one"]), "a")
 
 
 def test_the_same_labels_in_another_order_keep_the_models(
