@@ -22,6 +22,7 @@ from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
 from onecurve.training.launch_protocol import BAD_INPUT
 from onecurve.training.models import cpu_dropout, last_layer, optimization
+from onecurve.training.models.adapters import has_adapter
 from onecurve.training.models.loading import (
     build_model,
     count_parameters,
@@ -268,7 +269,7 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
     num_checkpoints = session.milestones.most_checkpoints()
 
     def prepare_directory() -> str | None:
-        check_room(run, loaded.state_bytes, loaded.parameters[1] * 4, num_checkpoints)
+        check_room(run, loaded.state_bytes, loaded.parameters[not has_adapter(loaded.model)] * 4, num_checkpoints)
         owner = (
             run
             if run.environment.exists() or start.checkpoint is None

@@ -11,6 +11,8 @@ weights as this project trains them: 4 + 4 + 8 bytes per parameter):
     ZeRO-3       4N/P           4N/P        8N/P              4N/P; the bucket; gathered weights
     FSDP2        4N/P           4N/P        8N/P              two gathered layers and one layer's gradients
 
+With an adapter, N counts the trained parameters only in gradients, moments, buckets and DeepSpeed's copies.
+
 DeepSpeed always allocates its whole bucket, 500 million numbers, even for a small model. Gradients move through it, so
 ZeRO-1 holds gradients of its own only if several micro-batches are accumulated. ZeRO-3 keeps gathered weights up to its
 max_live_parameters.
@@ -127,31 +129,33 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_proce
     their part of the gradients.
     """
     number = shape.num_parameters
-    part = -(-number // num_processes)
+    trained = number if work.trained_parameters is None else work.trained_parameters
+    part, trained_part = -(-number // num_processes), -(-trained // num_processes)
     mixed = work.mixed_precision != "no"
     layers = 2 * shape.layer_parameters
     gathered = layers * (2 if mixed else 4)
     host = 0
     base = strategy.removesuffix(" offload")
     if base in ("one process", "DDP"):
-        weights, gradients, optimizer = 4 * number, 4 * number, 8 * number
+        weights = 4 * trained + (2 if work.has_half_base else 4) * (number - trained)
+        gradients, optimizer = 4 * trained, 8 * trained
         # Autocast keeps a half-size copy of each weight that it has cast until the forward ends.
-        buffers = (4 * number if base == "DDP" else 0) + (2 * (number - shape.embedding_parameters) if mixed else 0)
+        buffers = (4 * trained if base == "DDP" else 0) + (2 * (number - shape.embedding_parameters) if mixed else 0)
     elif base == "FSDP2":
-        weights, gradients, optimizer = 4 * part, 4 * part, 8 * part
+        weights, gradients, optimizer = 4 * part, 4 * trained_part, 8 * trained_part
         buffers = gathered + shape.layer_parameters * 4 + 4 * shape.embedding_parameters
     else:
         size = 2 if mixed else 4
         accumulates = base == "ZeRO-1" and work.num_micro_batches > 1
-        weights, gradients = size * number, size * (number if accumulates else part)
-        optimizer, buffers = 8 * part, 4 * part + size * _ZERO_BUCKET
+        weights, gradients = size * number, size * (trained if accumulates else trained_part)
+        optimizer, buffers = 8 * trained_part, 4 * trained_part + size * _ZERO_BUCKET
         if base == "ZeRO-3":
             weights = size * part
             buffers += size * min(number, max(layers, _ZERO_LIVE_PARAMETERS))
     if strategy.endswith("offload"):
         # The optimizer and its master copy leave the device; with ZeRO-3 and FSDP so do weights and gradients.
-        moved = optimizer + (4 * part if base.startswith("ZeRO") else 0)
-        buffers -= 4 * part if base.startswith("ZeRO") else 0
+        moved = optimizer + (4 * trained_part if base.startswith("ZeRO") else 0)
+        buffers -= 4 * trained_part if base.startswith("ZeRO") else 0
         optimizer = 0
         if base != "ZeRO-2":
             moved, weights, gradients = moved + weights + gradients, 0, 0
@@ -168,14 +172,14 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_proce
     )
 
 
-def count_checkpoint_bytes(shape: ModelShape) -> int:
-    """Bytes of a checkpoint: weights and two moments in float32."""
-    return 12 * shape.num_parameters
+def count_checkpoint_bytes(shape: ModelShape, trained_parameters: int | None = None) -> int:
+    """Bytes of a checkpoint: weights and two moments in float32; of an adapter, if `trained_parameters` is not None."""
+    return 12 * (shape.num_parameters if trained_parameters is None else trained_parameters)
 
 
-def count_final_bytes(shape: ModelShape) -> int:
-    """Bytes of final/: the weights in float32."""
-    return 4 * shape.num_parameters
+def count_final_bytes(shape: ModelShape, trained_parameters: int | None = None) -> int:
+    """Bytes of final/: the weights in float32; of an adapter, if `trained_parameters` is not None."""
+    return 4 * (shape.num_parameters if trained_parameters is None else trained_parameters)
 
 
 def fits(memory: MemoryEstimate, device_bytes: int, overhead_bytes: int = GPU_OVERHEAD_BYTES) -> bool:

@@ -109,8 +109,8 @@ def build_plan(recipe: Recipe, shape: ModelShape, data: DataEstimate, cluster: C
         flops=flops,
         mfu=mfu,
         seconds=seconds,
-        checkpoint_bytes=count_checkpoint_bytes(shape),
-        final_bytes=count_final_bytes(shape),
+        checkpoint_bytes=count_checkpoint_bytes(shape, work.trained_parameters),
+        final_bytes=count_final_bytes(shape, work.trained_parameters),
         strategies=tuple(strategies),
         recommended=_recommend(strategies, list_candidates(devices.kind, num_processes, num_nodes)),
     )

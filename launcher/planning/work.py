@@ -26,6 +26,8 @@ class Work:
         keeps_attention: whether attention probabilities are kept: eager attention, and on a CPU any with dropout or in bf16.
         mask_bytes: of each entry of a dropout mask: 1 on a GPU; on a CPU 2, or 4 with torch's own dropout, which keeps the noise.
         logit_tokens: tokens whose logits over a vocabulary are in memory at once (training/tasks/chunked_losses.py).
+        trained_parameters: of an adapter; None where all of the model's are trained.
+        has_half_base: whether the weights beside an adapter have two bytes each.
         cuts_last_layer: whether the last layer computes the first token only (training/models/last_layer.py).
     """
 
@@ -38,6 +40,8 @@ class Work:
     mask_bytes: int = 1
     cuts_last_layer: bool = False
     logit_tokens: int = 0
+    trained_parameters: int | None = None
+    has_half_base: bool = False
 
 
 def build_work(
@@ -65,7 +69,43 @@ def build_work(
         logit_tokens=0
         if shape is None or not shape.predicts_tokens
         else min(micro_batch * length, choose_chunk_tokens(recipe.loss_chunk_tokens, shape.vocab_size)),
+        trained_parameters=None if shape is None else count_trained_parameters(recipe, shape),
+        has_half_base=recipe.base_dtype == "bfloat16",
         cuts_last_layer=shape is not None
         and shape.reads_first_token
         and recipe.attn_implementation in (None, "eager", "sdpa"),
+    )
+
+
+# By the matrices of a layer: what families call them.
+_NAMES = {
+    "query": ("q_proj", "query", "q_lin", "q"),
+    "key": ("k_proj", "key", "k_lin", "k"),
+    "value": ("v_proj", "value", "v_lin", "v"),
+    "output": ("o_proj", "out_lin", "out_proj", "o"),
+    "gate": ("gate_proj",),
+    "up": ("up_proj", "lin1", "fc1", "c_fc", "wi"),
+    "down": ("down_proj", "lin2", "fc2", "wo"),
+}
+
+
+def count_trained_parameters(recipe: Recipe, shape: ModelShape) -> int | None:
+    """Parameters of the recipe's adapter, without a new head, which has few; None without an adapter.
+
+    LoRA has r x (inputs + outputs) for each matrix (Hu et al. 2021), DoRA as many as outputs more. Of layers that have other
+    names than `_NAMES`, as GPT-2's, all linear ones are counted.
+    """
+    if recipe.adapter == "none":
+        return None
+    hidden, feed_forward = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.num_heads * shape.head_size, shape.num_key_value_heads * shape.head_size
+    sizes = {"query": (hidden, queries), "key": (hidden, keys), "value": (hidden, keys), "output": (queries, hidden),
+             "up": (hidden, feed_forward), "down": (feed_forward, hidden),
+             **({"gate": (hidden, feed_forward)} if shape.is_gated else {})}  # fmt: skip
+    named = {key for key in sizes if not set(recipe.lora_target_modules).isdisjoint(_NAMES[key])}
+    chosen = [sizes[key] for key in (named if named and recipe.lora_target_modules != "all-linear" else sizes)]
+    if not feed_forward:  # A family whose layers are not known: as if its matrices were square.
+        chosen = [(hidden, hidden)] * (shape.layer_parameters // hidden**2)
+    return shape.num_layers * sum(
+        recipe.lora_r * (inputs + outputs) + (outputs if recipe.use_dora else 0) for inputs, outputs in chosen
     )

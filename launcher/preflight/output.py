@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.planning.data_estimate import count_examples, count_recipe_steps
 from onecurve.launcher.planning.memory import count_checkpoint_bytes, count_final_bytes
+from onecurve.launcher.planning.work import count_trained_parameters
 from onecurve.launcher.preflight.findings import Finding, error, warning
 from onecurve.launcher.units import GIB
 from onecurve.training.cache import find_unwritable_folders
@@ -73,7 +74,9 @@ def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
     free = shutil.disk_usage(folder).free
     here = sum(path.stat().st_size for folder in run.list_checkpoints() for path in folder.iterdir() if path.is_file())
     kept, is_known = _count_checkpoints(recipe)
-    needed = count_checkpoint_bytes(shape) * kept + count_final_bytes(shape) - here
+    trained = count_trained_parameters(recipe, shape)
+    each = count_checkpoint_bytes(shape, trained)
+    needed = each * kept + count_final_bytes(shape, trained) - here
     if free < needed:
         return [
             error(
@@ -83,7 +86,7 @@ def check_disk(recipe: Recipe, shape: ModelShape) -> list[Finding]:
         ]
     if not is_known and recipe.save_total_limit is None and free < 20 * needed:
         return [warning("save_total_limit is not set, so every checkpoint is kept: "
-                         f"{count_checkpoint_bytes(shape) / GIB:.2f} GiB each, {free / GIB:.0f} GiB are free")]  # fmt: skip
+                         f"{each / GIB:.2f} GiB each, {free / GIB:.0f} GiB are free")]  # fmt: skip
     return []
 
 
