@@ -57,8 +57,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "several labels": {"problem_type": "multi_label_classification", "label_column": ["is_long", "is_odd", "is_third"]},
     "regression": {"problem_type": "regression", "label_column": "length"},
     "pairs": {"text_pair_column": "second"},
+    "adapter": {"adapter": "lora", "lora_r": 4},
     "next token": {"task": "causal_lm"},
+    "next token, padded": {"task": "causal_lm", "layout": "padded"},
+    "next token, chunks": {"task": "causal_lm", "loss_chunk_tokens": 24},
+    "next token, adapter": {"task": "causal_lm", "adapter": "lora", "lora_r": 4},
+    "completion": {"task": "causal_lm", "prompt_column": "prompt", "completion_column": "completion"},
+    "chat": {"task": "causal_lm", "messages_column": "messages", "assistant_only_loss": True},
 }
+# Memory changes nothing: these have the curve of another kind.
+CURVES = {"next token, padded": "next token", "next token, chunks": "next token"}
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class Cell:
     @property
     def reference(self) -> Cell:
         """One process, one micro-batch a step."""
-        return Cell("one process", 1, "16", self.kind, self.is_float64)
+        return Cell("one process", 1, "16", CURVES.get(self.kind, self.kind), self.is_float64)
 
 
 @dataclass(frozen=True)
@@ -140,9 +153,15 @@ def build_data(folder: Path) -> None:
             labels = {"is_long": int(len(words) > 50), "is_odd": number % 2, "is_third": int(number % 3 == 0)}
             second = rows[number - 1]["text"][: 10 + number * 13 % 200]
             described = {"text": " ".join(words), "label": row["label"], "second": second, "length": len(words) / 100}
-            lines.append(json.dumps({**described, **labels}))
+            texts = {"prompt": " ".join(words[:2]), "completion": " " + " ".join(words[2:])}
+            turns = [
+                {"role": "user", "content": texts["prompt"]},
+                {"role": "assistant", "content": texts["completion"]},
+            ]
+            messages = turns * (1 + number % 2)
+            lines.append(json.dumps({**described, **labels, **texts, "messages": messages}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    build_decoder(folder / "decoder")
+    build_decoder(folder / "decoder", chat_template=CHAT_TEMPLATE)
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     BertModel(BertConfig(vocab_size=30522, max_position_embeddings=128, **shape)).save_pretrained(folder / "model")
@@ -163,7 +182,7 @@ def train(cell: Cell, folder: Path, launch: Launch = launch_for_real) -> Curve:
     if not (output / "status.json").exists() or json.loads((output / "status.json").read_text())["state"] != "finished":
         shutil.rmtree(output, ignore_errors=True)
         settings: dict[str, Any] = {
-            "model_name_or_path": str(folder / ("decoder" if cell.kind == "next token" else "model")),
+            "model_name_or_path": str(folder / ("decoder" if "task" in KINDS[cell.kind] else "model")),
             "train_file": str(folder / "train.jsonl"),
             "validation_file": str(folder / "validation.jsonl"),
             "output_dir": str(output),
@@ -202,7 +221,7 @@ def read_curve(output: Path) -> Curve:
         grad_norms=np.array([line["grad_norm"] for line in steps]),
         learning_rates=[line["learning_rate"] for line in steps],
         examples=[(line["examples"], line["tokens"]) for line in steps],
-        weights=load_file(output / "final" / "model.safetensors"),
+        weights=load_file(next((output / "final").glob("*model.safetensors"))),
         evaluation={name: value for name, value in evaluation.items() if name.startswith("eval_")},
     )
 
@@ -319,9 +338,10 @@ def format_page(found: list[tuple[Cell, Deviation]], revision: str) -> str:
         "# One recipe, one loss curve: the matrix",
         "",
         f"Written by `make invariance` at commit {revision}. Every line is a real training: 200 examples of 3 to 100",
-        "words, batch 16, four epochs",
-        "(the last batch of each has 8 examples), 52 steps, AdamW with decay and clipping, dropout 0, float32, a BERT with two",
-        "layers. It is compared, step by step, with one process that puts each batch through the model at once. The figures",
+        "words, batch 16, four epochs (the last batch of each has 8 examples), 52 steps, AdamW with decay and clipping,",
+        "dropout 0, float32, a BERT with two layers or, for what predicts tokens, a Llama with two. Kinds with `padded` and",
+        "`chunks` are compared with the packed layout and whole logits; an adapter is LoRA, and its weights are compared. A cell",
+        "is compared, step by step, with one process that puts each batch through the model at once. The figures",
         "are the largest relative deviation of any step; the bounds are 1e-5 (loss), 1e-4 (gradient norm) and 1e-5 (final",
         "weights, of their norm). In float64, 1e-9 on all three: what is left in float32 is the order of sums.",
         "",

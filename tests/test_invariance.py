@@ -28,6 +28,12 @@ CELLS = [
     pytest.param(Cell("fsdp2", 2, "256 tokens", "next token"), id="next token, fsdp2", marks=pytest.mark.slow),
     pytest.param(Cell("zero1", 2, "3", "next token"), id="next token, zero1", marks=pytest.mark.slow),
     pytest.param(Cell("zero3", 2, "16", "next token"), id="next token, zero3", marks=pytest.mark.slow),
+    pytest.param(Cell("one process", 1, "3", "next token, padded"), id="padded", marks=pytest.mark.slow),
+    pytest.param(Cell("ddp", 2, "256 tokens", "next token, chunks"), id="chunks, ddp", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "3", "adapter"), id="adapter, fsdp2", marks=pytest.mark.slow),
+    pytest.param(Cell("zero3", 2, "3", "next token, adapter"), id="adapter, zero3", marks=pytest.mark.slow),
+    pytest.param(Cell("zero2", 2, "3", "completion"), id="completion, zero2", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "3", "chat"), id="chat, fsdp2", marks=pytest.mark.slow),
     pytest.param(Cell("ddp", 2, "3", is_float64=True), id="ddp in float64", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "3", is_float64=True), id="fsdp2 in float64", marks=pytest.mark.slow),
 ]
