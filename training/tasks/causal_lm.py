@@ -210,10 +210,8 @@ class CausalLM(Task):
                 rows.refuse(
                     row, f"begins with {tokenizer.bos_token!r} twice; remove it from the text, as the tokenizer adds it"
                 )
-            if not sequence.is_ended:
-                self._note("noticed", "the end of a turn is no target, so that the model does not learn to stop there")
-            if sequence.has_guard:
-                self._note("noticed", "messages write special tokens, which are read as plain text")
+            for oddity in sequence.oddities:
+                self._note("noticed", oddity)
             for tokens, labels, prompt_length in self._cut(sequence):
                 for name, value in zip(examples, (tokens, labels, row, prompt_length), strict=True):
                     examples[name].append(value)

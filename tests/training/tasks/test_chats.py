@@ -190,6 +190,16 @@ def test_a_turn_whose_end_is_not_learned_is_counted(encode: Encode, tokenizer: A
     assert task.describe_left_out() is not None
 
 
+def test_a_message_that_the_template_does_not_show_is_counted(encode: Encode) -> None:
+    silent = templates.CHATML.replace(
+        "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
+    )
+    task, _ = encode(silent, [{"messages": CHAT}, {"messages": CHAT[1:]}])
+    assert list(task.facts["noticed"].values()) == [1]
+    task, _ = encode(templates.LLAMA3, [{"messages": [{**FIRST, "content": " How? "}, LAST]}], assistant_only_loss=True)
+    assert task.facts == {}
+
+
 def test_an_example_without_a_target_is_left_out_and_counted(encode: Encode) -> None:
     rows = [{"messages": [FIRST]}, {"messages": CHAT}, {"messages": [{**FIRST, "content": "x" * 200}, LAST]}]
     task, examples = encode(templates.CHATML, rows, assistant_only_loss=True, max_length=64)
