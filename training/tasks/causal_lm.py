@@ -128,11 +128,10 @@ class CausalLM(Task):
     @classmethod
     def columns(cls, recipe: CausalLMRecipe, with_targets: bool = True) -> dict[str, list[str]]:
         """The text, the conversation, or the prompt and its completion; the tools."""
-        keys = ["tools_column"]
         if recipe.prompt_column is not None:
-            keys += ["prompt_column"] + (["completion_column"] if with_targets else [])
+            keys = ["prompt_column", *(["completion_column"] if with_targets else []), "tools_column"]
         elif recipe.messages_column is not None:
-            keys += ["messages_column"]
+            keys = ["messages_column", "tools_column"]
         else:
             return {"text_column": [recipe.text_column or "text"]}
         return {key: [name] for key in keys if (name := getattr(recipe, key)) is not None}
@@ -297,13 +296,18 @@ class CausalLM(Task):
 
         return {"generated": generate(model, batch["input_ids"], batch["attention_mask"], self.recipe.max_new_tokens)}
 
+    @property
+    def num_samples(self) -> int:
+        """As the recipe says."""
+        return self.recipe.num_samples
+
     def sample(
         self, model: Any, examples: Mapping[str, Any], tokenizer: Any, is_sharded: bool = False
     ) -> list[dict[str, Any]]:
         """What the model writes behind the prompts of the first validation examples that have one."""
         from onecurve.training.tasks.generation import continue_examples
 
-        most, limit = self.recipe.num_samples, self._max_prompt_tokens
+        most, limit = self.num_samples, self._max_prompt_tokens
         return continue_examples(model, examples, tokenizer, most, self.recipe.max_new_tokens, limit, is_sharded)
 
     def answer(
