@@ -227,6 +227,23 @@ def test_prediction_generates_for_prompts_of_unequal_length(chats: Settings, tra
     assert len({row["prediction"] for row in found[0]}) > 1
 
 
+def test_a_prompt_that_leaves_no_room_is_refused_by_its_row(
+    causal: Settings, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from onecurve.training import predict
+
+    run = train({**causal, "max_train_steps": 1, "max_new_tokens": 200})
+    assert run.exit_code == 0, run.stderr
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "short"}, {"text": "x " * 60}])
+    words = ["--run", str(run.path), "--input", source, "--output", str(tmp_path / "out.jsonl")]
+    assert report_outcome(predict.main, words) == 2
+    assert names(capsys.readouterr().err, "row 2", "56", "max_new_tokens")
+    assert not (tmp_path / "out.jsonl").exists()
+    refused = train({**causal, "max_new_tokens": 256, "output_dir": f"{causal['output_dir']}2"})
+    assert refused.exit_code == 2
+    assert names(refused.stderr, "max_new_tokens", "256")
+
+
 def test_the_recipe_names_the_end_of_texts(causal: Settings, train: Train) -> None:
     from transformers import AutoTokenizer, GenerationConfig
 

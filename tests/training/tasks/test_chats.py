@@ -253,6 +253,32 @@ def test_long_texts_are_cut_or_split_so_that_each_token_is_a_target_once(encode:
     assert (examples["prompt_length"] > 0).tolist() == [True, *[False] * (len(pieces) - 1), True]
 
 
+def test_pieces_of_a_conversation_without_a_target_are_counted(encode: Encode, tokenizer: Any) -> None:
+    long = [{**FIRST, "content": "x " * 40}, LAST]
+    keys = {"assistant_only_loss": True, "long_texts": "split", "max_length": 24}
+    task, examples = encode(templates.CHATML, [{"messages": long}], **keys)
+    learned = [label for row in examples["labels"] for label in row if label != NO_TARGET]
+    assert tokenizer.decode(learned) == f"{LAST['content']}<|im_end|>"
+    [(reason, count)] = task.facts["left_out"].items()
+    assert "pieces" in reason
+    assert count + len(examples["labels"]) > 3
+
+
+def test_prompt_and_completion_are_of_one_kind(encode: Encode) -> None:
+    keys = {"messages_column": None, "prompt_column": "prompt", "completion_column": "completion"}
+    for row in ({"prompt": "Hello", "completion": [ANSWER]}, {"prompt": [FIRST], "completion": "Hello"}):
+        with pytest.raises(BadInput, match=naming("text")):
+            encode(templates.CHATML, [row], **keys)
+    with pytest.raises(BadInput, match=naming("assistant_only_loss", "'prompt'")):
+        encode(templates.CHATML, [{"prompt": "a", "completion": "b"}], assistant_only_loss=True, **keys)
+
+
+def test_tools_that_are_no_schemas_are_refused_by_their_row(encode: Encode) -> None:
+    for tools in ("[{", '"find"', "[1]"):
+        with pytest.raises(BadInput, match=naming("row 1", "tools")):
+            encode(templates.TOOLS, [{"messages": CHAT, "tools": tools}], tools_column="tools")
+
+
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
