@@ -24,7 +24,7 @@ from onecurve.launcher.facts.shape import build_shape
 from onecurve.launcher.planning.memory import MemoryEstimate, estimate_memory
 from onecurve.launcher.planning.work import build_work
 from onecurve.launcher.units import MIB
-from onecurve.training.tasks.causal_lm import CausalLMRecipe
+from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "benchmarks" / "memory_decoders.md"

@@ -160,7 +160,7 @@ def predict(
         if isinstance(rows, str | os.PathLike):
             source = Path(rows)
         else:
-            column = run.config.get("text_column", "text")
+            column = _find_input_column(run)
             table = [{column: row} if isinstance(row, str) else dict(row) for row in rows]
             if not table:
                 return []
@@ -199,6 +199,15 @@ def plan(
     options = _to_options(devices=devices, nodes=nodes, mfu=mfu, host_memory=host_memory)
     with _as_file(recipe) as path:
         return _run_command(["plan", path, *_to_flags(keys), *options], shows_output=False)
+
+
+def _find_input_column(run: Run) -> str:
+    """The column that a row holds which is a text alone: the first one that the run's task reads."""
+    from onecurve.launcher.facts.recipes import find_columns, load_recipe
+    from onecurve.training.run_directory import RunDirectory
+
+    recipe = load_recipe(str(RunDirectory(run.path).config)).recipe
+    return next(iter(find_columns(recipe, with_targets=False).values()))[0]
 
 
 def _run_command(words: list[str], shows_output: bool = True) -> Row:

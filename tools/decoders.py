@@ -16,13 +16,9 @@ VOCABULARY = 512
 MAX_POSITIONS = 256
 
 
-def build_tokenizer(folder: Path, adds_start: bool = False, chat_template: str | None = None) -> Path:
-    """Write a byte-level BPE tokenizer, trained on the demo's texts.
-
-    Args:
-        adds_start: whether it puts "<s>" before each text.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def build_tokenizer(folder: Path, chat_template: str | None = None) -> Path:
+    """Write a byte-level BPE tokenizer, trained on the demo's texts, that adds no token of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     rows = (DEMO / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:60]
@@ -36,13 +32,7 @@ def build_tokenizer(folder: Path, adds_start: bool = False, chat_template: str |
         show_progress=False,
     )
     backend.train_from_iterator([json.loads(row)["text"] for row in rows], trainer)
-    if adds_start:
-        backend.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
-        )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=END, bos_token="<s>" if adds_start else None, chat_template=chat_template
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, chat_template=chat_template)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -69,17 +59,26 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def build_decoder(
-    folder: Path, family: str = "llama", adds_start: bool = False, chat_template: str | None = None
+    folder: Path, family: str = "llama", chat_template: str | None = None, initializer_range: float = 0.02
 ) -> Path:
-    """Write a tiny causal language model with random weights, and its tokenizer."""
+    """Write a tiny causal language model with random weights, and its tokenizer.
+
+    Args:
+        initializer_range: deviation of the weights; large ones let each token depend on all before it.
+    """
     import torch
     import transformers
 
-    build_tokenizer(folder, adds_start, chat_template)
+    build_tokenizer(folder, chat_template)
     torch.manual_seed(0)
     name, shape = FAMILIES[family]
     config = getattr(transformers, name)(
-        vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=0, bos_token_id=SPECIAL_TOKENS.index("<s>"), **shape
+        vocab_size=VOCABULARY,
+        pad_token_id=0,
+        eos_token_id=0,
+        bos_token_id=SPECIAL_TOKENS.index("<s>"),
+        initializer_range=initializer_range,
+        **shape,
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

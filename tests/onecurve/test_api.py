@@ -245,3 +245,18 @@ def test_the_child_runs_the_code_that_was_imported(recipe: Recipe, tmp_path: Pat
         check=True,
     )
     assert told.stdout.split() == ["8"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "column"),
+    [
+        ("text_column: body", "body"),
+        ("task: causal_lm", "text"),
+        ("task: causal_lm\nprompt_column: p\ncompletion_column: c\ntools_column: t", "p"),
+    ],
+)
+def test_a_text_alone_stands_in_the_first_column_that_the_task_reads(tmp_path: Path, keys: str, column: str) -> None:
+    from onecurve.api import _find_input_column
+
+    (tmp_path / "config.yaml").write_text(f"model_name_or_path: m\ntrain_file: t.jsonl\n{keys}\n", encoding="utf-8")
+    assert _find_input_column(onecurve.Run(tmp_path)) == column

@@ -32,6 +32,8 @@ def write_samples(
 
     Lines of this step or later ones, which a resumed run makes again, are replaced.
     """
+    if not task.num_samples:
+        return
     is_sharded = accelerator.num_processes > 1 and accelerator.distributed_type in _SHARDED
     inner = unwrap(model)
     model.eval()

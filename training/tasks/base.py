@@ -292,6 +292,11 @@ class Task(ABC):
         """What `describe_predictions` needs of a batch without targets: by default the results of a forward."""
         return self.forward(model, batch, wants_results=True).results
 
+    @property
+    def num_samples(self) -> int:
+        """Validation examples that `sample` lets the model continue at each evaluation."""
+        return 0
+
     def sample(
         self, model: Any, examples: Mapping[str, Any], tokenizer: Any, is_sharded: bool = False
     ) -> list[dict[str, Any]]:

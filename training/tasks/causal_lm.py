@@ -6,14 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from onecurve.training.architectures import count_positions
 from onecurve.training.errors import BadInput
-from onecurve.training.recipe import Integer, PathText, Recipe
 from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, sum_by_example
+from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe, find_contradictions
 from onecurve.training.tasks.row_reader import RowReader, find_row_problem
 from onecurve.training.tasks.sequences import INSIDE_A_TOKEN, TokenSequence
 from onecurve.training.tasks.special_tokens import read_special_tokens
@@ -29,48 +27,6 @@ if TYPE_CHECKING:
 _MAX_LOSS_OF_PERPLEXITY = 700.0
 
 _MAX_TOKENS_SHOWN = 400
-
-
-class CausalLMRecipe(Recipe):
-    """The keys of causal language models beside those of every recipe."""
-
-    text_column: str | None = Field(
-        None, min_length=1, description="column with plain text; `text` where no other kind of column is named"
-    )
-    messages_column: str | None = Field(
-        None, min_length=1, description="column with conversations: lists of messages with role and content"
-    )
-    tools_column: str | None = Field(
-        None, min_length=1, description="column with JSON schemas of the tools that a conversation may call"
-    )
-    prompt_column: str | None = Field(
-        None, min_length=1, description="column with prompts: texts, or the first messages of conversations"
-    )
-    completion_column: str | None = Field(
-        None, min_length=1, description="column with what follows each prompt, directly behind it; of the same kind"
-    )
-    completion_only_loss: bool | None = Field(
-        None, description="learn only completions, not their prompts; by default true where there are prompts"
-    )
-    assistant_only_loss: bool = Field(
-        False, description="learn only the assistant's messages, each with the token that ends it"
-    )
-    chat_template: PathText | None = Field(
-        None, description="file with a chat template in Jinja; none takes the tokenizer's own"
-    )
-    eos_token: str | None = Field(None, description="token that ends a text; none takes the tokenizer's own")
-    split_special_tokens: bool = Field(
-        True,
-        description="whether special tokens that texts and prompts write are read as plain text; false reads them as special "
-        "tokens, as chats need it that were rendered before",
-    )
-    long_texts: Literal["cut", "split"] = Field(
-        "cut", description="what happens to more than max_length tokens: cut off, or split into several examples"
-    )
-    num_samples: Annotated[Integer, Field(ge=0)] = Field(
-        0, description="validation examples that each evaluation lets the model continue, into samples.jsonl"
-    )
-    max_new_tokens: Annotated[Integer, Field(ge=1)] = Field(128, description="most tokens of one generation")
 
 
 class CausalLM(Task):
@@ -109,30 +65,15 @@ class CausalLM(Task):
     @classmethod
     def find_contradictions(cls, recipe: CausalLMRecipe) -> list[str]:
         """Keys of two kinds of columns, and keys that the kind of columns does not read."""
-        kinds = [key for key in ("text_column", "messages_column", "prompt_column") if getattr(recipe, key) is not None]
-        has_prompts, has_chats = recipe.prompt_column is not None, recipe.messages_column is not None
-        problems = []
-        if len(kinds) > 1:
-            problems.append(f"{' and '.join(kinds)}: give one of them, a recipe reads one kind of column")
-        if has_prompts != (recipe.completion_column is not None):
-            problems.append("prompt_column and completion_column: give both, or none of them")
-        if recipe.completion_only_loss is not None and not has_prompts:
-            problems.append("completion_only_loss: needs prompt_column and completion_column")
-        for key in ("assistant_only_loss", "tools_column", "chat_template"):
-            if getattr(recipe, key) and not has_prompts and not has_chats:
-                problems.append(f"{key}: needs conversations; name their column in messages_column")
-        if recipe.assistant_only_loss and recipe.completion_only_loss is False:
-            problems.append("assistant_only_loss and completion_only_loss: false: give one of them, not both")
-        return problems
+        return find_contradictions(recipe)
 
     @classmethod
     def columns(cls, recipe: CausalLMRecipe, with_targets: bool = True) -> dict[str, list[str]]:
         """The text, the conversation, or the prompt and its completion; the tools."""
-        keys = ["tools_column"]
         if recipe.prompt_column is not None:
-            keys += ["prompt_column"] + (["completion_column"] if with_targets else [])
+            keys = ["prompt_column", *(["completion_column"] if with_targets else []), "tools_column"]
         elif recipe.messages_column is not None:
-            keys += ["messages_column"]
+            keys = ["messages_column", "tools_column"]
         else:
             return {"text_column": [recipe.text_column or "text"]}
         return {key: [name] for key in keys if (name := getattr(recipe, key)) is not None}
@@ -210,10 +151,8 @@ class CausalLM(Task):
                 rows.refuse(
                     row, f"begins with {tokenizer.bos_token!r} twice; remove it from the text, as the tokenizer adds it"
                 )
-            if not sequence.is_ended:
-                self._note("noticed", "the end of a turn is no target, so that the model does not learn to stop there")
-            if sequence.has_guard:
-                self._note("noticed", "messages write special tokens, which are read as plain text")
+            for oddity in sequence.oddities:
+                self._note("noticed", oddity)
             for tokens, labels, prompt_length in self._cut(sequence):
                 for name, value in zip(examples, (tokens, labels, row, prompt_length), strict=True):
                     examples[name].append(value)
@@ -299,13 +238,18 @@ class CausalLM(Task):
 
         return {"generated": generate(model, batch["input_ids"], batch["attention_mask"], self.recipe.max_new_tokens)}
 
+    @property
+    def num_samples(self) -> int:
+        """As the recipe says."""
+        return self.recipe.num_samples
+
     def sample(
         self, model: Any, examples: Mapping[str, Any], tokenizer: Any, is_sharded: bool = False
     ) -> list[dict[str, Any]]:
         """What the model writes behind the prompts of the first validation examples that have one."""
         from onecurve.training.tasks.generation import continue_examples
 
-        most, limit = self.recipe.num_samples, self._max_prompt_tokens
+        most, limit = self.num_samples, self._max_prompt_tokens
         return continue_examples(model, examples, tokenizer, most, self.recipe.max_new_tokens, limit, is_sharded)
 
     def answer(

@@ -8,6 +8,7 @@ from typing import Any
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks import chats
 from onecurve.training.tasks.base import Rows
+from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe
 from onecurve.training.tasks.conversations import Conversation, build_conversation, find_messages_problem
 from onecurve.training.tasks.sequences import (
     TokenSequence,
@@ -42,11 +43,10 @@ def find_row_problem(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]
 class RowReader:
     """Rows of one kind: plain texts, prompts and completions in text, or conversations."""
 
-    def __init__(self, recipe: Any, columns: Mapping[str, Sequence[str]], rows: Rows) -> None:
+    def __init__(self, recipe: CausalLMRecipe, columns: Mapping[str, Sequence[str]], rows: Rows) -> None:
         """See what the rows are.
 
         Args:
-            recipe: a `CausalLMRecipe`.
             columns: that it reads, by the key that names them.
         """
         import pyarrow as pa
@@ -54,9 +54,10 @@ class RowReader:
         self._recipe, self._columns, self._rows = recipe, columns, rows
         self._has_prompts = recipe.prompt_column is not None
         self._reading = PLAIN if recipe.split_special_tokens else RENDERED
-        name = recipe.prompt_column or recipe.messages_column
-        kind = pa.string() if name is None else rows.table.column(name).type
-        self.is_chat = recipe.messages_column is not None or pa.types.is_nested(kind)
+        # The first column is the text, the conversation or the prompt.
+        self._input = next(iter(columns.values()))[0]
+        is_nested = pa.types.is_nested(rows.table.column(self._input).type)
+        self.is_chat = recipe.messages_column is not None or (self._has_prompts and is_nested)
 
     def check(self) -> None:
         """Refuse the first row that is none of its kind.
@@ -66,10 +67,9 @@ class RowReader:
         """
         recipe, columns, rows = self._recipe, self._columns, self._rows
         if not self.is_chat:
-            if recipe.assistant_only_loss:
-                raise BadInput(
-                    f"{rows.origin}: assistant_only_loss needs conversations, {recipe.prompt_column!r} holds text"
-                )
+            for key in ("assistant_only_loss", "tools_column", "chat_template"):
+                if getattr(recipe, key):
+                    raise BadInput(f"{rows.origin}: {key} needs conversations, column {self._input!r} holds text")
             check_texts(rows, [name for [name] in columns.values()])
             return
         position = 0
@@ -89,19 +89,17 @@ class RowReader:
         completion_only = self._has_prompts and recipe.completion_only_loss is not False
         if self.is_chat:
             self._check_template(tokenizer)
-            prompts = rows.values(recipe.prompt_column or recipe.messages_column)
+            prompts = rows.values(self._input)
             if not self._has_prompts:
                 return encode_conversations(rows, self._build(prompts), tokenizer, recipe.assistant_only_loss)
-            completions = rows.values(recipe.completion_column)
+            completions = self._read_completions()
             whole = self._build([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)])
             num_before = list(map(len, prompts)) if completion_only else None
             return encode_conversations(rows, whole, tokenizer, recipe.assistant_only_loss, num_before)
         if self._has_prompts:
-            texts, completions = rows.values(recipe.prompt_column), rows.values(recipe.completion_column)
+            texts, completions = rows.values(self._input), self._read_completions()
             return encode_completions(texts, completions, tokenizer, completion_only, self._reading)
-        return list(
-            encode_plain(rows.values(recipe.text_column or "text"), tokenizer, recipe.max_length, self._reading)
-        )
+        return list(encode_plain(rows.values(self._input), tokenizer, recipe.max_length, self._reading))
 
     def encode_prompts(self, tokenizer: Any, max_tokens: int | None) -> list[list[int]]:
         """The tokens that a generation continues: a text or prompt, or a conversation up to the answer that is wanted.
@@ -118,9 +116,7 @@ class RowReader:
         texts = []
         if self.is_chat:
             self._check_template(tokenizer)
-            for position, conversation in enumerate(
-                self._build(rows.values(recipe.prompt_column or recipe.messages_column))
-            ):
+            for position, conversation in enumerate(self._build(rows.values(self._input))):
                 is_answered = conversation.messages[-1]["role"] == "assistant"
                 asked = conversation.cut(len(conversation.messages) - is_answered)
                 try:
@@ -128,7 +124,7 @@ class RowReader:
                 except chats.UnclearChat as error:
                     rows.refuse(position, str(error))
         else:
-            texts = rows.values(recipe.prompt_column or recipe.text_column or "text")
+            texts = rows.values(self._input)
         reading = TEMPLATE if self.is_chat else self._reading
         prompts = [tokens for tokens, _ in tokenize_parts(tokenizer, texts, [()] * len(texts), reading)]
         for position, tokens in enumerate(prompts):
@@ -139,6 +135,9 @@ class RowReader:
                     f"max_new_tokens: {recipe.max_new_tokens}",
                 )
         return prompts
+
+    def _read_completions(self) -> list[Any]:
+        return self._rows.values(self._columns["completion_column"][0])
 
     def _check_template(self, tokenizer: Any) -> None:
         if not tokenizer.chat_template:

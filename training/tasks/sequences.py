@@ -21,6 +21,11 @@ INSIDE_A_TOKEN = (
 )
 
 
+NO_END = "the end of a turn is no target, so that the model does not learn to stop there"
+NOT_SHOWN = "the chat template leaves out or changes the content of a message"
+GUARDED = "messages write special tokens, which are read as plain text"
+
+
 @dataclass(frozen=True)
 class TokenSequence:
     """A row in tokens.
@@ -29,15 +34,13 @@ class TokenSequence:
         tokens: all of them, in order.
         targets: which of them are learned, as spans.
         prompt_length: how many stand before what a generation would write; 0 where that is not known.
-        is_ended: whether each part that is learned has the token that ends it.
-        has_guard: whether a message writes a special token, which was read as plain text.
+        oddities: what is worth a look: it may be meant, and is counted.
     """
 
     tokens: list[int]
     targets: Sequence[Span]
     prompt_length: int
-    is_ended: bool = True
-    has_guard: bool = False
+    oddities: Sequence[str] = ()
 
     @property
     def labels(self) -> list[int]:
@@ -114,18 +117,27 @@ def encode_conversations(
     found: list[TokenSequence | None] = []
     special = {tokenizer.convert_tokens_to_ids(token) for token in ends}
     learns_all = not assistant_only and num_before is None
-    for text, prompt, (tokens, parts) in zip(
-        texts, prompts, tokenize_parts(tokenizer, texts, spans_of_texts, TEMPLATE), strict=True
-    ):
+    of_texts = tokenize_parts(tokenizer, texts, spans_of_texts, TEMPLATE)
+    for text, conversation, has_prompt, (tokens, parts) in zip(texts, conversations, prompts, of_texts, strict=True):
+        oddities = [GUARDED] if GUARD in text else []
+        if not _shows_contents(text.replace(GUARD, ""), conversation):
+            oddities.append(NOT_SHOWN)
         if learns_all:
-            start = parts[-1][0] if parts and prompt else 0
-            found.append(TokenSequence(tokens, [(0, len(tokens))], start, has_guard=GUARD in text))
+            start = parts[-1][0] if parts and has_prompt else 0
+            found.append(TokenSequence(tokens, [(0, len(tokens))], start, oddities))
         elif parts is None:
             found.append(None)
         else:
-            is_ended = all(tokens[end - 1] in special for _, end in parts)
-            found.append(TokenSequence(tokens, parts, parts[-1][0] if parts else 0, is_ended, GUARD in text))
+            if any(tokens[end - 1] not in special for _, end in parts):
+                oddities.append(NO_END)
+            found.append(TokenSequence(tokens, parts, parts[-1][0] if parts else 0, oddities))
     return found
+
+
+def _shows_contents(text: str, conversation: Conversation) -> bool:
+    """Whether each message's text stands in what the template has written; white space around it does not matter."""
+    contents = (message.get("content") for message in conversation.messages)
+    return all(content.strip() in text for content in contents if isinstance(content, str))
 
 
 def _find_spans(

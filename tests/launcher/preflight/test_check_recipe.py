@@ -139,3 +139,16 @@ def test_the_models_size_is_shown(recipe_file: Path, onecurve: Onecurve) -> None
     assert re.search(r"^model +bert, \d\.\d M parameters, \d+ MiB of weights$", shown.stdout, re.MULTILINE), (
         shown.stdout
     )
+
+
+def test_a_conversation_that_is_none_is_found_without_a_tokenizer(recipe: dict[str, Any], tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"messages": [{"role": "gpt", "content": "a"}]},
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = str(tmp_path / "chats.jsonl")
+    chats = {**recipe, "task": "causal_lm", "train_file": path, "validation_file": path, "messages_column": "messages"}
+    told = messages(chats, machine())
+    assert len(told) == 2
+    assert all(names(line, "chats.jsonl", "row 2", "'gpt'", "assistant") for line in told)

@@ -15,6 +15,7 @@ from onecurve.training.outcome import report_outcome
 from tests.conftest import Run
 from tests.messages import names
 from tests.training.tasks import templates
+from tools.decoders import build_decoder
 
 Settings = dict[str, Any]
 Train = Callable[[Settings], Run]
@@ -80,6 +81,26 @@ def test_an_evaluation_weighs_every_token_alike(causal: Settings, train: Train) 
         assert evaluation["eval_accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-9)
 
 
+def test_a_sample_is_what_the_model_writes_behind_the_prompt_alone(
+    causal: Settings, train: Train, tmp_path: Path
+) -> None:
+    """Prompts of unequal length go through the model together. Its weights are large: a token that is seen matters."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model_path = build_decoder(tmp_path / "model", initializer_range=0.5)
+    keys = {"max_train_steps": 1, "learning_rate": 1e-6, "num_samples": 12, "max_new_tokens": 12}
+    run = train({**causal, "model_name_or_path": str(model_path), **keys})
+    assert run.exit_code == 0, run.stderr
+    model = AutoModelForCausalLM.from_pretrained(run.path / "final", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(run.path / "final")
+    samples = read_rows(run.path / "samples.jsonl")
+    assert len({len(line["prompt"]) for line in samples}) > 3
+    for line in samples:
+        prompt = torch.tensor([tokenizer(line["prompt"])["input_ids"]])
+        whole = model.generate(prompt, max_new_tokens=12, do_sample=False)
+        assert line["generated"] == tokenizer.decode(whole[0, prompt.shape[1] :])
+
+
 ANSWERS = ("yes", "no", "perhaps")
 
 # Conversations -------------------------------------------------------------------------------------------------------
@@ -109,7 +130,7 @@ def chats(causal: Settings, tmp_path: Path) -> Settings:
 
 
 def test_conversations_are_learned_sampled_and_saved(chats: Settings, train: Train) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoTokenizer, GenerationConfig
 
     run = train({**chats, "max_train_steps": 60, "learning_rate": 1e-2, "eval_steps": 30})
     assert run.exit_code == 0, run.stderr
@@ -121,11 +142,6 @@ def test_conversations_are_learned_sampled_and_saved(chats: Settings, train: Tra
     assert all(line["generated"].endswith("<|im_end|>") for line in samples[3:]), "it has learned to stop"
     tokenizer = AutoTokenizer.from_pretrained(run.path / "final")
     assert tokenizer.chat_template == templates.CHATML
-    model = AutoModelForCausalLM.from_pretrained(run.path / "final", dtype=torch.float32)
-    for line in samples[3:]:  # Prompts of unequal length, in one batch, as each of them alone.
-        prompt = torch.tensor([tokenizer(line["prompt"], add_special_tokens=False)["input_ids"]])
-        whole = model.generate(prompt, max_new_tokens=8, do_sample=False)
-        assert line["generated"] == tokenizer.decode(whole[0, prompt.shape[1] :])
     ends = GenerationConfig.from_pretrained(run.path / "final").eos_token_id
     assert ends == [0, tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
@@ -209,6 +225,23 @@ def test_prediction_generates_for_prompts_of_unequal_length(chats: Settings, tra
         whole = model.generate(prompt, max_new_tokens=8, do_sample=False)
         assert row["prediction"] == tokenizer.decode(whole[0, prompt.shape[1] :], skip_special_tokens=True)
     assert len({row["prediction"] for row in found[0]}) > 1
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_by_its_row(
+    causal: Settings, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from onecurve.training import predict
+
+    run = train({**causal, "max_train_steps": 1, "max_new_tokens": 200})
+    assert run.exit_code == 0, run.stderr
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "short"}, {"text": "x " * 60}])
+    words = ["--run", str(run.path), "--input", source, "--output", str(tmp_path / "out.jsonl")]
+    assert report_outcome(predict.main, words) == 2
+    assert names(capsys.readouterr().err, "row 2", "56", "max_new_tokens")
+    assert not (tmp_path / "out.jsonl").exists()
+    refused = train({**causal, "max_new_tokens": 256, "output_dir": f"{causal['output_dir']}2"})
+    assert refused.exit_code == 2
+    assert names(refused.stderr, "max_new_tokens", "256")
 
 
 def test_the_recipe_names_the_end_of_texts(causal: Settings, train: Train) -> None:

@@ -190,6 +190,16 @@ def test_a_turn_whose_end_is_not_learned_is_counted(encode: Encode, tokenizer: A
     assert task.describe_left_out() is not None
 
 
+def test_a_message_that_the_template_does_not_show_is_counted(encode: Encode) -> None:
+    silent = templates.CHATML.replace(
+        "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
+    )
+    task, _ = encode(silent, [{"messages": CHAT}, {"messages": CHAT[1:]}])
+    assert list(task.facts["noticed"].values()) == [1]
+    task, _ = encode(templates.LLAMA3, [{"messages": [{**FIRST, "content": " How? "}, LAST]}], assistant_only_loss=True)
+    assert task.facts == {}
+
+
 def test_an_example_without_a_target_is_left_out_and_counted(encode: Encode) -> None:
     rows = [{"messages": [FIRST]}, {"messages": CHAT}, {"messages": [{**FIRST, "content": "x" * 200}, LAST]}]
     task, examples = encode(templates.CHATML, rows, assistant_only_loss=True, max_length=64)
@@ -241,6 +251,32 @@ def test_long_texts_are_cut_or_split_so_that_each_token_is_a_target_once(encode:
     assert tokens == pieces[0] + [token for piece in pieces[1:] for token in piece[1:]]
     assert all(2 <= len(piece) <= 10 for piece in pieces)
     assert (examples["prompt_length"] > 0).tolist() == [True, *[False] * (len(pieces) - 1), True]
+
+
+def test_pieces_of_a_conversation_without_a_target_are_counted(encode: Encode, tokenizer: Any) -> None:
+    long = [{**FIRST, "content": "x " * 40}, LAST]
+    keys = {"assistant_only_loss": True, "long_texts": "split", "max_length": 24}
+    task, examples = encode(templates.CHATML, [{"messages": long}], **keys)
+    learned = [label for row in examples["labels"] for label in row if label != NO_TARGET]
+    assert tokenizer.decode(learned) == f"{LAST['content']}<|im_end|>"
+    [(reason, count)] = task.facts["left_out"].items()
+    assert "pieces" in reason
+    assert count + len(examples["labels"]) > 3
+
+
+def test_prompt_and_completion_are_of_one_kind(encode: Encode) -> None:
+    keys = {"messages_column": None, "prompt_column": "prompt", "completion_column": "completion"}
+    for row in ({"prompt": "Hello", "completion": [ANSWER]}, {"prompt": [FIRST], "completion": "Hello"}):
+        with pytest.raises(BadInput, match=naming("text")):
+            encode(templates.CHATML, [row], **keys)
+    with pytest.raises(BadInput, match=naming("assistant_only_loss", "'prompt'")):
+        encode(templates.CHATML, [{"prompt": "a", "completion": "b"}], assistant_only_loss=True, **keys)
+
+
+def test_tools_that_are_no_schemas_are_refused_by_their_row(encode: Encode) -> None:
+    for tools in ("[{", '"find"', "[1]"):
+        with pytest.raises(BadInput, match=naming("row 1", "tools")):
+            encode(templates.TOOLS, [{"messages": CHAT, "tools": tools}], tools_column="tools")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def read_rows(path: Path | str) -> list[dict[str, Any]]:
 def test_a_family_trains_resumes_and_generates(causal: Settings, train: Train, tmp_path: Path, family: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model_path = build_decoder(tmp_path / "model", family)
+    model_path = build_decoder(tmp_path / "model", family, initializer_range=0.2)
     settings = {
         **causal,
         "model_name_or_path": str(model_path),
