@@ -23,9 +23,8 @@ from onecurve.training.tasks.token_spans import cut_into_examples
 if TYPE_CHECKING:
     import torch
 
-    from onecurve.training.tasks.token_losses import TokenLosses
-
     from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.token_losses import TokenLosses
 
 # e to the power of more than this is no float.
 _MAX_LOSS_OF_PERPLEXITY = 700.0
