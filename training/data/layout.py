@@ -55,6 +55,7 @@ class Collator:
     def __init__(self, task: Task, tokenizer: Any, layout: Layout | None = None) -> None:
         self.layout = layout or Layout(mask="always", pads_left=task.padding_side(tokenizer) == "left")
         self._pad_values = task.pad_values(tokenizer)
+        self._add_to_batch = task.add_to_batch
 
     def __call__(self, features: Mapping[str, Array | Sequence[Any]]) -> dict[str, Any]:
         """The batch of some examples, as `Task.forward` describes it.
@@ -73,6 +74,7 @@ class Collator:
         if "input_ids" in features:
             lengths = [len(row) for row in features["input_ids"]]
             batch.update(_describe_packing(lengths) if self.layout.is_packed else self._build_mask(lengths))
+        self._add_to_batch(batch)
         return batch
 
     def _build_mask(self, lengths: Sequence[int]) -> dict[str, torch.Tensor | None]:

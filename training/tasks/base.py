@@ -95,14 +95,15 @@ def sum_by_example(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> t
     """[examples] sum of what belongs to the tokens of each example, zeros at padding included.
 
     Args:
-        values: [examples, longest], or [1, tokens] where the batch is packed.
+        values: [examples, length], or [1, tokens] where the batch is packed; also without the last place, or last places.
     """
     import torch
 
     if "sequence_offsets" not in batch:
         return values.sum(dim=-1)
+    offsets = batch["sequence_offsets"].clamp(max=values.shape[1])
     # Unsafe: offsets that come from the plan need no check, for which a GPU would have to be waited for.
-    return torch.segment_reduce(values[0], "sum", offsets=batch["sequence_offsets"], unsafe=True, initial=0)
+    return torch.segment_reduce(values[0], "sum", offsets=offsets, unsafe=True, initial=0)
 
 
 class Task(ABC):
@@ -248,6 +249,12 @@ class Task(ABC):
     def pad_values(self, tokenizer: Any) -> dict[str, int]:
         """What stands in padded places of each feature; 0 where none is named."""
         return {"input_ids": tokenizer.pad_token_id, "labels": NO_TARGET}
+
+    def add_to_batch(self, batch: dict[str, Any]) -> None:
+        """Add to a collated batch what `forward` would have to wait for a GPU to find, such as where targets are.
+
+        Called on the host; tensors that are added go to the device with the others.
+        """
 
     # Model ----------------------------------------------------------------------------------------------------------
 

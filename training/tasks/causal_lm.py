@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.token_losses import TokenLosses
 
 # e to the power of more than this is no float.
 _MAX_LOSS_OF_PERPLEXITY = 700.0
@@ -183,6 +184,13 @@ class CausalLM(Task):
         """The targets of each example."""
         return count_targets(examples["labels"])
 
+    def add_to_batch(self, batch: dict[str, Any]) -> None:
+        """Where targets are."""
+        from onecurve.training.tasks.chunked_losses import find_target_places
+
+        if "labels" in batch:
+            batch["target_places"] = find_target_places(batch["labels"])
+
     def padding_side(self, tokenizer: Any) -> str:
         """Right: models count positions from the first place on."""
         return "right"
@@ -220,17 +228,24 @@ class CausalLM(Task):
         self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], wants_results: bool = False
     ) -> Forward:
         """Results are sums over each example's targets: "loss", "targets" (their number) and "right"."""
-        from onecurve.training.tasks.token_losses import token_losses
-
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        labels = batch["labels"]
-        found = token_losses(model, inputs, labels, self.recipe.loss_chunk_tokens)
-        losses = _sum_by_example(found.losses, batch)
+        labels, found = batch["labels"], self._compute(model, batch)
+        losses = sum_by_example(found.losses, batch)
         if not wants_results:
             return Forward(losses)
-        targets = _sum_by_example((labels[:, 1:] != NO_TARGET).double(), batch).long()
-        right = _sum_by_example(found.is_right.double(), batch).long()
+        targets = sum_by_example((labels[:, 1:] != NO_TARGET).double(), batch).long()
+        right = sum_by_example(found.is_right.double(), batch).long()
         return Forward(losses, {"loss": losses, "targets": targets, "right": right})
+
+    def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The sum over all targets: each has the same gradient, and nobody needs to look whether that is so."""
+        return self._compute(model, batch).losses.sum()
+
+    def _compute(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> TokenLosses:
+        from onecurve.training.tasks.token_losses import token_losses
+
+        inputs = {name: each for name, each in batch.items() if name not in ("labels", "target_places")}
+        size = self.recipe.loss_chunk_tokens
+        return token_losses(model, inputs, batch["labels"], size, batch.get("target_places"))
 
     def predict(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """ "generated": the tokens that the model writes behind each prompt, -1 behind their end."""
@@ -308,17 +323,6 @@ class CausalLM(Task):
             (tokenizer.decode([int(token)]), bool(label != NO_TARGET))
             for token, label in zip(tokens[:_MAX_TOKENS_SHOWN], labels, strict=False)
         ]
-
-
-def _sum_by_example(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """[examples] sums of what belongs to the targets of each example: all its tokens but the first.
-
-    Args:
-        values: [rows, length - 1].
-    """
-    import torch.nn.functional as F
-
-    return sum_by_example(F.pad(values, (1, 0)), batch)
 
 
 def count_targets(labels: Any) -> Array:

@@ -21,6 +21,11 @@ from onecurve.training.tasks.base import NO_TARGET
 Compute = Callable[[torch.Tensor], torch.Tensor]
 
 
+def find_target_places(labels: torch.Tensor) -> torch.Tensor:
+    """[targets] int64 places with a target among [rows, length] labels, row by row."""
+    return (labels[:, 1:] != NO_TARGET).flatten().nonzero().squeeze(-1)
+
+
 @dataclass(frozen=True)
 class Places:
     """Where a batch has targets: a place is a token but the last of a row, and predicts the token behind it.
@@ -36,10 +41,16 @@ class Places:
     targets: torch.Tensor
 
     @classmethod
-    def find(cls, labels: torch.Tensor) -> Places:
-        """All targets among [rows, length] labels. A GPU is waited for: how many there are decides the shapes that follow."""
+    def find(cls, labels: torch.Tensor, numbers: torch.Tensor | None = None) -> Places:
+        """All targets among labels.
+
+        Args:
+            labels: [rows, length].
+            numbers: [targets] their places. Without them a GPU is waited for, as their number decides the shapes that follow.
+        """
         targets = labels[:, 1:]
-        numbers = (targets != NO_TARGET).flatten().nonzero().squeeze(-1)
+        if numbers is None:
+            numbers = find_target_places(labels)
         return cls((targets.shape[0], targets.shape[1]), numbers, targets.flatten()[numbers])
 
     def select(self, hidden: torch.Tensor) -> torch.Tensor:

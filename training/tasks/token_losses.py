@@ -28,6 +28,7 @@ def token_losses(
     inputs: Mapping[str, torch.Tensor],
     labels: torch.Tensor,
     chunk_tokens: int | Literal["auto"] | None = None,
+    target_places: torch.Tensor | None = None,
 ) -> TokenLosses:
     """Run a causal language model over a batch and compare what it predicts with the tokens that follow.
 
@@ -40,6 +41,7 @@ def token_losses(
             not shifted: this function compares the logits of place i with the label of place i + 1.
         chunk_tokens: places whose logits may be in memory at once; "auto" chooses by the vocabulary, None takes all of them.
             A model whose losses can't be computed in chunks takes all of them as well, and says so once.
+        target_places: [targets] int64, places with a target; None looks for them, for which a GPU is waited for.
     """
     import torch.nn.functional as F
 
@@ -50,7 +52,7 @@ def token_losses(
     head = None if chunk_tokens is None else find_tried_head(model)
     if head is not None and chunk_tokens is not None:
         size = choose_chunk_tokens(chunk_tokens, head.vocab_size)
-        losses, _, is_right = run_with_losses(model, head, inputs, Places.find(labels), size)
+        losses, _, is_right = run_with_losses(model, head, inputs, Places.find(labels, target_places), size)
         return TokenLosses(losses, is_right)
     logits = model(**inputs, use_cache=False).logits[:, :-1]
     logits = logits.float() if logits.element_size() < 4 else logits

@@ -264,6 +264,13 @@ def test_padding_counts_against_the_bound_on_tokens(
     assert len(packed) <= len(pieces)
 
 
+def test_packed_sequences_fill_the_bound_on_tokens() -> None:
+    lengths, examples = np.array([1, 1, 1, 400]), np.arange(4)
+    packed = cut_micro_batches(examples, lengths, 1, 8, max_tokens=403, is_packed=True)
+    assert [piece.tolist() for piece in packed] == [[0, 1, 2, 3]]
+    assert len(cut_micro_batches(examples, lengths, 1, 8, max_tokens=403)) == 2
+
+
 @quick
 @given(st.integers(1, 30), st.integers(1, 64), SEEDS)
 def test_processes_without_an_example_run_a_stand_in_that_teaches_nothing(

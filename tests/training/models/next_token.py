@@ -38,7 +38,7 @@ class NextToken(Task):
         inputs = {name: each for name, each in batch.items() if name != "labels"}
         logits = model(**inputs, use_cache=False).logits
         losses = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), batch["labels"][:, 1:], reduction="none")
-        return Forward(sum_by_example(F.pad(losses, (1, 0)), batch))
+        return Forward(sum_by_example(losses, batch))
 
     def compute_metrics(self, results: Any) -> dict[str, float]:
         return {}

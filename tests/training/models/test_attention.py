@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,6 +14,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, LlamaCo
 
 from onecurve.training.data.layout import Collator, Layout
 from onecurve.training.models import attention, cpu_dropout
+from onecurve.training.tasks.base import NO_TARGET
+from onecurve.training.tasks.causal_lm import CausalLM, CausalLMRecipe
 from tests.training.models.decoders import CONFIGS, build_decoder
 from tests.training.models.next_token import NextToken
 
@@ -25,14 +28,17 @@ class Tokenizer:
 
 
 class LooksAtValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the numbers of tensors that Python reads: on a GPU, each of them waits for it."""
+    """Counts numbers that Python reads of tensors, and shapes that depend on them: on a GPU, each of them waits for it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += operator is torch.ops.aten._local_scalar_dense.default
+        name = operator.overloadpacket.__name__
+        indices = args[1] if name.startswith("index") and isinstance(args[1], list | tuple) else ()
+        by_mask = any(torch.is_tensor(each) and each.dtype == torch.bool for each in indices)
+        self.count += by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select")
         return operator(*args, **(kwargs or {}))
 
 
@@ -81,6 +87,26 @@ def test_logits_and_gradients_are_those_of_single_sequences(family: str) -> None
         assert deviation(logits, expected) < 1e-5
         for name, gradient in of_own.items():
             assert (found[name] - gradient).norm() < 1e-5 * max(gradient.norm(), 1e-3 * whole), name
+
+
+@pytest.mark.parametrize("chunk_tokens", ["auto", 8])
+@pytest.mark.parametrize("layout", [Layout(is_packed=True), Layout(mask="never")], ids=["packed", "padded"])
+def test_a_step_of_a_language_model_waits_for_nothing(layout: Layout, chunk_tokens: Any) -> None:
+    keys = {"model_name_or_path": "none", "train_file": "none", "loss_chunk_tokens": chunk_tokens}
+    recipe = CausalLMRecipe.model_validate(keys)
+    task, sequences = CausalLM(recipe), build_sequences()
+    model = build_decoder(CONFIGS["llama"]()).train()
+    attention.prevent_reads(model)
+    attention.install(model)
+    labels = [np.where(np.arange(len(each)) < 3, NO_TARGET, each) for each in sequences]
+    batch = Collator(task, Tokenizer(), layout)({"input_ids": sequences, "labels": labels})
+    expected = task.forward(model, batch).losses  # The head's own trial is not counted.
+    with LooksAtValues() as looks:
+        loss = task.loss_sum(model, batch) / 7
+        torch.autograd.backward(loss)
+    assert looks.count == 0
+    assert expected is not None
+    assert loss.item() == pytest.approx(expected.sum().item() / 7, rel=1e-6)
 
 
 @pytest.mark.parametrize("wrong", [{"sequence_lengths": None}, {"position_ids": torch.arange(sum(LENGTHS))[None]}])

@@ -73,6 +73,23 @@ def test_packed_micro_batches_give_the_curve_of_padded_ones(
     assert [step["tokens"] for step in packed.steps] == [step["tokens"] for step in padded.steps]
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"adapter": "lora", "lora_r": 4, "lora_alpha": 8}, id="with an adapter"),
+        pytest.param({"gradient_checkpointing": True, "loss_chunk_tokens": 40}, id="recomputed, loss in chunks"),
+    ],
+)
+def test_what_changes_the_model_packs_too(
+    settings: Settings, train: Train, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    settings.update(task="causal_lm", max_train_steps=10, **more)
+    padded = train({**settings, "layout": "padded", "output_dir": str(tmp_path / "padded")})
+    packed = train(settings)
+    check_same_curve(packed, padded)
+    assert {step["padding"] for step in packed.steps} == {0.0}
+
+
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_a_run_goes_on_in_any_layout(settings: Settings, train: Train, tmp_path: Path, layout: str) -> None:
     settings.update(max_train_steps=8, checkpointing_steps=4)
