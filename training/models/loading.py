@@ -150,7 +150,8 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
     adapter = find_adapter(recipe)
     name = _name_base(recipe, adapter).model_name_or_path
     task.configure(config)
-    config.pad_token_id = tokenizer.pad_token_id  # A decoder's head looks for the last token that is not this one.
+    # A decoder's head looks for the last token that is not this one; of a model of several modalities the text's config says.
+    config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if recipe.dropout is not None:
         for key in _DROPOUT_KEYS:
             if getattr(config, key, None) is not None:
