@@ -36,7 +36,7 @@ _SMALL = (
     (r"num_hidden_groups|n_group|topk_group|num_buckets", 1),
     (r"(num_|n_)?(encoder_|decoder_|attention_|key_value_|kv_)*heads?", 2),
     (r"head_dim|d_kv|attention_head_size|qk_nope_head_dim|qk_rope_head_dim|v_head_dim|d_head", 16),
-    (r"hidden_size|d_model|n_embd|dim|embedding_size|d_embed|word_embed_proj_dim", 32),
+    (r"hidden_size|attention_hidden_size|d_model|n_embd|dim|embedding_size|d_embed|word_embed_proj_dim", 32),
     (r"\w*intermediate_size|\w*ffn_dim|ffn_size|hidden_dim|d_ff|n_inner|d_inner|ffn_hidden_size", 64),
     (r"num_(local_)?experts|n_routed_experts|moe_num_experts", 4),
     (r"num_experts_per_tok|moe_topk|moe_k", 2),
@@ -59,6 +59,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "perceiver": {"num_latents": 4, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 1},
     "flaubert": {"emb_dim": 32, "n_words": 64},
     "xlm": {"emb_dim": 32, "n_words": 64},
+    "zamba": {"attention_hidden_size": 64, "attention_head_dim": 32},
     "luke": {"entity_vocab_size": 8, "entity_emb_size": 32},
 }
 
@@ -83,7 +84,7 @@ def shrink(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a config with small values, inner configs as well."""
     small: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, dict) and name.endswith("_config"):
+        if isinstance(value, dict) and (name.endswith("_config") or "model_type" in value):
             small[name] = shrink(value)
         elif isinstance(value, int) and not isinstance(value, bool):
             size = next((size for pattern, size in _SMALL if re.fullmatch(pattern, name)), None)
