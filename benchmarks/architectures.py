@@ -28,6 +28,7 @@ from tools.trainings import ROOT, to_flags
 PAGE = ROOT / "docs" / "ARCHITECTURES.md"
 
 _WORDS = ("<pad>", "<s>", "</s>", "<unk>", *(f"word{number}" for number in range(60)))
+_NUM_DEEDS = 5  # Trains, evaluates, predicts, resumes, plans.
 _LARGEST = 300_000_000  # Parameters of what can't be made smaller by the names of its keys.
 
 # Keys by what they measure, and the small value for each.
@@ -235,7 +236,7 @@ def format_page(results: Sequence[Result]) -> str:
     import transformers
 
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    whole = sum(len(result.done) == 5 for result in results)
+    whole = sum(len(result.done) == _NUM_DEEDS for result in results)
     lines = [
         "# Families of models",
         "",
@@ -247,13 +248,8 @@ def format_page(results: Sequence[Result]) -> str:
         "|---|---|---|---|",
     ]
     for each in results:
-        works = (
-            "all"
-            if len(each.done) == 5
-            else ", ".join(each.done) or "refused"
-            if each.is_refused
-            else ", ".join(each.done)
-        )
+        works = "refused" if each.is_refused else ", ".join(each.done)
+        works = "all" if len(each.done) == _NUM_DEEDS else works
         line = each.line.replace("|", "\\|")
         lines.append(f"| {each.family} | {each.num_parameters / 1e6:.2f} M | {works} | {line} |")
     return "\n".join(lines) + "\n"
