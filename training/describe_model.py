@@ -35,13 +35,16 @@ def describe_model(path: Path) -> dict[str, int]:
     layers = [layer for each in outer for layer in each]
     in_layers = sum(_count(layer) for layer in layers)
     text = config.get_text_config()
-    embeddings = model.get_input_embeddings().weight
+    try:
+        vocab_size, hidden_size = model.get_input_embeddings().weight.shape
+    except (NotImplementedError, AttributeError):  # Characters or patches have no table.
+        vocab_size, hidden_size = 0, int(getattr(text, "hidden_size", 0))
     return {
         "num_parameters": _count(model),
         "num_layers": max(len(layers), int(getattr(text, "num_hidden_layers", 0) or 0), 1),
         "layer_parameters": in_layers // len(layers) if layers else 0,
-        "vocab_size": embeddings.shape[0],
-        "hidden_size": embeddings.shape[1],
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
     }
 
 

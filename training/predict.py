@@ -39,6 +39,7 @@ from onecurve.training import launch_protocol
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.layout import Collator
 from onecurve.training.data.plan import EvaluationPlan
+from onecurve.training.data.sources import check_content
 from onecurve.training.data.tables import (
     FORMATS,
     ROWS_PER_CHUNK,
@@ -245,6 +246,8 @@ def check_rows(survey: Survey, task: Task) -> None:
         BadInput: naming the first row that can't be labelled, counted from 1, or what else is wrong with the file.
     """
     path = survey.input
+    if path.is_file():
+        check_content(path)
     columns = task.columns(task.recipe, with_targets=False)
     for rows in read_chunks(path):
         check_stop()

@@ -252,7 +252,9 @@ class EvaluationKeys(_Keys):
     eval_steps: Literal["epoch"] | Annotated[Integer, Field(ge=1)] = Field(
         "epoch", description="steps between evaluations"
     )
-    metric_for_best_model: str | None = Field(None, description="metric that chooses `best`, such as eval_accuracy")
+    metric_for_best_model: str | None = Field(
+        None, description="metric that chooses `best` and the model of final/, such as eval_accuracy"
+    )
     early_stopping_patience: Annotated[Integer, Field(ge=1)] | None = Field(
         None, description="evaluations without a better metric before training ends"
     )

@@ -34,10 +34,7 @@ def compose_recipe(path: str) -> Nodes:
         raise RecipeError(path, ["not valid YAML: " + " ".join(str(error).split())]) from None
     if root is None:
         return {}
-    is_flat = isinstance(root, yaml.MappingNode) and all(
-        key.tag == "tag:yaml.org,2002:str" for key, _ in root.value
-    )  # fmt: skip
-    if not is_flat:
+    if not isinstance(root, yaml.MappingNode) or any(key.tag != "tag:yaml.org,2002:str" for key, _ in root.value):
         raise RecipeError(path, ["must be a flat mapping of keys to values, one `key: value` a line"])
     if problems := list(_find_keys_twice(root)):
         raise RecipeError(path, problems)

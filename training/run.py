@@ -25,6 +25,7 @@ from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.errors import Diverged, Preempted
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.models import optimization
+from onecurve.training.models.failures import explain_model_errors
 from onecurve.training.parallel.launch import check_launch
 from onecurve.training.parallel.loss_scale import check_updates
 from onecurve.training.parallel.micro_batch import begin_micro_batch
@@ -110,7 +111,8 @@ def make_steps(session: Session) -> Evaluation | None:
         micro_batch = batch.pop("micro_batch")  # Where it stands in its step, and what the whole step counts.
         gradient_scale = begin_micro_batch(accelerator, micro_batch, recipe.seed)
         with accelerator.accumulate(model):
-            with detect_out_of_memory():
+            is_first = micro_batch.step == session.plan.start_step
+            with explain_model_errors(recipe.model_name_or_path, is_first), detect_out_of_memory():
                 loss = task.loss_sum(model, batch) * micro_batch.weight / micro_batch.global_count
                 accelerator.backward(loss * gradient_scale)
             losses.append(loss.detach())

@@ -38,6 +38,9 @@ PREPARED_FORMAT = 4
 DIGEST_PREFIX = f"{PREPARED_FORMAT}:"
 
 _ROWS_PER_BATCH = 2_000
+# Above so many training examples a comparison with the validation data would take seconds and gigabytes.
+_MOST_COMPARED = 2_000_000
+_SHARE_NOTED = 0.01
 _NUMBERS_PER_DIGEST = 1 << 22
 
 
@@ -159,11 +162,29 @@ def _build(staging: Path, scratch: Path, recipe: Recipe, task: Task, tokenizer: 
         _encode(staging / name, split, wanted, numbers, task, tokenizer)
         meta[name] = {"origin": origin}
     task.conclude(open_examples(staging / "train"))
+    for name in meta.keys() - {"train"}:
+        if recipe.model_dump()[f"{name}_file"] or recipe.dataset_name:
+            _note_overlap(staging, name, meta, task)
     for name, entry in meta.items():
         entry["digest"] = _conclude(staging / name, task)
     (staging / "meta.json").write_text(
         json.dumps({"facts": task.facts, "splits": meta, "notes": list(task.notes.values())}), encoding="utf-8"
     )
+
+
+def _note_overlap(staging: Path, name: str, meta: Mapping[str, Mapping[str, str]], task: Task) -> None:
+    """Note examples of a split that are training examples too: its metrics say little about new ones."""
+    train, held_out = (open_examples(staging / each).get("input_ids") for each in ("train", name))
+    if train is None or held_out is None or len(train) > _MOST_COMPARED:
+        return
+    known = {hash(tokens.tobytes()) for start in range(0, len(train), _ROWS_PER_BATCH)
+             for tokens in train[np.arange(start, min(start + _ROWS_PER_BATCH, len(train)))]}  # fmt: skip
+    count = sum(hash(tokens.tobytes()) in known for tokens in held_out[np.arange(len(held_out))])
+    if count >= _SHARE_NOTED * len(held_out):
+        task.notes[f"overlap of {name}"] = (
+            f"{meta[name]['origin']}: {count} of {len(held_out)} {name} examples are training examples too; their metrics say "
+            "little about new ones"
+        )
 
 
 def _choose_rows(

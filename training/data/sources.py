@@ -51,6 +51,13 @@ def find_files(key: str, patterns: Sequence[str]) -> list[Path]:
         paths += found
     for path in paths:
         check_file(key, path)
+    seen: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        same = seen.setdefault((path.stat().st_dev, path.stat().st_ino), path)
+        if same is not path:
+            raise BadInput(
+                f"{key}: {str(path)!r} is named twice, also as {str(same)!r}: its rows would count twice; name it once"
+            )
     formats = sorted({find_format(path) for path in paths})
     if len(formats) > 1:
         raise BadInput(f"{key}: its files are of several formats: {', '.join(formats)}; convert them to one of these")
@@ -76,13 +83,50 @@ def check_file(key: str, path: Path) -> None:
         raise BadInput(f"{key}: {str(path)!r} is none of {', '.join(FORMATS)}; rename or convert it")
     if path.stat().st_size == 0:
         raise BadInput(f"{key}: {str(path)!r} is empty")
+    check_content(path)
+
+
+# How files begin that are not what their name says, and what to do about each.
+_OTHER_KINDS = (
+    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file itself; run `git lfs pull`"),
+    (rb"\x1f\x8b", "is compressed with gzip; unpack it"),
+    (rb"BZh", "is compressed with bzip2; unpack it"),
+    (rb"\xfd7zXZ\x00", "is compressed with xz; unpack it"),
+    (rb"\x28\xb5\x2f\xfd", "is compressed with zstd; unpack it"),
+    (rb"PK\x03\x04", "is an Excel workbook or another zip archive; unpack it, or save the sheet as CSV"),
+    (rb"\xd0\xcf\x11\xe0", "is an Excel workbook; save the sheet as CSV"),
+    (rb"\xff\xfe|\xfe\xff", "is saved as UTF-16; save it as UTF-8"),
+    (rb"(?i)\s*<(!doctype html|html)", "is an HTML page, perhaps of a download that failed; get the file itself"),
+    (rb"(?i)\"?sep=", "begins with Excel's line for the separator, sep=; remove this line, and separate by commas"),
+)
+
+
+def check_content(path: Path) -> None:
+    """Refuse a file whose first bytes show that it is not what its name says.
+
+    Raises:
+        BadInput: naming what it is.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"PAR1") and find_format(path) != "parquet":
+        raise BadInput(f"{path}: is a Parquet file; name it .parquet")
+    for pattern, problem in _OTHER_KINDS:
+        if re.match(pattern, head):
+            raise BadInput(f"{path}: {problem}")
 
 
 def describe_missing_column(origin: str, key: str, name: str, columns: Sequence[str]) -> str:
     """The message for a column that a recipe's key names and the table lacks."""
     nearest = find_nearest(name, columns)
-    hint = suggest_separator(columns) or (f"; did you mean {nearest}?" if nearest else "")
-    return f"{origin}: {key} {name!r} is not a column; it has {', '.join(columns)}{hint}"
+    hint = suggest_separator(columns) or (f"; did you mean {_show(nearest)}?" if nearest else "")
+    if nearest is not None and nearest.strip() == name:
+        hint = f"; the header writes {nearest!r}, with spaces: remove them"
+    return f"{origin}: {key} {name!r} is not a column; it has {', '.join(map(_show, columns))}{hint}"
+
+
+def _show(name: str) -> str:
+    return name if name == name.strip() else repr(name)
 
 
 def suggest_separator(columns: Sequence[str]) -> str:

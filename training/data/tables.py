@@ -115,6 +115,8 @@ def read_head(path: Path, num_rows: int) -> Head:
     kind = find_format(path)
     with _naming(path):
         rows = list(itertools.islice(_iterate_rows(path), num_rows))
+        if kind == "json":
+            _refuse_one_object(path, rows)
         if kind == "csv":
             with path.open("rb") as file:
                 return Head(path, CsvFile(path, file).names, rows)
@@ -125,6 +127,21 @@ def read_head(path: Path, num_rows: int) -> Head:
         from onecurve.training.data.json_blocks import build_table
 
         return Head(path, build_table(path, rows, pa.schema([]), 0).column_names, rows)
+
+
+def _refuse_one_object(path: Path, rows: Sequence[Row]) -> None:
+    """Refuse a file of one object that holds all rows: under a key of its own, or as a list for each column.
+
+    Raises:
+        BadInput: it is one.
+    """
+    if len(rows) != 1 or not rows[0] or not all(isinstance(value, list | dict) for value in rows[0].values()):
+        return
+    keys = ", ".join(map(repr, rows[0]))
+    raise BadInput(
+        f"{path}: is one object with lists or objects inside, under {keys}; write one object for each row: the list alone, or "
+        "pandas' to_json with orient='records'"
+    )
 
 
 def count_rows(path: Path) -> int:
@@ -173,6 +190,8 @@ def read_table(paths: Sequence[Path], scratch: Path) -> pa.Table:
                 _check_columns(path, table.schema, paths[0], parts.schema)
             parts.add(path, table)
     final = parts.join()
+    if parts.num_rows == 1 and find_format(paths[0]) == "json":
+        _refuse_one_object(paths[0], list(_iterate_rows(paths[0])))
     whole = pa.ipc.open_file(pa.memory_map(str(final))).read_all()
     if len(whole) != parts.num_rows:
         raise RuntimeError(f"{final}: {len(whole):,} rows were stored of {parts.num_rows:,}; please report it")

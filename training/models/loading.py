@@ -150,7 +150,10 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
     adapter = find_adapter(recipe)
     name = _name_base(recipe, adapter).model_name_or_path
     task.configure(config)
-    config.pad_token_id = tokenizer.pad_token_id  # A decoder's head looks for the last token that is not this one.
+    # A decoder's head looks for the last token that is not this one; of a model of several modalities the text's config says.
+    config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if _switches_attention(config):
+        config.attention_type = "original_full"
     if recipe.dropout is not None:
         for key in _DROPOUT_KEYS:
             if getattr(config, key, None) is not None:
@@ -212,6 +215,11 @@ def _master_dtype() -> torch.dtype:
     return torch.float64 if os.environ.get("ONECURVE_FLOAT64") == "1" else torch.float32
 
 
+def _switches_attention(config: Any) -> bool:
+    """Whether the model (BigBird) exchanges its attention in the first forward whose batch is short."""
+    return getattr(config, "attention_type", None) == "block_sparse"
+
+
 def describe_model(config: Any, task: Task, tokenizer: Any) -> str | None:
     """What the user should know of the model before it is trained, if anything.
 
@@ -219,6 +227,11 @@ def describe_model(config: Any, task: Task, tokenizer: Any) -> str | None:
         config: as `load_config` returned it, before `build_model` gives it the task's head.
     """
     notes = [task.describe_head(config)]
+    if _switches_attention(config):
+        notes.append(
+            "This model's sparse attention would turn into full attention for good at the first short batch, whichever process "
+            "has it: full attention is used from the start."
+        )
     if tokenizer.pad_token == tokenizer.eos_token:
         notes.append(
             f"The tokenizer has no padding token of its own: it pads with its end-of-text token {tokenizer.eos_token!r}."

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -22,7 +25,10 @@ def begin_micro_batch(accelerator: Accelerator, plan: MicroBatch, seed: int) -> 
     accelerator.gradient_accumulation_steps = plan.num_micro_batches
     accelerator.step = plan.position
     if plan.position == 0:
-        torch.manual_seed(derive_key(seed, plan.step, accelerator.process_index) >> 1)
+        key = derive_key(seed, plan.step, accelerator.process_index) >> 1
+        torch.manual_seed(key)
+        random.seed(key)  # Some models draw from Python's and NumPy's numbers, as BigBird its random blocks.
+        np.random.seed(key % 2**32)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return float(accelerator.num_processes)
     return float(accelerator.num_processes * plan.num_micro_batches)

@@ -156,7 +156,7 @@ def replace_weights(checkpoint: Path, accelerator: Accelerator, model: torch.nn.
     The moments stay those of the last step: the model can be evaluated and saved afterwards, and not be trained on.
     """
     with torch.no_grad(), safe_open(checkpoint / WEIGHTS_FILE, "pt") as file:
-        for name, value in unwrap(model).state_dict(keep_vars=True).items():
+        for name, value in _list_saved(unwrap(model)):
             whole = file.get_tensor(_plain(name)).to(value.device)
             if _uses_deepspeed(accelerator) and isinstance(value, torch.nn.Parameter):
                 deepspeed_states.replace_weight(value, whole)

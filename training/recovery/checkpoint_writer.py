@@ -129,7 +129,7 @@ class CheckpointWriter:
                 save_adapter(inner, self._weights.tensors, staging)
                 return
             inner.save_pretrained(staging, state_dict=dict(self._weights.tensors))
-            dtype = next(iter(self._weights.tensors.values())).dtype
+            dtype = next(each.dtype for each in self._weights.tensors.values() if each.is_floating_point())
             again = type(inner).from_pretrained(staging, dtype=dtype).state_dict()
             for name, tensor in self._weights.tensors.items():
                 if name not in again or not torch.equal(again[name], tensor):

@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 
 from onecurve.training.errors import BadInput
+from onecurve.training.models.saving import MODEL_CONFIG
 from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.recovery.publishing import list_replaced
@@ -50,7 +51,7 @@ def find_model(run: RunDirectory, name: str | None) -> Path:
     fault = find_fault(model) if model != run.final else None
     if fault is not None:
         raise BadInput(f"--checkpoint {name}: {model}: {fault}; give another one of {', '.join(run.list_models())}")
-    if not (model / "config.json").is_file():
+    if not any((model / each).is_file() for each in ("config.json", MODEL_CONFIG)):
         raise BadInput(f"--checkpoint {name}: {model} has no config.json: an older version of Onecurve wrote it")
     return model
 

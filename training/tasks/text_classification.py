@@ -79,6 +79,14 @@ class TextClassification(Task):
         problems = []
         if len(cls.columns(recipe)["label_column"]) > 1 and recipe.problem_type != "multi_label_classification":
             problems.append("label_column: several columns need problem_type: multi_label_classification")
+        columns = cls.columns(recipe)
+        for name in columns["label_column"]:
+            if name in columns["text_column"]:
+                problems.append(f"label_column: {name!r} is read as text as well; the label would be in its own text")
+        if len(set(columns["text_column"])) < len(columns["text_column"]):
+            problems.append(
+                f"text_pair_column: {recipe.text_pair_column!r} is the text_column as well; name another column"
+            )
         if recipe.class_weights is not None and not is_single:
             problems.append("class_weights: only problem_type single_label_classification has them")
         if recipe.label_smoothing_factor and not is_single:

@@ -52,7 +52,7 @@ def test_all_problems_come_at_once_errors_first(recipe: dict[str, Any], tmp_path
         ("a.jsonl", "", ("empty",)),
         ("a.txt", "x", (".csv", ".parquet")),
         ("a.parquet", "x", ("parquet",)),
-        ("a.jsonl", b"\xff\xfe", ("line 1", "0xff")),
+        ("a.jsonl", b"\xff\xff", ("line 1", "0xff")),
     ],
 )
 def test_bad_data(

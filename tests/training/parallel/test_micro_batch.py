@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,16 @@ def draw(step: int = 0, process: int = 0, seed: int = 1, position: int = 0) -> l
     plan = MicroBatch(np.arange(2), step=step, position=position, num_micro_batches=3)
     begin_micro_batch(accelerator, plan, seed)
     return torch.rand(4).tolist()
+
+
+def test_numbers_of_python_and_numpy_are_of_the_step_as_well() -> None:
+    found = []
+    for step in (0, 1, 0):
+        draw(step=step)
+        found.append((random.random(), np.random.rand()))
+    assert found[0] == found[2]
+    assert found[0][0] != found[1][0]
+    assert found[0][1] != found[1][1]
 
 
 def test_random_numbers_are_of_seed_step_and_process() -> None:

@@ -41,6 +41,21 @@ def is_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) 
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def label(run: Run, source: str, folder: Path, *flags: str) -> str:
+    """What `predict` writes for a file."""
+    from onecurve.training.outcome import report_outcome
+    from onecurve.training.parallel.accelerator import forget_state
+    from onecurve.training.predict import main
+
+    output = folder / "labelled.jsonl"
+    words = ["--run", str(run.path), "--input", source, "--output", str(output), *flags, "--overwrite", "true"]
+    try:
+        assert report_outcome(main, words) == 0
+    finally:
+        forget_state()
+    return output.read_text()
+
+
 def assert_ends_with_best(run: Run) -> None:
     """final/ and all that is reported are of the best evaluation."""
     assert run.exit_code == 0, run.stderr
@@ -64,13 +79,20 @@ def test_final_and_reports_are_of_the_best_model(recipe: Settings, train: Train)
     assert names(again.stdout, f"step {find_best(run)['step']}", f"{find_best(run)['eval_loss']:.4f}")
 
 
+def test_an_adapter_ends_with_its_best_weights(recipe: Settings, train: Train, tmp_path: Path) -> None:
+    run = train({**recipe, **OVERSHOOTS, "adapter": "lora", "learning_rate": 1.0})
+    assert run.exit_code == 0, run.stderr
+    best = find_best(run)
+    assert run.read("eval_report.json")["metrics"]["eval_loss"] == best["eval_loss"]
+    assert names(run.stdout, f"step {best['step']}", "final")
+    final = label(run, recipe["validation_file"], tmp_path)
+    assert final == label(run, recipe["validation_file"], tmp_path, "--checkpoint", "best")
+    assert final != label(run, recipe["validation_file"], tmp_path, "--checkpoint", "24")
+
+
 def test_every_checkpoint_is_a_model_to_load_and_to_predict_with(
     recipe: Settings, train: Train, tmp_path: Path
 ) -> None:
-    from onecurve.training.outcome import report_outcome
-    from onecurve.training.parallel.accelerator import forget_state
-    from onecurve.training.predict import main
-
     run = train({**recipe, **OVERSHOOTS})
     for folder in (run.path / "checkpoints").iterdir():
         model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -79,13 +101,7 @@ def test_every_checkpoint_is_a_model_to_load_and_to_predict_with(
         assert AutoTokenizer.from_pretrained(folder)("a").input_ids == [101, 1037, 102]
 
     def predict(*flags: str) -> str:
-        output = tmp_path / "labelled.jsonl"
-        words = ["--run", str(run.path), "--input", recipe["validation_file"], "--output", str(output)]
-        try:
-            assert report_outcome(main, [*words, *flags, "--overwrite", "true"]) == 0
-        finally:
-            forget_state()
-        return output.read_text()
+        return label(run, recipe["validation_file"], tmp_path, *flags)
 
     final = predict()
     assert final == predict("--checkpoint", "best") == predict("--checkpoint", str(find_best(run)["step"]))
