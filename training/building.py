@@ -237,7 +237,11 @@ def _join(
 
 
 def _join_group(recipe: Recipe, model: torch.nn.Module, outcome: Outcome, watchdog: Watchdog) -> Accelerator:
-    with limited_joining(Launch.from_environment(), lambda message: outcome.write_status("failed", BAD_INPUT, message)):
+    launch = Launch.from_environment()
+    with (
+        limited_joining(launch, lambda message: outcome.write_status("failed", BAD_INPUT, message)),
+        watchdog.joining(recipe.join_timeout_seconds),
+    ):
         return build_accelerator(recipe, model, watchdog.collective_timeout)
 
 

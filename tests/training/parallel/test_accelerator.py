@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -81,3 +82,18 @@ def test_no_topology_needs_a_second_process_group() -> None:
 def read_state_dict_type(path: Path) -> str | None:
     kind: str | None = yaml.safe_load(path.read_text()).get("fsdp_config", {}).get("fsdp_state_dict_type")
     return kind
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_a_deterministic_training_allows_no_other_algorithms(
+    monkeypatch: pytest.MonkeyPatch, is_deterministic: bool
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        build(deterministic=is_deterministic)
+        assert torch.are_deterministic_algorithms_enabled() is is_deterministic
+        assert not torch.is_deterministic_algorithms_warn_only_enabled(), "attention has other algorithms then"
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if is_deterministic else None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
