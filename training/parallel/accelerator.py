@@ -104,7 +104,7 @@ def choose_algorithms(recipe: Recipe) -> None:
     """
     torch.use_deterministic_algorithms(recipe.deterministic)
     # Filling memory that is written later would cost time and hide nothing.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts.
