@@ -22,6 +22,7 @@ from onecurve.launcher.planning.memory import (
     Strategy,
     count_checkpoint_bytes,
     count_final_bytes,
+    count_loading_bytes,
     estimate_memory,
     fits,
     fits_host,
@@ -68,6 +69,8 @@ class Plan:
     flops: float | None
     mfu: float
     seconds: float | None
+    loading_bytes: int
+    host_bytes: int
     checkpoint_bytes: int
     final_bytes: int
     strategies: tuple[StrategyPlan, ...]
@@ -109,6 +112,8 @@ def build_plan(recipe: Recipe, shape: ModelShape, data: DataEstimate, cluster: C
         flops=flops,
         mfu=mfu,
         seconds=seconds,
+        loading_bytes=count_loading_bytes(shape, "DDP", recipe.mixed_precision, devices.count),
+        host_bytes=cluster.host_bytes,
         checkpoint_bytes=count_checkpoint_bytes(shape),
         final_bytes=count_final_bytes(shape),
         strategies=tuple(strategies),

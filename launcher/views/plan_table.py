@@ -94,6 +94,8 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
     lines.append(("time", _describe_time(plan)))
     if not shape.knows_activations:
         lines.append(("memory", "of activations is unknown for this family: peak and batch below are without it"))
+    loading = f"{format_gib(plan.loading_bytes)} of {format_gib(plan.host_bytes)} GiB of a node's memory"
+    lines.append(("loading", f"{loading}: each process loads the whole model"))
     lines.append(
         ("files", f"{format_gib(plan.checkpoint_bytes)} GiB per checkpoint, {format_gib(plan.final_bytes)} GiB final/")
     )

@@ -23,10 +23,13 @@ from tests.launcher.planning.test_topology import BERT, LLAMA, LLAMA_70B
 
 def test_devices() -> None:
     devices = parse_devices("8xH100-80GB")
-    assert (devices.count, devices.memory_bytes, devices.teraflops("bf16")) == (8, 80 * GIB, 989)
+    assert (devices.count, devices.memory_bytes, devices.teraflops("bf16")) == (8, int(79.6 * GIB), 989)
     assert parse_devices("A100-40GB").memory_bytes == 40 * GIB
+    # What nvidia-smi shows of "24 GB": 23,034 MiB.
+    assert parse_devices("L4-24GB").memory_bytes == parse_devices("L4").memory_bytes == int(22.5 * GIB)
+    assert parse_devices("T4").memory_bytes == 15 * GIB
     assert parse_devices("4xNew Chip-96GB").teraflops("bf16") is None
-    assert parse_devices("l4").memory_bytes == 24 * GIB
+    assert parse_devices("l4").memory_bytes == int(22.5 * GIB)
 
 
 def test_numbers_of_a_small_recipe(recipe: dict[str, Any]) -> None:
