@@ -97,6 +97,18 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
     return accelerator
 
 
+def build_offload_operators(accelerator: Accelerator) -> None:
+    """Compile DeepSpeed's optimizer for the host under this project's lock, where the engine would use it, GPUs or not.
+
+    A start that is killed while the engine compiles leaves a lock file for which every later start waits.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return
+    zero = accelerator.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+    if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
+        rehearsal.build_operators(["CPUAdamBuilder"])
+
+
 def choose_algorithms(recipe: Recipe) -> None:
     """Allow only deterministic algorithms, attention's among them, if the recipe asks for it. Before anything runs on a GPU.
 
