@@ -69,6 +69,7 @@ class Plan:
     flops: float | None
     mfu: float
     seconds: float | None
+    mixed_precision: str
     loading_bytes: int
     host_bytes: int
     checkpoint_bytes: int
@@ -112,6 +113,7 @@ def build_plan(recipe: Recipe, shape: ModelShape, data: DataEstimate, cluster: C
         flops=flops,
         mfu=mfu,
         seconds=seconds,
+        mixed_precision=recipe.mixed_precision,
         loading_bytes=count_loading_bytes(shape, "DDP", recipe.mixed_precision, devices.count),
         host_bytes=cluster.host_bytes,
         checkpoint_bytes=count_checkpoint_bytes(shape),
