@@ -5,6 +5,7 @@
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 20 minutes)
 # make soak     a hundred random kills, and a curve that shows none of them (about 20 minutes)
+# make gpu       what holds on a machine with GPUs: curves, resume, waits, speed, memory (under nine minutes)
 # make bench     speed beside what people would use instead, and start, data, scale (about 35 minutes)
 # make references  the tutorial's three ways and Trainer's fault, measured (about 8 minutes)
 
@@ -13,7 +14,7 @@ PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo demo-chat test test-all check lint invariance soak references bench
+.PHONY: help setup demo demo-chat test test-all check lint invariance soak references bench gpu
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -69,6 +70,9 @@ bench: build/demo/complete
 	.venv/bin/python -m benchmarks.first_step
 	.venv/bin/python -m benchmarks.scale
 	.venv/bin/python -m benchmarks.speed --only none
+
+gpu: build/demo/complete
+	.venv/bin/python -m benchmarks.gpu
 
 lint: .venv/complete
 	.venv/bin/ruff check

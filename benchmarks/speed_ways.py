@@ -76,8 +76,11 @@ class Gate:
 
     def _count(self, model: object, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         if model.training:  # type: ignore[attr-defined]
-            self._lengths.append(inputs["attention_mask"].sum(dim=1))  # Not read before the turn is over.
-            self._num_padded += inputs["input_ids"].numel()
+            tokens, mask = inputs["input_ids"], inputs.get("attention_mask")
+            # Without a mask there is no padding. Neither is read before the turn is over.
+            full = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+            self._lengths.append(full if mask is None else mask.sum(dim=1))
+            self._num_padded += tokens.numel()
 
     def after_step(self) -> None:
         """Called by the loop when a step is made, and once before the first."""

@@ -2,7 +2,7 @@
 # Fine-tunes on 1 to N nodes with 0 to 8 GPUs each. Submit it from the project's folder; it needs no editing:
 #
 #   sbatch slurm/finetune.sh --config RECIPE.yaml [--key value ...]
-#   sbatch --nodes 2 --gpus-per-node 4 --time 12:00:00 slurm/finetune.sh --config RECIPE.yaml
+#   sbatch --nodes 2 --gpus-per-node 4 --cpus-per-task 16 --time 12:00:00 slurm/finetune.sh --config RECIPE.yaml
 #
 # Options before the script are sbatch's and override the lines below. Before the time limit the training writes a
 # checkpoint and the job is requeued to continue from it, as often as needed. A job that has finished or failed is not
@@ -47,6 +47,14 @@ while (($#)); do
 done
 if [[ -z $recipe ]]; then
     say "no recipe: sbatch slurm/finetune.sh --config RECIPE.yaml [--key value ...]"
+    exit 2
+fi
+
+# Each GPU has a process, which needs a core for itself and one for its threads.
+gpus=${SLURM_GPUS_ON_NODE-0}
+cpus=${SLURM_CPUS_PER_TASK-1}
+if ((gpus > 0 && cpus < 2 * gpus)); then
+    say "$cpus cores for $gpus GPUs would slow every step: submit it with --cpus-per-task $((4 * gpus)) (at least $((2 * gpus)))"
     exit 2
 fi
 

@@ -6,6 +6,7 @@ surface early.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ from onecurve.training.models.loading import (
 from onecurve.training.models.packing import choose_layout, prepare_attention
 from onecurve.training.models.saving import save_config_and_tokenizer
 from onecurve.training.outcome import Outcome
-from onecurve.training.parallel.accelerator import build_accelerator
+from onecurve.training.parallel.accelerator import build_accelerator, build_offload_operators
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.launch import Launch, limited_joining
 from onecurve.training.parallel.states import (
@@ -180,6 +181,7 @@ def _join(
     """Join the process group, prepare everything for it, and restore what the start asks for."""
     recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
     accelerator = _join_group(recipe, model, outcome, watchdog)
+    build_offload_operators(accelerator)
     if start is not None:
         start = agree_on_start(accelerator, run, start, data, model)
         if start.checkpoint is not None:
@@ -238,7 +240,9 @@ def _join(
 
 
 def _join_group(recipe: Recipe, model: torch.nn.Module, outcome: Outcome, watchdog: Watchdog) -> Accelerator:
-    with limited_joining(Launch.from_environment(), lambda message: outcome.write_status("failed", BAD_INPUT, message)):
+    launch = Launch.from_environment()
+    watched = contextlib.nullcontext() if launch.is_unsupervised else watchdog.joining(recipe.join_timeout_seconds)
+    with limited_joining(launch, lambda message: outcome.write_status("failed", BAD_INPUT, message)), watched:
         return build_accelerator(recipe, model, watchdog.collective_timeout)
 
 

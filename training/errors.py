@@ -7,7 +7,8 @@
     └── Fault              1
         ├── BadInput       2   the data, the model or the machine cannot do what the recipe asks
         │   └── SlowPrecision 2   this machine's processor is far slower in bf16 than in float32
-        ├── WrongTopology  2   the number of processes is not the requested one
+        ├── WrongTopology  2   the number of processes is not the requested one, or
+        │   └── WrongDevice    a rank has another kind of device than the topology was chosen for
         ├── LostLauncher   1   the launcher died before the first step
         ├── OutOfMemory    1   training/recovery/out_of_memory.py: a micro-batch does not fit the device
         ├── Diverged       3   the loss is not finite, or fp16 skips every step
@@ -45,6 +46,12 @@ class WrongTopology(Fault):
     """The number of processes is not the requested one."""
 
     exit_code = launch_protocol.BAD_INPUT
+
+
+class WrongDevice(WrongTopology):
+    """This rank has another kind of device than its topology was chosen for."""
+
+    is_of_one_rank = True
 
 
 class LostLauncher(Fault):

@@ -8,6 +8,7 @@ import signal
 STATUS_FILE = "ONECURVE_STATUS_FILE"  # where rank 0 writes the status, besides the run directory
 STOP_FILE = "ONECURVE_STOP_FILE"  # a file whose appearance asks for a checkpoint and a stop
 NUM_PROCESSES = "ONECURVE_NUM_PROCESSES"  # processes that were asked for, to be compared with those that came up
+DEVICE_KIND = "ONECURVE_DEVICE"  # cuda, mps, cpu, ...: what the topology was chosen for
 RESTARTS_LEFT = "ONECURVE_RESTARTS_LEFT"  # how often the launcher will still start the training again after a failure
 
 # How a line of training/check.py begins that holds an example as JSON: [[text of a token, whether it is a target], ...].

@@ -55,6 +55,7 @@ from onecurve.training.lasting_output import protect_output
 from onecurve.training.models.loading import load_tokenizer, load_trained_model
 from onecurve.training.parallel.launch import (
     Launch,
+    check_device,
     check_processes,
     check_store,
     find_unsupported_precision,
@@ -125,6 +126,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     request = parse_request(arguments)
     recipe = load_recipe(str(request.run.config)).recipe
     check_processes()
+    check_device()
     rates = measure_bf16(recipe)
     if find_unsupported_precision(recipe) is not None or (rates is not None and rates.is_too_slow):
         outcome.print_once(

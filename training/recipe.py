@@ -241,6 +241,11 @@ class MemoryKeys(_Keys):
     allow_slow_bf16: bool = Field(
         False, description="train in bf16 also where a CPU multiplies matrices more than three times slower in it"
     )
+    deterministic: bool = Field(
+        False,
+        description="use only algorithms that give the same bits each time, so that a resumed run on a GPU has them too; "
+        "slower. A CPU's are so anyway",
+    )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = Field(
         None, description="attention kernel; none lets transformers choose"
     )
@@ -279,6 +284,9 @@ class OutputKeys(_Keys):
     hang_timeout_seconds: Annotated[Number, Field(gt=0)] = Field(
         1800.0,
         description="a silent step longer than this ends the run; start, first step and saves have ten times as long",
+    )
+    join_timeout_seconds: Annotated[Number, Field(gt=0)] = Field(
+        300.0, description="the longest that processes wait for each other at the start, before the first collective"
     )
 
 

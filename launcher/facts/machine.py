@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import platform
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from onecurve.launcher.errors import Unsuitable
-from onecurve.launcher.units import GIB, MIB
-
-_NVIDIA_FIELDS = "index,uuid,name,memory.total,memory.used,compute_cap,driver_version"
-
-
-@dataclass(frozen=True)
-class Device:
-    """One accelerator.
-
-    Attributes:
-        used_bytes: in use at this moment, by any process.
-        compute_capability: of an NVIDIA GPU; 0 if unknown.
-        driver_version: the driver's branch, such as 580; 0 if unknown.
-    """
-
-    index: int
-    name: str
-    memory_bytes: int
-    used_bytes: int = 0
-    compute_capability: float = 0.0
-    driver_version: int = 0
+from onecurve.launcher.facts.gpus import Device, find_gpus
+from onecurve.launcher.units import GIB
 
 
 @dataclass(frozen=True)
@@ -63,7 +41,7 @@ class Machine:
         devices: CUDA devices that are visible; one entry for Apple's GPU; empty on a CPU.
         num_cores: physical cores that this process may use.
         memory_bytes: host memory that this process may use: a container's limit, or the machine's.
-        driver_problem: why nvidia-smi is installed but could not list devices; there may be GPUs that can't be used.
+        driver_problem: why GPUs that are, or may be, here can't be used.
     """
 
     kind: Literal["cuda", "mps", "cpu"]
@@ -89,73 +67,13 @@ def detect_machine(environment: Mapping[str, str] | None = None) -> Machine:
         Unsuitable: Slurm's environment is incomplete.
     """
     environment = os.environ if environment is None else environment
-    devices, problem = find_nvidia_devices(environment)
     memory = read_host_memory()
+    devices, problem = find_gpus(environment, memory)
     kind: Literal["cuda", "mps", "cpu"] = "cuda" if devices else "cpu"
     if not devices and platform.system() == "Darwin" and platform.machine() == "arm64":
         # Apple's GPU shares the host's memory; Metal grants about three quarters of it (recommendedMaxWorkingSetSize).
         kind, devices = "mps", (Device(0, "Apple GPU", memory * 3 // 4),)
     return Machine(kind, devices, count_cores(environment), memory, find_slurm_step(environment), problem)
-
-
-def find_nvidia_devices(environment: Mapping[str, str]) -> tuple[tuple[Device, ...], str | None]:
-    """NVIDIA devices as nvidia-smi lists them, without those that CUDA_VISIBLE_DEVICES hides; and why it failed, if it did."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible in ("", "-1") or shutil.which("nvidia-smi", path=environment.get("PATH")) is None:
-        return (), None
-    try:
-        result = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={_NVIDIA_FIELDS}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-            env=dict(environment),
-        )
-    except subprocess.TimeoutExpired:
-        return (), "no answer within 30 seconds"
-    except OSError as error:
-        return (), f"it can't be started: {error.strerror}"
-    if result.returncode != 0:
-        said = " ".join(f"{result.stdout} {result.stderr}".split())
-        return (), f"exit code {result.returncode}" + (f": {said[:200]}" if said else "")
-    return parse_nvidia_devices(result.stdout, visible), None
-
-
-def parse_nvidia_devices(text: str, visible: str | None) -> tuple[Device, ...]:
-    """Devices from nvidia-smi's CSV, in the order in which CUDA numbers the visible ones."""
-    by_name: dict[str, Device] = {}
-    for row in csv.reader(text.splitlines(), skipinitialspace=True):
-        if len(row) != len(_NVIDIA_FIELDS.split(",")):
-            continue
-        index, uuid, name, total, used, capability, driver = (field.strip() for field in row)
-        if not index.isdigit() or not total.isdigit():
-            continue  # "[N/A]": a device that is lost, or split by MIG.
-        device = Device(
-            int(index),
-            name,
-            int(total) * MIB,
-            int(used) * MIB if used.isdigit() else 0,
-            _to_float(capability),
-            int(_to_float(driver.split(".")[0])),
-        )
-        by_name[index] = by_name[uuid] = device
-    if visible is None:
-        return tuple(device for name, device in by_name.items() if name.isdigit())
-    chosen = []
-    for word in (word.strip() for word in visible.split(",")):
-        match = by_name.get(word) or next((by_name[name] for name in by_name if word and name.startswith(word)), None)
-        if match is None:
-            break  # CUDA ignores everything after the first name that it does not know.
-        chosen.append(match)
-    return tuple(chosen)
-
-
-def _to_float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
 
 
 def count_cores(environment: Mapping[str, str]) -> int:

@@ -16,6 +16,7 @@ import onecurve
 from onecurve.launcher.errors import Unsuitable
 from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.planning.topology import Topology
+from onecurve.training.launch_protocol import DEVICE_KIND
 
 DEFAULT_PORT = 29500
 
@@ -86,7 +87,7 @@ def build_command(machine: Machine, topology: Topology, script: Path, arguments:
     if topology.is_distributed:
         words += ["--main_process_port", str(choose_port(machine, topology))]
     words += [_shorten(script), *arguments]
-    return Command(tuple(words), build_environment(topology), topology.num_processes)
+    return Command(tuple(words), build_environment(machine, topology), topology.num_processes)
 
 
 def to_arguments(overrides: Mapping[str, str]) -> list[str]:
@@ -100,14 +101,25 @@ def to_arguments(overrides: Mapping[str, str]) -> list[str]:
     return words
 
 
-def build_environment(topology: Topology) -> dict[str, str]:
-    """Variables that must be set before Python starts."""
+def build_environment(machine: Machine, topology: Topology) -> dict[str, str]:
+    """Variables that must be set before Python starts, and the kind of device that ranks must find."""
     if not topology.uses_cpu:
-        return {}
-    variables = {"DS_ACCELERATOR": "cpu"} if topology.strategy.startswith("ZeRO") else {}
+        return {DEVICE_KIND: machine.kind, **(_set_for_cuda() if machine.kind == "cuda" else {})}
+    variables = {DEVICE_KIND: "cpu"}
+    if topology.strategy.startswith("ZeRO"):
+        variables["DS_ACCELERATOR"] = "cpu"
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         variables.update({name: value for name, value in GLIBC_ALLOCATOR.items() if name not in os.environ})
     return variables
+
+
+def _set_for_cuda() -> dict[str, str]:
+    # The launcher counts GPUs as nvidia-smi does, by their place on the bus; CUDA's default order is by speed.
+    variables = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    # Micro-batches of many lengths fragment the allocator's memory, unless it may enlarge its segments.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # The older name of the same.
+        variables["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return {name: value for name, value in variables.items() if name not in os.environ}
 
 
 def count_threads(topology: Topology, machine: Machine) -> int:

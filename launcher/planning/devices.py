@@ -11,20 +11,21 @@ from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.units import GIB
 from onecurve.training.product_rates import ProductRates
 
-# Dense peak in 10^12 operations a second: (float32 as PyTorch runs it by default, bfloat16), and memory in GiB. From the
-# data sheets (NVIDIA: H200, H100 SXM, A100, L40S, L4, A10, V100, T4; AMD: MI300X, MI250X per die).
-_KNOWN_DEVICES: dict[str, tuple[float, float, float]] = {
-    "B200": (75, 2250, 180),
-    "H200": (67, 989, 141),
-    "H100": (67, 989, 80),
-    "A100": (19.5, 312, 80),
-    "L40S": (91.6, 362, 48),
-    "L4": (30.3, 121, 24),
-    "A10": (31.2, 125, 24),
-    "V100": (15.7, 125, 32),
-    "T4": (8.1, 65, 16),
-    "MI300X": (163.4, 1307, 192),
-    "MI250X": (23.9, 191, 64),
+# Dense peak in 10^12 operations a second: (float32 as PyTorch runs it by default, bfloat16), and memory: the GB of its name,
+# and the GiB that nvidia-smi shows, which are fewer where error correction takes its part. From the data sheets (NVIDIA:
+# H200, H100 SXM, A100, L40S, L4, A10, V100, T4; AMD: MI300X, MI250X per die).
+_KNOWN_DEVICES: dict[str, tuple[float, float, float, float]] = {
+    "B200": (75, 2250, 180, 179),
+    "H200": (67, 989, 141, 140.4),
+    "H100": (67, 989, 80, 79.6),
+    "A100": (19.5, 312, 80, 80),
+    "L40S": (91.6, 362, 48, 45),
+    "L4": (30.3, 121, 24, 22.5),
+    "A10": (31.2, 125, 24, 22.5),
+    "V100": (15.7, 125, 32, 32),
+    "T4": (8.1, 65, 16, 15),
+    "MI300X": (163.4, 1307, 192, 192),
+    "MI250X": (23.9, 191, 64, 64),
 }
 
 
@@ -80,7 +81,9 @@ def parse_devices(text: str) -> DeviceKind:
             f"--devices {text}: {name} is not a known device; add its memory, such as {count}x{name}-24GB. "
             f"Known: {', '.join(_KNOWN_DEVICES)}"
         )
-    memory = float(match[3]) if match[3] else known[2] if known else 0.0
+    memory = float(match[3]) if match[3] else 0.0
+    if known is not None and memory in (0.0, known[2]):
+        memory = known[3]
     return DeviceKind(
         name=name,
         count=count,
@@ -104,7 +107,7 @@ def describe_devices(machine: Machine, rates: ProductRates | None = None) -> Dev
         return DeviceKind("CPU", 1, machine.memory_bytes, "cpu", float32, bf16)
     smallest = min(machine.devices, key=lambda device: device.memory_bytes)
     words = re.split(r"[\s-]+", smallest.name.upper())
-    known = next((peaks for name, peaks in _KNOWN_DEVICES.items() if name in words), (None, None, 0.0))
+    known = next((peaks for name, peaks in _KNOWN_DEVICES.items() if name in words), (None, None, 0.0, 0.0))
     return DeviceKind(
         smallest.name, len(machine.devices), smallest.memory_bytes, machine.kind, known[0], known[1]
     )  # fmt: skip

@@ -177,6 +177,15 @@ def count_checkpoint_bytes(shape: ModelShape, trained_parameters: int | None = N
     return 12 * (shape.num_parameters if trained_parameters is None else trained_parameters)
 
 
+def count_loading_bytes(shape: ModelShape, strategy: Strategy, mixed_precision: str, num_local_processes: int) -> int:
+    """Host bytes of a machine at a start: each process loads the whole model in float32, and moves or divides it then.
+
+    In bf16 and fp16 DeepSpeed makes a copy of 2 bytes a parameter beside it.
+    """
+    copies = 2 if strategy.startswith("ZeRO") and mixed_precision != "no" else 0
+    return (4 + copies) * shape.num_parameters * num_local_processes
+
+
 def count_final_bytes(shape: ModelShape, trained_parameters: int | None = None) -> int:
     """Bytes of final/: the weights in float32; of an adapter, if `trained_parameters` is not None."""
     return 4 * (shape.num_parameters if trained_parameters is None else trained_parameters)

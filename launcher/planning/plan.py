@@ -22,6 +22,7 @@ from onecurve.launcher.planning.memory import (
     Strategy,
     count_checkpoint_bytes,
     count_final_bytes,
+    count_loading_bytes,
     estimate_memory,
     fits,
     fits_host,
@@ -68,6 +69,9 @@ class Plan:
     flops: float | None
     mfu: float
     seconds: float | None
+    mixed_precision: str
+    loading_bytes: int
+    host_bytes: int
     checkpoint_bytes: int
     final_bytes: int
     strategies: tuple[StrategyPlan, ...]
@@ -109,6 +113,9 @@ def build_plan(recipe: Recipe, shape: ModelShape, data: DataEstimate, cluster: C
         flops=flops,
         mfu=mfu,
         seconds=seconds,
+        mixed_precision=recipe.mixed_precision,
+        loading_bytes=count_loading_bytes(shape, "DDP", recipe.mixed_precision, devices.count),
+        host_bytes=cluster.host_bytes,
         checkpoint_bytes=count_checkpoint_bytes(shape, work.trained_parameters),
         final_bytes=count_final_bytes(shape, work.trained_parameters),
         strategies=tuple(strategies),

@@ -132,8 +132,8 @@ def refuse_hidden_gpus(machine: Machine, num_processes: int | None) -> None:
 
 
 def describe_driver_problem(problem: str) -> str:
-    """What to do if nvidia-smi fails."""
+    """What to do about GPUs that can't be used."""
     return (
-        f"nvidia-smi is installed but fails ({problem}), so no GPU can be used: fix the driver, or hide the GPUs "
-        "(CUDA_VISIBLE_DEVICES=-1) or name a CPU --topology (cpu, multi_cpu)"
+        f"{problem}, so no GPU can be used: fix that, or hide the GPUs (CUDA_VISIBLE_DEVICES=-1) or name a CPU --topology "
+        "(cpu, multi_cpu)"
     )

@@ -10,10 +10,13 @@ from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.launching.command import DEFAULT_PORT, choose_port, is_port_free
 from onecurve.launcher.planning.configs import read_yaml
+from onecurve.launcher.planning.devices import describe_devices
 from onecurve.launcher.planning.memory import (
     CPU_OVERHEAD_BYTES,
     GPU_OVERHEAD_BYTES,
+    USABLE_HOST_SHARE,
     USABLE_SHARE,
+    count_loading_bytes,
     describe_host_need,
     estimate_memory,
     fits,
@@ -40,6 +43,14 @@ def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: Mo
     memory = estimate_memory(shape, topology.strategy, work, topology.num_processes)
     here = topology.num_local_processes
     findings = []
+    loading = count_loading_bytes(shape, topology.strategy, recipe.mixed_precision, here)
+    if loading > machine.memory_bytes * USABLE_HOST_SHARE:
+        findings.append(
+            warning(
+                f"memory: {here} processes load the whole model each, {loading / GIB:.1f} GiB together, but this machine has "
+                f"{machine.memory_bytes / GIB:.1f}; use fewer processes on each machine, or a machine with more memory"
+            )
+        )
     if machine.kind == "cuda" and not topology.uses_cpu:
         device, overhead = min(device.memory_bytes for device in machine.devices), GPU_OVERHEAD_BYTES
         if not fits_host(memory, here, machine.memory_bytes):
@@ -97,7 +108,24 @@ def check_processes(recipe: Recipe, topology: Topology, machine: Machine) -> lis
             findings.append(
                 error(f"mixed_precision: compute capability {oldest} has no bf16 (8.0 and newer have); use fp16 or no")
             )
+    if recipe.mixed_precision == "no" and machine.kind == "cuda" and not topology.uses_cpu:
+        findings += _check_float32(machine)
     return findings
+
+
+def _check_float32(machine: Machine) -> list[Finding]:
+    """What float32 gives away on GPUs that have bf16."""
+    devices = describe_devices(machine)
+    if min(device.compute_capability for device in machine.devices) < 8:
+        return []
+    peaks = devices.peak_float32, devices.peak_half
+    share = f" {peaks[1] / peaks[0]:.0f} times" if peaks[0] and peaks[1] else " many times"
+    return [
+        warning(
+            f"mixed_precision: no computes in float32, whose peak on {devices.name} is{share} below bf16's; "
+            "set mixed_precision: bf16 unless you need float32's digits"
+        )
+    ]
 
 
 def check_launch(topology: Topology, machine: Machine) -> list[Finding]:

@@ -92,8 +92,18 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
         )
         lines.append(("speed", f"{rates}, of a matrix product, measured on one core and multiplied by the cores"))
     lines.append(("time", _describe_time(plan)))
+    if (
+        plan.devices.kind == "cuda"
+        and plan.mixed_precision == "no"
+        and plan.devices.peak_float32
+        and plan.devices.peak_half
+    ):
+        share = plan.devices.peak_half / plan.devices.peak_float32
+        lines.append(("precision", f"float32, whose peak is {share:.0f} times below that of mixed_precision: bf16"))
     if not shape.knows_activations:
         lines.append(("memory", "of activations is unknown for this family: peak and batch below are without it"))
+    loading = f"{format_gib(plan.loading_bytes)} of {format_gib(plan.host_bytes)} GiB of a node's memory"
+    lines.append(("loading", f"{loading}: each process loads the whole model"))
     lines.append(
         ("files", f"{format_gib(plan.checkpoint_bytes)} GiB per checkpoint, {format_gib(plan.final_bytes)} GiB final/")
     )

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from onecurve.launcher.facts.machine import Device, Machine
+from onecurve.launcher.facts.gpus import Device
+from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.planning.devices import Cluster, parse_devices
 from onecurve.launcher.planning.topology import build_topology
 from onecurve.launcher.preflight import check_recipe

@@ -123,7 +123,9 @@ def test_granted_gpus_are_counted_on_each_node(
 ) -> None:
     words = [FINETUNE, "--config", write_recipe(), "--dry-run", "--json"]
     gpus = write_nvidia_smi(4)
-    several = cluster.submit("--nodes=2", "--gpus-per-node=3", *words, environment=gpus, folder=tmp_path)
+    several = cluster.submit(
+        "--nodes=2", "--gpus-per-node=3", "--cpus-per-task=6", *words, environment=gpus, folder=tmp_path
+    )
     # What a container needs: options of srun, and words in front of the command.
     inside = {**gpus, "ONECURVE_SRUN_OPTIONS": "--cpu-bind=none --quiet", "ONECURVE_CONTAINER": "env MALLOC_TOP_PAD_=1"}
     one = cluster.submit("--gpus-per-node=1", *words, environment=inside, folder=tmp_path)

@@ -390,3 +390,14 @@ def test_a_launcher_that_dies_while_its_ranks_load_torch_is_missed(
                     rank.kill()
     assert names(told, "stopped") or names(told, "launcher")
     assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
+
+
+def test_another_device_than_the_launcher_chose_for_is_refused(
+    trained: Path, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONECURVE_DEVICE", "mps")
+    (tmp_path / "in.csv").write_text("text\nwords\n", encoding="utf-8")
+    code, told = predict(trained, tmp_path / "in.csv", tmp_path / "out.csv")
+    assert code == 2
+    assert names(told, "mps", "--topology cpu")
+    assert not (tmp_path / "out.csv").exists()

@@ -41,6 +41,7 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
     """
     launch = Launch.from_environment()
     check_store()
+    choose_algorithms(recipe)
     has_accelerator = launch.find_device_type() != "cpu"
     if not has_accelerator:
         # oneDNN compiles a kernel for each shape and caches the last 1024. Batches of many lengths need more; without
@@ -91,7 +92,34 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
         )
     _choose_sharded_layers(accelerator, model)
     _reduce_in_float32(accelerator)
+    # NCCL connects the ranks in the first collective. Here it is under the limit of a join, not under that of a step.
+    accelerator.reduce(torch.zeros(1, device=accelerator.device)).cpu()
     return accelerator
+
+
+def build_offload_operators(accelerator: Accelerator) -> None:
+    """Compile DeepSpeed's optimizer for the host under this project's lock, where the engine would use it, GPUs or not.
+
+    A start that is killed while the engine compiles leaves a lock file for which every later start waits.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return
+    zero = accelerator.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+    if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
+        rehearsal.build_operators(["CPUAdamBuilder"])
+
+
+def choose_algorithms(recipe: Recipe) -> None:
+    """Allow only deterministic algorithms, attention's among them, if the recipe asks for it. Before anything runs on a GPU.
+
+    An operation that has none raises an error that names it.
+    """
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    # Filling memory that is written later would cost time and hide nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts.
 
 
 def set_engine(config: dict[str, Any], recipe: Recipe) -> None:

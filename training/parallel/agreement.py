@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from accelerate.utils import broadcast_object_list
 
 from onecurve.training.errors import Fault
@@ -26,7 +27,14 @@ def ask_main_process(question: Callable[[], Answer]) -> Answer:
         except Fault as error:
             answer_and_error[1] = error
     broadcast_object_list(answer_and_error)
+    _finish_sending()
     if answer_and_error[1] is not None:
         raise answer_and_error[1]
     answer: Answer = answer_and_error[0]
     return answer
+
+
+def _finish_sending() -> None:
+    """Wait until a GPU has sent what was broadcast: rank 0 may exit next, and the others would not get its answer."""
+    if torch.cuda.is_available() and torch.distributed.is_initialized():
+        torch.cuda.synchronize()

@@ -19,7 +19,7 @@ from accelerate.tracking import get_available_trackers
 
 from onecurve.training import launch_protocol
 from onecurve.training.config import Recipe
-from onecurve.training.errors import BadInput, LostLauncher, SlowPrecision, WrongTopology
+from onecurve.training.errors import BadInput, LostLauncher, SlowPrecision, WrongDevice, WrongTopology
 from onecurve.training.parallel.product_timing import measure_product_rates
 from onecurve.training.product_rates import ProductRates
 
@@ -84,14 +84,16 @@ def check_launch(recipe: Recipe) -> str | None:
     Raises:
         WrongTopology: fewer processes started than requested.
         SlowPrecision: the processor has no arithmetic of its own for the recipe's bf16.
-        BadInput: the tracker is not installed, or the device does not support the recipe's mixed_precision.
+        BadInput: the tracker is not installed, or the device does not support the recipe's mixed_precision or
+            gradient_checkpointing.
     """
     if recipe.report_to != "none" and recipe.report_to not in {str(name) for name in get_available_trackers()}:
         raise BadInput(f"report_to: {recipe.report_to} is not installed; `pip install onecurve[trackers]` installs it")
-    unsupported = find_unsupported_precision(recipe)
-    if unsupported is not None:
-        raise BadInput(unsupported)
+    for unsupported in (find_unsupported_precision(recipe), find_unsupported_checkpointing(recipe)):
+        if unsupported is not None:
+            raise BadInput(unsupported)
     check_processes()
+    check_device()
     rates = measure_bf16(recipe)
     if rates is None:
         return None
@@ -109,6 +111,35 @@ def measure_bf16(recipe: Recipe) -> ProductRates | None:
     return measure_product_rates()
 
 
+def check_device() -> None:
+    """Refuse a rank whose device is not of the kind that the launcher found: it would train on its CPU, or not be joined.
+
+    Raises:
+        WrongDevice: it is not.
+    """
+    expected = os.environ.get(launch_protocol.DEVICE_KIND)
+    launch = Launch.from_environment()
+    found = launch.find_device_type()
+    if expected is None or expected == found:
+        return
+    reason = f" ({find_cuda_problem()})" if expected == "cuda" and found == "cpu" else ""
+    raise WrongDevice(
+        f"rank {launch.rank} on {socket.gethostname()}: the topology was chosen for {expected}, but PyTorch finds only "
+        f"{found} here{reason}; mend the driver or PyTorch's installation, or train on the CPU with --topology cpu"
+    )
+
+
+def find_cuda_problem() -> str:
+    """Why PyTorch does not find a CUDA device."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"PyTorch {torch.__version__} is built without CUDA"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split())[:200]
+    return "it sees no device"
+
+
 def find_unsupported_precision(recipe: Recipe) -> str | None:
     """Why this device does not support the recipe's mixed_precision; None if it does."""
     device = Launch.from_environment().find_device_type()
@@ -120,6 +151,16 @@ def find_unsupported_precision(recipe: Recipe) -> str | None:
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         return "mixed_precision: this GPU has no bf16 arithmetic (Ampere or newer has); use fp16 or no"
+    return None
+
+
+def find_unsupported_checkpointing(recipe: Recipe) -> str | None:
+    """Why this device can't recompute activations; None if it can."""
+    if recipe.gradient_checkpointing and recipe.dropout != 0 and Launch.from_environment().find_device_type() == "mps":
+        return (
+            "gradient_checkpointing: on an Apple GPU the recomputed activations would have other dropout masks, and the "
+            "gradients would be wrong (pytorch#194478); set gradient_checkpointing: false, or dropout: 0"
+        )
     return None
 
 

@@ -32,6 +32,7 @@ _SECONDS_BEFORE_A_NOTE = 60.0
 def join_group(uses_deepspeed: bool, timeout: timedelta) -> None:
     """Join the process group over gloo, with a distributed type for which accelerate shards models."""
     os.environ.pop("ACCELERATE_USE_CPU", None)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if uses_deepspeed:
         build_operators(["ShareMemCommBuilder"])
     with _without_stdout():
@@ -48,7 +49,6 @@ def build_operators(names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # ninja is installed beside this Python, which PATH lacks if the environment is not activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with _locked(folder):
         # Only the holder of our lock compiles, so a lock file of torch's is left from a start that was killed.
         for stale in folder.rglob("lock"):
@@ -87,4 +87,5 @@ def _without_stdout() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     build_operators(list(_OPERATORS))

@@ -52,10 +52,17 @@ def describe_arithmetic(
     processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
     trained, total = parameters
     share = "all" if trained == total else f"{trained / total:.1%}"
+    precision: str = recipe.mixed_precision
+    if (
+        precision == "no"
+        and accelerator.device.type == "cuda"
+        and torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        precision = "no (float32; this GPU is many times faster in bf16)"
     return (
         f"{size} examples a micro-batch x {first[0].num_micro_batches} accumulated x {processes} "
         f"({describe_strategy(accelerator)}, {accelerator.device.type}) = {first[0].num_examples} examples a step\n"
-        f"{num_steps} steps; {trained / 1e6:.1f} M parameters trained ({share}); mixed precision {recipe.mixed_precision}"
+        f"{num_steps} steps; {trained / 1e6:.1f} M parameters trained ({share}); mixed precision {precision}"
     )
 
 

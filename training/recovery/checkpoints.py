@@ -18,6 +18,7 @@ from pathlib import Path
 
 from onecurve.training.errors import BadInput
 from onecurve.training.models.saving import MODEL_CONFIG
+from onecurve.training.process import is_main_process
 from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.recovery.publishing import list_replaced
@@ -27,12 +28,13 @@ from onecurve.training.run_directory import PROGRESS_FILE, RunDirectory, list_ch
 def find_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest intact checkpoint in a folder, and what is wrong with each newer one.
 
-    Replaced checkpoints count too: a process may have been killed before the new one got its name.
+    Replaced checkpoints count too: a process may have been killed before the new one got its name. Only rank 0 reads whole
+    files: every rank starts where it does, and a thousand ranks would read the same terabyte.
     """
     faults: dict[Path, str] = {}
     candidates = [*list_replaced(folder), *list_checkpoints(folder)]
     for candidate in sorted(candidates, key=lambda path: path.name.strip("."), reverse=True):
-        fault = find_fault(candidate)
+        fault = find_fault(candidate, reads_content=is_main_process())
         if fault is None:
             return candidate, faults
         faults[candidate] = fault

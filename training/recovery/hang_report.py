@@ -5,10 +5,11 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,6 +32,11 @@ _WAITS_FOR_DEVICE: tuple[tuple[str | None, str], ...] = (
     (None, os.path.join("training", "record", "gathering.py")),
     ("copy_in_pieces", os.path.join("training", "recovery", "host_copy.py")),
 )
+
+Reports = dict[int, dict[str, Any]]
+"""By rank: `is_waiting` for the others, its `place` in the code, and its `host`."""
+
+Describe = Callable[[Reports, int, float, Path], str]
 
 _TRAINING = Path(__file__).resolve().parents[1]
 
@@ -60,17 +66,18 @@ class HangReports:
         self.folder.mkdir(parents=True, exist_ok=True)
         staging = self._own_file.with_suffix(".tmp")
         with staging.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"is_waiting": is_waiting(frames), "place": _describe_place(frames)}) + "\n\n")
+            own = {"is_waiting": is_waiting(frames), "place": _describe_place(frames), "host": socket.gethostname()}
+            file.write(json.dumps(own) + "\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         staging.rename(self._own_file)
 
-    def describe_if_first(self, seconds: float) -> str | None:
+    def describe_if_first(self, seconds: float, describe: Describe) -> str | None:
         """The message about the hang, on the first rank that has written a report; None on the others."""
         reports = self.gather()
         if self.rank != min(reports):
             return None
-        return describe_hang(reports, self.num_processes, seconds, self.folder)
+        return describe(reports, self.num_processes, seconds, self.folder)
 
     def gather(self) -> dict[int, dict[str, Any]]:
         """The reports by rank. A rank that wrote none within the timeout is missing."""
@@ -112,6 +119,20 @@ def describe_hang(reports: dict[int, dict[str, Any]], num_processes: int, second
         f"no progress for {seconds:.0f} seconds (hang_timeout_seconds): {which}. The stack dumps of all ranks are in "
         f"{folder}. Start it again to resume from the last checkpoint; if a step really takes that long, raise "
         "hang_timeout_seconds"
+    )
+
+
+def describe_failed_join(reports: Reports, num_processes: int, seconds: float, folder: Path) -> str:
+    """The message about ranks that did not find each other: who waits where, and who does not. As `describe_hang`."""
+    absent = [rank for rank in range(num_processes) if rank not in reports]
+    hosts = sorted({str(report["host"]) for report in reports.values()})
+    waiting = f"{len(reports)} of {num_processes} ranks wait, on {', '.join(hosts[:8])}{' ...' * (len(hosts) > 8)}"
+    who = f"; rank {', '.join(map(str, absent[:8]))} did not report" if absent else ""
+    return (
+        f"the ranks did not find each other within {seconds:.0f} seconds (join_timeout_seconds): {waiting}{who}. The stack "
+        f"dumps are in {folder}. Look whether every rank still runs and is not still loading (then raise "
+        "join_timeout_seconds). Between machines, name the network interface that reaches the others in NCCL_SOCKET_IFNAME "
+        "(GPUs) or GLOO_SOCKET_IFNAME (CPUs); NCCL_DEBUG=INFO shows which one was taken"
     )
 
 

@@ -46,9 +46,10 @@ def detect_out_of_memory() -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the host, ran out of memory; each backend has its own text."""
+    """Whether a device, or the host, ran out of memory; each backend, cuBLAS and cuDNN have their own texts."""
     return isinstance(error, torch.OutOfMemoryError) or any(
-        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
+        text in str(error)
+        for text in ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
     )
 
 

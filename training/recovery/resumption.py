@@ -18,6 +18,7 @@ from onecurve.training.models.adapters import has_adapter, hash_frozen
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.loss_scale import restore_loss_scale
 from onecurve.training.parallel.states import load_moments
+from onecurve.training.process import is_main_process
 from onecurve.training.recipe_comparison import find_differing_keys
 from onecurve.training.recovery.checkpoints import find_checkpoint, load_progress, set_aside
 from onecurve.training.recovery.manifest import find_fault
@@ -68,7 +69,7 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
         message = f"{run.path} is finished: {describe_evaluation(run)}. Nothing to do."
         return Start(None, Progress(step=status.get("step", 0)), True, message)
     found, faults = find_checkpoint(run.checkpoints)
-    if named is not None:
+    if named is not None and is_main_process():  # It alone knows which one is intact.
         _refuse_older(named, found, run)
     notes = [f"Corrupt, set aside: {checkpoint}: {fault}." for checkpoint, fault in faults.items()]
     if found is not None:
@@ -156,7 +157,12 @@ def restore(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, sc
 
 def _open_named(checkpoint: Path, resolved: ResolvedRecipe) -> Start:
     """Start from the checkpoint that `resume` names, if it is intact and of the same recipe."""
-    fault = find_fault(checkpoint) if checkpoint.is_dir() else "no such folder; resume is auto, never or a checkpoint"
+    reads_content = is_main_process()  # As for the newest checkpoint of a run.
+    fault = (
+        find_fault(checkpoint, reads_content)
+        if checkpoint.is_dir()
+        else "no such folder; resume is auto, never or a checkpoint"
+    )
     if fault is not None:
         raise BadInput(f"resume: {checkpoint}: {fault}")
     owner = RunDirectory.of_checkpoint(checkpoint)

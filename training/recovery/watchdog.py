@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
-from onecurve.training.recovery.hang_report import HangReports
+from onecurve.training.recovery.hang_report import HangReports, describe_failed_join, describe_hang
 
 SLOW_PHASE_FACTOR = 10.0
 """How many times longer than a step the start, the first step (which may compile) and a save may each take."""
@@ -68,6 +68,7 @@ class Watchdog:
         self._longest_seconds = 0.0
         self._num_beats = 0
         self._is_limit_short = False
+        self._join_timeout_seconds: float | None = None
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -100,6 +101,15 @@ class Watchdog:
         finally:
             self._factor, self._last_beat = before, time.monotonic()
 
+    @contextlib.contextmanager
+    def joining(self, timeout_seconds: float) -> Iterator[None]:
+        """While the ranks find each other: a limit of its own, and a report that says what to check."""
+        self._join_timeout_seconds, self._last_beat = timeout_seconds, time.monotonic()
+        try:
+            yield
+        finally:
+            self._join_timeout_seconds, self._last_beat = None, time.monotonic()
+
     def start(self) -> None:
         """Start to watch before the context is entered: ranks may already wait for each other while they are built."""
         self._reports.remove_own()
@@ -122,6 +132,8 @@ class Watchdog:
         self.stop()
 
     def _limit_seconds(self) -> float:
+        if self._join_timeout_seconds is not None:
+            return self._join_timeout_seconds
         limit = self._timeout_seconds
         if self._is_limit_short:
             limit = min(limit, max(_SECONDS_AFTER_SIGTERM, 2 * self._longest_seconds))
@@ -156,7 +168,8 @@ class Watchdog:
         seconds = time.monotonic() - self._last_beat
         try:
             self._reports.write_own()
-            message = self._reports.describe_if_first(seconds)
+            is_joining = self._join_timeout_seconds is not None
+            message = self._reports.describe_if_first(seconds, describe_failed_join if is_joining else describe_hang)
             if message is not None:
                 self._print_and_report(message)
             else:  # When the reporting rank exits, the launcher ends this one.

@@ -12,23 +12,8 @@ from onecurve.launcher.facts.machine import (
     detect_machine,
     find_slurm_step,
     first_host,
-    parse_nvidia_devices,
 )
 from tests.messages import naming
-
-TWO = "0, GPU-aa, NVIDIA A100-SXM4-80GB, 81920, 0, 8.0, 550.54.15\n1, GPU-bb, NVIDIA A100-SXM4-80GB, 81920, 900, 8.0, 550.54.15\n"
-
-
-@pytest.mark.parametrize(
-    ("visible", "expected"),
-    [(None, [0, 1]), ("1,0", [1, 0]), ("GPU-bb", [1]), ("GPU-b", [1]), ("", []), ("0,7,1", [0]), ("-1", [])],
-)
-def test_visible_devices_are_cudas(visible: str | None, expected: list[int]) -> None:
-    assert [device.index for device in parse_nvidia_devices(TWO, visible)] == expected
-
-
-def test_a_lost_device_is_left_out() -> None:
-    assert len(parse_nvidia_devices(TWO + "2, GPU-cc, NVIDIA A100, [N/A], [N/A], 8.0, 550\ngarbage\n", None)) == 2
 
 
 def test_gpus_come_from_nvidia_smi(fake_gpus: Callable[..., dict[str, str]]) -> None:

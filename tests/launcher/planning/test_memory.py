@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.memory import MODELS, Case, describe_case, list_cases, predict
 from onecurve.launcher.facts.shape import build_shape
-from onecurve.launcher.planning.memory import STRATEGIES, estimate_memory
+from onecurve.launcher.planning.memory import STRATEGIES, count_loading_bytes, estimate_memory
 from onecurve.launcher.planning.work import Work
 from onecurve.launcher.units import MIB
 from tests.launcher.conftest import ROOT
@@ -36,3 +36,10 @@ def test_deepspeeds_bucket_is_whole_however_small_the_model() -> None:
     ddp, zero = (estimate_memory(shape, strategy, Work(8, 64), 8) for strategy in ("DDP", "ZeRO-3"))
     assert zero.buffers >= 4 * 500_000_000
     assert zero.peak > ddp.peak
+
+
+def test_each_process_of_a_machine_loads_the_whole_model() -> None:
+    shape = build_shape(BERT)
+    assert count_loading_bytes(shape, "FSDP2", "bf16", 8) == 8 * 4 * shape.num_parameters
+    assert count_loading_bytes(shape, "ZeRO-3", "bf16", 8) == 8 * 6 * shape.num_parameters
+    assert count_loading_bytes(shape, "ZeRO-3", "no", 1) == 4 * shape.num_parameters

@@ -19,14 +19,18 @@ from onecurve.launcher.views.plan_table import plan_to_json, print_plan
 from onecurve.training.config import Recipe, build_recipe
 from tests.launcher.conftest import cluster
 from tests.launcher.planning.test_topology import BERT, LLAMA, LLAMA_70B
+from tests.messages import names
 
 
 def test_devices() -> None:
     devices = parse_devices("8xH100-80GB")
-    assert (devices.count, devices.memory_bytes, devices.teraflops("bf16")) == (8, 80 * GIB, 989)
+    assert (devices.count, devices.memory_bytes, devices.teraflops("bf16")) == (8, int(79.6 * GIB), 989)
     assert parse_devices("A100-40GB").memory_bytes == 40 * GIB
+    # What nvidia-smi shows of "24 GB": 23,034 MiB.
+    assert parse_devices("L4-24GB").memory_bytes == parse_devices("L4").memory_bytes == int(22.5 * GIB)
+    assert parse_devices("T4").memory_bytes == 15 * GIB
     assert parse_devices("4xNew Chip-96GB").teraflops("bf16") is None
-    assert parse_devices("l4").memory_bytes == 24 * GIB
+    assert parse_devices("l4").memory_bytes == int(22.5 * GIB)
 
 
 def test_numbers_of_a_small_recipe(recipe: dict[str, Any]) -> None:
@@ -65,6 +69,18 @@ def test_70b_on_512_gpus() -> None:
     assert len(rows) == len(plan.strategies)
     assert max(map(len, rows)) <= 80
     assert "recommended" in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("precision", "devices", "is_told"), [("no", "A100", True), ("bf16", "A100", False), ("no", "cpu-16GB", False)]
+)
+def test_what_float32_gives_away_is_told(recipe: dict[str, Any], precision: str, devices: str, is_told: bool) -> None:
+    settings = build_recipe({**recipe, "mixed_precision": precision})
+    plan = build_plan(settings, build_shape(BERT), estimate_data(settings), cluster(devices))
+    text = io.StringIO()
+    print_plan(Console(file=text, width=100), plan, settings)
+    assert names(text.getvalue(), "float32", "16 times", "bf16") == is_told
+    assert names(text.getvalue(), "loading", "whole model")
 
 
 def test_flops_are_six_for_each_parameter_and_token() -> None:

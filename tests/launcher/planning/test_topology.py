@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from onecurve.launcher.errors import UnknownTopology, Unsuitable
-from onecurve.launcher.facts.machine import Device, Machine, SlurmStep
+from onecurve.launcher.facts.gpus import Device
+from onecurve.launcher.facts.machine import Machine, SlurmStep
 from onecurve.launcher.facts.shape import ModelShape, build_shape
 from onecurve.launcher.launching.command import build_command, choose_port, count_threads, to_arguments
 from onecurve.launcher.planning.choice import choose_topology, list_candidates

@@ -38,6 +38,27 @@ def test_memory_disk_and_devices(recipe: dict[str, Any], demo: Path) -> None:
     assert any(names(line, "per_device_batch_size") for line in told)
 
 
+def test_a_start_that_the_host_has_no_room_for_is_told(recipe: dict[str, Any], demo: Path) -> None:
+    """The demo's model has 91 MB in float32."""
+    settings = {**recipe, "model_name_or_path": str(demo / "model")}
+    word = "whole model each"
+    assert any(names(line, word) for line in messages(settings, machine(8, gib=0.6), "multi_gpu"))
+    assert not any(names(line, word) for line in messages(settings, machine(8, gib=1), "multi_gpu"))
+
+
+def test_float32_on_a_gpu_with_bf16_is_told(recipe: dict[str, Any]) -> None:
+    def is_told(**settings: Any) -> bool:
+        capability = settings.pop("capability", 8.0)
+        topology = settings.pop("topology", "single_gpu")
+        found = machine(1, capability=capability)
+        return any(names(line, "float32", "bf16") for line in messages({**recipe, **settings}, found, topology))
+
+    assert is_told()
+    assert not is_told(mixed_precision="bf16")
+    assert not is_told(capability=7.5), "it has no bf16"
+    assert not is_told(topology="cpu")
+
+
 def test_one_process_does_not_inherit_a_world(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("MASTER_ADDR", "elsewhere")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from onecurve.launcher.planning import memory
 from onecurve.training.config import build_recipe
 from onecurve.training.parallel import accelerator as module
-from onecurve.training.parallel.accelerator import build_accelerator, forget_state, set_engine
+from onecurve.training.parallel import rehearsal
+from onecurve.training.parallel.accelerator import build_accelerator, build_offload_operators, forget_state, set_engine
 from tests.conftest import ROOT
 
 RECIPE = build_recipe({"model_name_or_path": "m", "train_file": "t"})
@@ -81,3 +85,36 @@ def test_no_topology_needs_a_second_process_group() -> None:
 def read_state_dict_type(path: Path) -> str | None:
     kind: str | None = yaml.safe_load(path.read_text()).get("fsdp_config", {}).get("fsdp_state_dict_type")
     return kind
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_a_deterministic_training_allows_no_other_algorithms(
+    monkeypatch: pytest.MonkeyPatch, is_deterministic: bool
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        build(deterministic=is_deterministic)
+        assert torch.are_deterministic_algorithms_enabled() is is_deterministic
+        assert not torch.is_deterministic_algorithms_warn_only_enabled(), "attention has other algorithms then"
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if is_deterministic else None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+@pytest.mark.parametrize(("device", "names"), [("cpu", ["CPUAdamBuilder"]), ("none", None), (None, None)])
+def test_the_optimizer_for_the_host_is_compiled_under_our_lock(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, names: list[str] | None
+) -> None:
+    built: list[list[str]] = []
+    monkeypatch.setattr(rehearsal, "build_operators", built.append)
+    zero = {} if device is None else {"offload_optimizer": {"device": device}}
+    accelerator: Any = SimpleNamespace(
+        distributed_type=DistributedType.DEEPSPEED,
+        deepspeed_plugin=SimpleNamespace(deepspeed_config={"zero_optimization": zero}),
+    )
+    build_offload_operators(accelerator)
+    assert built == ([names] if names else [])
+    accelerator.distributed_type = DistributedType.FSDP
+    build_offload_operators(accelerator)
+    assert len(built) <= 1

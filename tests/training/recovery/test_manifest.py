@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from onecurve.training.recovery import manifest
+from onecurve.training.recovery.checkpoints import find_checkpoint
 from onecurve.training.recovery.manifest import find_fault
 from tests import messages
 from tests.training.recovery.conftest import make_checkpoint
@@ -68,3 +71,20 @@ def test_a_manifest_without_the_weights_is_a_fault(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path)
     (path / "manifest.json").write_text('{"format": 1, "files": {}}')
     assert find_fault(path) is not None
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_only_rank_0_reads_the_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    make_checkpoint(tmp_path)
+    monkeypatch.setenv("RANK", str(rank))
+    read: list[str] = []
+    describe = manifest._describe_file
+
+    def note(path: Path) -> dict[str, Any]:
+        read.append(path.name)
+        return describe(path)
+
+    monkeypatch.setattr(manifest, "_describe_file", note)
+    found, faults = find_checkpoint(tmp_path)
+    assert (found, faults) == (tmp_path / "step_00000005", {})
+    assert bool(read) == (rank == 0)

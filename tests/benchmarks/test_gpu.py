@@ -1,0 +1,54 @@
+"""The benchmark for GPUs runs from end to end on a CPU, at tiny sizes, and reports what fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as program
+from benchmarks.gpu.parts import Row, Scene
+from tests.benchmarks.test_speed import run_benchmark
+
+
+def verdicts(path: Path, part: str) -> list[str]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["parts"][part]["rows"]
+    return [row["verdict"] for row in rows]
+
+
+@pytest.mark.slow
+def test_every_part_runs_on_a_cpu(demo: Path, tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    result = run_benchmark("gpu", ["--tiny", "--output", str(output)])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert verdicts(output, "invariance") == ["holds"] * 3
+    assert verdicts(output, "resume") == ["same bits"]
+    rows = {row["what"]: row["figure"] for row in json.loads(output.read_text())["parts"]["run"]["rows"]}
+    assert "training waits" in rows["a checkpoint"]
+    assert len(verdicts(output, "speed")) == 3
+
+
+def test_a_part_that_fails_is_reported_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(scene: Scene) -> list[Row]:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(program, "PARTS", {"first": fail, "second": lambda scene: [Row("figure", "1", "holds")]})
+    output = tmp_path / "gpu.json"
+    monkeypatch.setattr("sys.argv", ["gpu", "--tiny", "--only", "first,second", "--output", str(output)])
+    assert program.main() == 1
+    assert verdicts(output, "first") == ["FAILED"]
+    assert verdicts(output, "second") == ["holds"]
+
+
+def test_no_part_begins_when_the_time_is_over(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, True, 0, lambda: -1.0)
+    assert [row.verdict for row in program.run_part("resume", scene)] == ["SKIPPED"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it measures")
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    assert program.main() == 2
