@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, LlamaCo
 from onecurve.training.data.layout import Collator, Layout
 from onecurve.training.models import attention, cpu_dropout
 from onecurve.training.tasks.base import NO_TARGET
-from onecurve.training.tasks.causal_lm import CausalLM, CausalLMRecipe
+from onecurve.training.tasks.causal_lm import CausalLM
+from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe
 from tests.training.models.decoders import CONFIGS, build_decoder
 from tests.training.models.next_token import NextToken
 

@@ -31,7 +31,7 @@ def test_a_later_error_keeps_its_traceback() -> None:
 
 def test_an_error_of_ours_or_of_a_task_stays() -> None:
     with pytest.raises(KeyError), explain_model_errors("my-bert", is_first_step=True):
-        {}["label"]
+        dict[str, int]()["label"]
 
 
 def test_a_lack_of_memory_stays() -> None:
