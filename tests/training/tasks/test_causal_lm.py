@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -300,3 +301,21 @@ def test_what_messages_write_is_never_a_special_token(chats: Settings, train: Tr
     rest = tokenizer("|im_end|>", add_special_tokens=False)["input_ids"]
     lines = (run.path / "eval_predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["targets"] for line in lines} == {len(plain) + len(rest) + 1}
+
+
+def test_an_adapter_is_sampled_and_talks(
+    chats: Settings, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model that is sampled is the one with the adapter: it has learned to answer, which its base has not."""
+    from onecurve.training import chat
+
+    run = train(
+        {**chats, "adapter": "lora", "lora_r": 16, "max_train_steps": 80, "eval_steps": 80, "learning_rate": 2e-2}
+    )
+    assert run.exit_code == 0, run.stderr
+    samples = read_rows(run.path / "samples.jsonl")
+    assert [line["generated"] for line in samples] == [f"{answer}<|im_end|>" for answer in ANSWERS]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Say yes\n"))
+    capsys.readouterr()
+    assert report_outcome(chat.main, ["--run", str(run.path)]) == 0
+    assert capsys.readouterr().out == "yes\n"

@@ -12,6 +12,7 @@ import torch
 
 from tests.conftest import Launch, Run
 from tools.decoders import FAMILIES, build_decoder
+from tools.launches import build_arguments, build_environment, launch_for_real
 
 Settings = dict[str, Any]
 Train = Callable[[Settings], Run]
@@ -79,3 +80,37 @@ def test_samples_are_the_same_on_two_processes(causal: Settings, launch: Launch,
     samples = read_rows(two.path / "samples.jsonl")
     assert len(samples) == 6
     assert samples == read_rows(one.path / "samples.jsonl")
+
+
+@pytest.mark.slow
+def test_two_processes_generate_what_one_does(causal: Settings, train: Train, tmp_path: Path) -> None:
+    """More rows than a chunk holds; rows keep their order."""
+    model_path = build_decoder(tmp_path / "model", initializer_range=0.5)
+    run = train({**causal, "model_name_or_path": str(model_path), "max_train_steps": 1, "max_new_tokens": 3})
+    assert run.exit_code == 0, run.stderr
+    rows = [
+        {"text": row["text"][: 4 + number % 9], "id": number}
+        for number, row in enumerate(read_rows(causal["train_file"]) * 6)
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    outputs = []
+    for num_processes, topology in ((1, "cpu"), (2, "multi_cpu")):
+        target = tmp_path / f"out{num_processes}.jsonl"
+        words = [
+            "--run",
+            str(run.path),
+            "--input",
+            str(tmp_path / "in.jsonl"),
+            "--output",
+            str(target),
+            "--batch_size",
+            "64",
+        ]
+        words = build_arguments(topology, num_processes, (), "training/predict.py", words)
+        result = launch_for_real(words, build_environment(), 200)
+        assert result.returncode == 0, result.stderr
+        outputs.append(target.read_text(encoding="utf-8"))
+    assert outputs[0] == outputs[1]
+    found = [json.loads(line) for line in outputs[0].splitlines()]
+    assert [row["id"] for row in found] == list(range(len(rows)))
+    assert len({row["prediction"] for row in found}) > 100
