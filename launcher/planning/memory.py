@@ -111,11 +111,12 @@ def count_logits(shape: ModelShape, work: Work) -> tuple[int, int]:
 
     The first is the gradient of the head's weights, which is made in the forward, and the hidden states of all targets with
     their gradients. To it come the logits of a chunk of tokens and their softmax in float32; under autocast also the head's
-    outputs and their gradients in half precision, and a second gradient of the weights, of that chunk.
+    outputs and their gradients in half precision, and a second gradient of the weights, of that chunk. A head that an adapter
+    leaves frozen has none.
     """
     if not work.logit_tokens:
         return 0, 0
-    of_weights = 4 * shape.embedding_parameters
+    of_weights = 4 * shape.embedding_parameters if work.trained_parameters is None else 0
     states = 2 * work.num_examples * work.length * shape.hidden_size * 4
     held = of_weights + states
     if work.mixed_precision == "no":
@@ -166,7 +167,7 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_proce
     held, of_logits = count_logits(shape, work)
     during = activations + max(temporaries + held, of_logits)
     # Of tied weights, the embeddings' gradient comes last, beside the head's, to which it is added.
-    last = 4 * shape.embedding_parameters if shape.is_tied else 0
+    last = 4 * shape.embedding_parameters if shape.is_tied and work.trained_parameters is None else 0
     waits = work.num_micro_batches > 1 or base in ("ZeRO-2", "ZeRO-3")
     moving = gradients + during if waits else max(gradients + last, during)
     return MemoryEstimate(
