@@ -109,16 +109,19 @@ def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
 def count_logits(shape: ModelShape, work: Work) -> tuple[int, int]:
     """Bytes that a language model's loss holds from the forward until the backward pass, and the most that it holds at once.
 
-    The first is the gradient of the head's weights, which is made in the forward. To it comes that of a chunk of tokens, and
-    of that chunk the logits and their softmax in float32, under autocast with the head's outputs and their gradients in
-    half precision; and the hidden states of all targets with their gradients.
+    The first is the gradient of the head's weights, which is made in the forward, and the hidden states of all targets with
+    their gradients. To it come the logits of a chunk of tokens and their softmax in float32; under autocast also the head's
+    outputs and their gradients in half precision, and a second gradient of the weights, of that chunk. A head that an adapter
+    leaves frozen has none.
     """
     if not work.logit_tokens:
         return 0, 0
-    of_weights = 4 * shape.embedding_parameters
+    of_weights = 4 * shape.embedding_parameters if work.trained_parameters is None else 0
     states = 2 * work.num_examples * work.length * shape.hidden_size * 4
-    each = 8 if work.mixed_precision == "no" else 12
-    return of_weights + states, 2 * of_weights + states + each * work.logit_tokens * shape.vocab_size
+    held = of_weights + states
+    if work.mixed_precision == "no":
+        return held, held + 8 * work.logit_tokens * shape.vocab_size
+    return held, held + of_weights + 12 * work.logit_tokens * shape.vocab_size
 
 
 def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes: int) -> MemoryEstimate:
@@ -164,7 +167,7 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_proce
     held, of_logits = count_logits(shape, work)
     during = activations + max(temporaries + held, of_logits)
     # Of tied weights, the embeddings' gradient comes last, beside the head's, to which it is added.
-    last = 4 * shape.embedding_parameters if shape.is_tied else 0
+    last = 4 * shape.embedding_parameters if shape.is_tied and work.trained_parameters is None else 0
     waits = work.num_micro_batches > 1 or base in ("ZeRO-2", "ZeRO-3")
     moving = gradients + during if waits else max(gradients + last, during)
     return MemoryEstimate(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from onecurve.training.process import is_main_process
-from onecurve.training.tasks.chunked_losses import Compute, Places, compute_losses
+from onecurve.training.tasks.chunked_losses import Compute, Output, Places, compute_losses
 
 _NUM_TRIED_TOKENS = 8
 # Largest deviation of the tried losses, relative to how far they are from those of equal logits. Unknown scales deviate by more.
@@ -106,15 +106,15 @@ def run_with_losses(
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     own_forward = head.module.forward
 
-    def compute_logits(tokens: torch.Tensor) -> torch.Tensor:
-        return head.finish(own_forward(tokens))
+    linear = head.module if type(head.module) is torch.nn.Linear else None
+    output = Output(own_forward, head.finish, linear)
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         if hidden.shape[:-1] != (places.shape[0], places.shape[1] + 1) or found:
             raise NotImplementedError("it does not call its output layer once, with the hidden states of a batch")
         # Now, because FSDP2 puts gathered weights in the place of its shards.
         parameters = [each for each in head.module.parameters() if each.requires_grad]
-        found.append(compute_losses(compute_logits, parameters, hidden, places, chunk_tokens))
+        found.append(compute_losses(output, parameters, hidden, places, chunk_tokens))
         return found[0][0]
 
     with head.replaced_by(forward):

@@ -27,6 +27,28 @@ def find_target_places(labels: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class Output:
+    """What makes logits of hidden states.
+
+    Attributes:
+        layer: the output layer's own forward.
+        finish: what the model does behind it.
+        linear: the layer's module, if that is a plain linear layer: gradients of its weights are then added up in place.
+    """
+
+    layer: Compute
+    finish: Compute
+    linear: torch.nn.Linear | None = None
+
+    def finds_gradients_of(self, tokens: torch.Tensor) -> torch.nn.Linear | None:
+        """`linear`, where it computes in the precision that its gradients are added up in."""
+        if self.linear is None or torch.is_autocast_enabled(tokens.device.type):
+            return None
+        is_wide = self.linear.weight.dtype == tokens.dtype == torch.promote_types(tokens.dtype, torch.float32)
+        return self.linear if is_wide else None
+
+
+@dataclass(frozen=True)
 class Places:
     """Where a batch has targets: a place is a token but the last of a row, and predicts the token behind it.
 
@@ -63,12 +85,12 @@ class Places:
 
 
 def compute_losses(
-    compute_logits: Compute, parameters: Sequence[torch.Tensor], hidden: torch.Tensor, places: Places, chunk_tokens: int
+    output: Output, parameters: Sequence[torch.Tensor], hidden: torch.Tensor, places: Places, chunk_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses of all targets, with gradients for hidden states and parameters if they are asked for.
 
     Args:
-        compute_logits: [tokens, hidden size] -> [tokens, vocabulary].
+        output: gives logits [tokens, vocabulary] of hidden states [tokens, hidden size].
         parameters: those that it trains.
         hidden: [rows, length, hidden size].
         chunk_tokens: places whose logits are in memory at once.
@@ -79,9 +101,9 @@ def compute_losses(
     """
     tokens = places.select(hidden)
     if torch.is_grad_enabled():
-        losses, is_right = _Losses.apply(compute_logits, places, chunk_tokens, tokens, *parameters)  # type: ignore[no-untyped-call]
+        losses, is_right = _Losses.apply(output, places, chunk_tokens, tokens, *parameters)  # type: ignore[no-untyped-call]
         return losses, is_right
-    found = _run(compute_logits, tokens, places.targets, chunk_tokens)
+    found = _run(output, tokens, places.targets, chunk_tokens)
     return places.spread(found.losses), places.spread(found.is_right)
 
 
@@ -96,7 +118,7 @@ class _Found:
 
 
 def _run(
-    compute_logits: Compute,
+    output: Output,
     tokens: torch.Tensor,
     targets: torch.Tensor,
     chunk_tokens: int,
@@ -118,13 +140,13 @@ def _run(
     )
     for start in range(0, len(targets), chunk_tokens):
         # In a function of its own: nothing of a chunk is left when the next one begins.
-        _add_chunk(found, compute_logits, tokens, targets, slice(start, start + chunk_tokens), parameters, weights)
+        _add_chunk(found, output, tokens, targets, slice(start, start + chunk_tokens), parameters, weights)
     return found
 
 
 def _add_chunk(
     found: _Found,
-    compute_logits: Compute,
+    output: Output,
     tokens: torch.Tensor,
     targets: torch.Tensor,
     part: slice,
@@ -132,9 +154,12 @@ def _add_chunk(
     weights: torch.Tensor | None,
 ) -> None:
     wants_gradients = found.of_tokens is not None
+    linear = output.finds_gradients_of(tokens)
+    with torch.set_grad_enabled(wants_gradients and linear is None):
+        inputs = tokens[part].detach().requires_grad_(wants_gradients and linear is None)
+        of_layer = output.layer(inputs)
     with torch.set_grad_enabled(wants_gradients):
-        inputs = tokens[part].detach().requires_grad_(wants_gradients)
-        logits = compute_logits(inputs).to(found.losses.dtype)
+        logits = output.finish(of_layer.requires_grad_(wants_gradients)).to(found.losses.dtype)
     with torch.no_grad():
         found.is_right[part] = logits.argmax(-1) == targets[part]
         slopes = F.log_softmax(logits, dim=-1)
@@ -145,10 +170,19 @@ def _add_chunk(
         slopes.exp_().scatter_add_(-1, targets[part, None], slopes.new_full((len(inputs), 1), -1.0))
         if weights is not None:
             slopes.mul_(weights[part, None])
-    own, *others = torch.autograd.grad(logits, [inputs, *parameters], slopes)
+    if linear is None:
+        own, *others = torch.autograd.grad(logits, [inputs, *parameters], slopes)
+        for total, gradient in zip(found.of_parameters, others, strict=True):
+            total.add_(gradient)
+    else:
+        (slopes,) = torch.autograd.grad(logits, [of_layer], slopes)
+        own = slopes @ linear.weight
+        for total, each in zip(found.of_parameters, parameters, strict=True):
+            if each is linear.weight:
+                total.addmm_(slopes.t(), inputs)
+            else:
+                total.add_(slopes.sum(0))  # Its bias.
     found.of_tokens[part] = own
-    for total, gradient in zip(found.of_parameters, others, strict=True):
-        total.add_(gradient)
 
 
 class _Losses(torch.autograd.Function):
@@ -157,16 +191,16 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        compute_logits: Compute,
+        output: Output,
         places: Places,
         chunk_tokens: int,
         tokens: torch.Tensor,
         *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        found = _run(compute_logits, tokens, places.targets, chunk_tokens, parameters, wants_gradients=True)
+        found = _run(output, tokens, places.targets, chunk_tokens, parameters, wants_gradients=True)
         device = tokens.device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        ctx.settings = (compute_logits, places, chunk_tokens)
+        ctx.settings = (output, places, chunk_tokens)
         ctx.save_for_backward(tokens, *parameters)
         ctx.found = found
         losses, is_right = places.spread(found.losses), places.spread(found.is_right)
@@ -179,14 +213,14 @@ class _Losses(torch.autograd.Function):
         found, ctx.found = ctx.found, None
         if found is None:
             raise RuntimeError("the gradients of chunked losses can be taken only once")
-        compute_logits, places, chunk_tokens = ctx.settings
+        output, places, chunk_tokens = ctx.settings
         tokens, *parameters = ctx.saved_tensors
         scale = _find_common(of_losses, places)
         if scale is None:
             device, dtype, is_enabled = ctx.autocast
             weights = of_losses.flatten()[places.numbers]
             with torch.autocast(device, dtype, enabled=is_enabled):
-                found = _run(compute_logits, tokens, places.targets, chunk_tokens, parameters, True, weights)
+                found = _run(output, tokens, places.targets, chunk_tokens, parameters, True, weights)
         else:
             found.of_tokens.mul_(scale)
             for gradient in found.of_parameters:

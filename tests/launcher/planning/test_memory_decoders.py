@@ -9,7 +9,7 @@ import pytest
 from benchmarks.memory_decoders import CASES, PAGE, Case, predict
 from onecurve.launcher.facts.shape import build_shape
 from onecurve.launcher.planning.compute import count_flops
-from onecurve.launcher.planning.memory import estimate_memory
+from onecurve.launcher.planning.memory import count_logits, estimate_memory
 from onecurve.launcher.planning.work import build_work
 from onecurve.launcher.units import MIB
 
@@ -46,3 +46,10 @@ def test_memory_grows_with_the_chunks_and_not_with_all_logits() -> None:
 def test_the_head_is_computed_for_every_token() -> None:
     flops = [count_flops(build_shape(CONFIG, predicts_tokens=each), 100, 10) for each in (False, True)]
     assert flops[1] - flops[0] == 6 * 150_000 * 1024 * 100
+
+
+def test_a_frozen_head_has_no_gradient() -> None:
+    shape = build_shape(CONFIG, predicts_tokens=True)
+    work = build_work(CASES[0].build_recipe(), shape, "cpu", 256, 1)
+    of_all, of_adapter = count_logits(shape, work), count_logits(shape, replace(work, trained_parameters=1000))
+    assert [mine - other for mine, other in zip(of_all, of_adapter, strict=True)] == [4 * 150_000 * 1024] * 2

@@ -151,7 +151,7 @@ def test_nothing_of_a_chunk_is_left_when_the_next_begins(batch: Batch) -> None:
     alive.clear()
     layer.forward = own
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.autograd, "grad", lambda *words: (lambda found: (note(found[1]), found)[1])(grad(*words)))
+        patch.setattr(torch.autograd, "grad", lambda *words: (lambda found: (note(found[-1]), found)[1])(grad(*words)))
         token_losses(model, *batch, 4).losses.sum().backward()  # type: ignore[no-untyped-call]
     assert len(alive) == 6
 
