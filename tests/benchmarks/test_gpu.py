@@ -21,14 +21,15 @@ def verdicts(path: Path, part: str) -> list[str]:
 
 @pytest.mark.slow
 def test_every_part_runs_on_a_cpu(demo: Path, tmp_path: Path) -> None:
+    """But that of speed, which is `benchmarks.mfu`'s and has its own test."""
     output = tmp_path / "gpu.json"
-    result = run_benchmark("gpu", ["--tiny", "--output", str(output)])
+    result = run_benchmark("gpu", ["--tiny", "--only", "invariance,resume,run,decoder", "--output", str(output)])
     assert result.returncode == 0, result.stdout + result.stderr
     assert verdicts(output, "invariance") == ["holds"] * 3
     assert verdicts(output, "resume") == ["same bits"]
     rows = {row["what"]: row["figure"] for row in json.loads(output.read_text())["parts"]["run"]["rows"]}
     assert "training waits" in rows["a checkpoint"]
-    assert len(verdicts(output, "speed")) == 3
+    assert verdicts(output, "decoder") == [""]
 
 
 def test_a_part_that_fails_is_reported_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
