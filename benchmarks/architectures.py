@@ -124,7 +124,7 @@ def build_model(family: str, folder: Path) -> int:
             problem = error
     else:
         raise problem
-    num_parameters = sum(parameter.numel() for parameter in meta.parameters())
+    num_parameters: int = sum(parameter.numel() for parameter in meta.parameters())
     if num_parameters > _LARGEST:
         raise ValueError(f"{num_parameters / 1e6:.0f} M parameters at its smallest here")
     torch.manual_seed(0)
@@ -206,7 +206,7 @@ def _try_all(folder: Path, done: list[str]) -> str:
 
 def _plan(keys: Mapping[str, Any]) -> None:
     """As `onecurve plan` does, with the model described in this process."""
-    from onecurve.launcher.facts import shape
+    from onecurve.launcher.facts import shape as module
     from onecurve.launcher.planning.data_estimate import estimate_data
     from onecurve.launcher.planning.devices import Cluster, parse_devices
     from onecurve.launcher.planning.plan import build_plan
@@ -214,6 +214,7 @@ def _plan(keys: Mapping[str, Any]) -> None:
     from onecurve.training.describe_model import describe_or_explain
 
     recipe = build_recipe(keys)
+    shape: Any = module
     kept, shape.describe_without_weights = shape.describe_without_weights, describe_or_explain
     try:
         found = shape.load_shape(recipe.model_name_or_path)

@@ -121,10 +121,10 @@ def measure(case: Case) -> int:
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         for _ in range(case.num_micro_batches):
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
-                found = token_losses(
-                    model, {"input_ids": tokens, "attention_mask": None}, tokens, recipe.loss_chunk_tokens
-                )
-            (found.losses.sum() / tokens.numel()).backward()
+                inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": None}
+                found = token_losses(model, inputs, tokens, recipe.loss_chunk_tokens)
+            loss: torch.Tensor = found.losses.sum() / tokens.numel()
+            loss.backward()  # type: ignore[no-untyped-call]
             del found
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
