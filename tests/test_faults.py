@@ -371,7 +371,7 @@ def test_an_evaluation_that_is_not_a_number_ends_the_run(
             rows = [{**row, "label": len(row["text"]) / 100} for row in rows]
             recipe[f"{split}_file"] = str(tmp_path / f"{split}.jsonl")
             Path(recipe[f"{split}_file"]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    predict, seen = TextClassification.predict, 0
+    predict, seen = TextClassification.read_logits, 0
 
     def poison(task: TextClassification, logits: torch.Tensor, **others: Any) -> Any:
         nonlocal seen
@@ -380,7 +380,7 @@ def test_an_evaluation_that_is_not_a_number_ends_the_run(
             logits.fill_(float("nan"))
         return predict(task, logits, **others)
 
-    monkeypatch.setattr(TextClassification, "predict", poison)
+    monkeypatch.setattr(TextClassification, "read_logits", poison)
     settings = {**recipe, **LONG, "problem_type": problem_type, "metric_for_best_model": "loss"}
     run = train({**settings, "max_train_steps": 40, "eval_steps": 15, "checkpointing_steps": 1000})
     assert run.exit_code == 3, run.stderr

@@ -239,7 +239,7 @@ def test_stopped_between_epochs_in_two_evaluations_in_a_row(
     epoch = 13  # 203 examples, 16 a step.
     settings = {**recipe, **LONG, "max_train_steps": 3 * epoch, "eval_steps": epoch, "checkpointing_steps": 1000}
     whole = train({**settings, "output_dir": str(tmp_path / "whole")})
-    predict, stop = TextClassification.predict, Path(recipe["output_dir"]) / "STOP"
+    predict, stop = TextClassification.read_logits, Path(recipe["output_dir"]) / "STOP"
 
     def predict_once(task: TextClassification, logits: Any, **others: Any) -> Any:
         stop.touch()
@@ -247,9 +247,9 @@ def test_stopped_between_epochs_in_two_evaluations_in_a_row(
 
     for evaluation in (1, 1, 2):  # The first one twice: the next start makes it again, and is stopped again.
         with monkeypatch.context() as patch:
-            patch.setattr(TextClassification, "predict", predict_once)
+            patch.setattr(TextClassification, "read_logits", predict_once)
             if evaluation == 2:  # Let the first evaluation pass.
-                patch.setattr(TextClassification, "predict", predict_after(61, predict, stop))
+                patch.setattr(TextClassification, "read_logits", predict_after(61, predict, stop))
             stopped = train(settings)
         assert stopped.exit_code == 75, stopped.stderr
         assert stopped.read("status.json")["step"] == evaluation * epoch
@@ -272,8 +272,8 @@ def test_a_run_that_stopped_early_makes_no_step_more(
     stop = Path(recipe["output_dir"]) / "STOP"
     num_before = len(whole.evaluations) - (stop_in == "the exhausting evaluation")
     with monkeypatch.context() as patch:
-        predict = TextClassification.predict
-        patch.setattr(TextClassification, "predict", predict_after(61 * num_before, predict, stop))
+        predict = TextClassification.read_logits
+        patch.setattr(TextClassification, "read_logits", predict_after(61 * num_before, predict, stop))
         stopped = train(settings)
     assert stopped.exit_code == 75, stopped.stderr
     assert len(stopped.evaluations) == num_before
@@ -410,13 +410,13 @@ from onecurve.training import run
 from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.text_classification import TextClassification
 
-predict = TextClassification.predict
+predict = TextClassification.read_logits
 
 def tell(self, logits, **others):
     open("{begun}", "w").close()
     return predict(self, logits, **others)
 
-TextClassification.predict = tell
+TextClassification.read_logits = tell
 code = report_outcome(run.main, sys.argv[1:])
 os._exit(code)
 """
