@@ -242,18 +242,17 @@ def _call(main: Any, words: Sequence[str]) -> tuple[int, str]:
     return code, errors.getvalue().strip().rpartition("\n")[2]
 
 
-def format_page(results: Sequence[Result]) -> str:
-    """docs/ARCHITECTURES.md."""
+def format_page(results: Sequence[Result], commit: str) -> str:
+    """docs/ARCHITECTURES.md, for results of a commit."""
     import transformers
 
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     whole = sum(len(result.done) == _NUM_DEEDS for result in results)
     lines = [
         "# Families of models",
         "",
         f"Each default config that `AutoModelForSequenceClassification` of transformers {transformers.__version__} maps, made",
         f"small. {whole} of {len(results)} train, evaluate, predict, resume to the same bits and are planned. Written by",
-        f"`python -m benchmarks.architectures` at {head.stdout.strip()}.",
+        f"`python -m benchmarks.architectures` at {commit}.",
         "",
         "| family | parameters here | works | what is said of the rest |",
         "|---|---|---|---|",
@@ -270,6 +269,7 @@ def main(families: Sequence[str]) -> None:
     """Try all families and write the page, or some and print what became of them."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     results = []
     with tempfile.TemporaryDirectory(prefix="architectures-") as folder:
         for family in families or MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
@@ -281,7 +281,7 @@ def main(families: Sequence[str]) -> None:
             )
             shutil.rmtree(Path(folder) / family)
     if not families:
-        PAGE.write_text(format_page(results), encoding="utf-8")
+        PAGE.write_text(format_page(results, head.stdout.strip()), encoding="utf-8")
 
 
 if __name__ == "__main__":
