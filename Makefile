@@ -11,7 +11,7 @@
 
 PYTHON ?= python3
 # A worker for each core, up to four. A file's tests stay in one of them.
-PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 .DEFAULT_GOAL := help
 
 .PHONY: help setup demo demo-chat test test-all check lint invariance soak references bench gpu

@@ -22,15 +22,6 @@ __all__ = ["DEMO", "ROOT", "TINY", "Launch", "Run", "build_news", "build_tiny_mo
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the marks.
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one worker, which makes its fixtures once; so do those of the test cluster."""
-    for item in items:
-        folder = item.path.parent
-        group = folder if (folder / "cluster.py").exists() else item.path
-        item.add_marker(pytest.mark.xdist_group(group.relative_to(ROOT).as_posix()))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of prepared data that is this session's own; compiled operators are the machine's."""
