@@ -31,7 +31,16 @@ if TYPE_CHECKING:
         UsageError,
     )
     from onecurve.training.config import RecipeError
-    from onecurve.training.errors import BadInput, Diverged, Fault, LostLauncher, Preempted, WrongTopology
+    from onecurve.training.errors import (
+        BadInput,
+        Diverged,
+        Fault,
+        LostLauncher,
+        Preempted,
+        SlowPrecision,
+        WrongDevice,
+        WrongTopology,
+    )
 
 __version__ = "0.1.0"
 
@@ -47,11 +56,13 @@ __all__ = [
     "PreflightFailed",
     "RecipeError",
     "Run",
+    "SlowPrecision",
     "UncountableModel",
     "UnknownTopology",
     "UnreadableModel",
     "Unsuitable",
     "UsageError",
+    "WrongDevice",
     "WrongTopology",
     "__version__",
     "evaluate",

@@ -133,6 +133,7 @@ def test_ranks_whose_launcher_dies_while_one_tokenizes_end(
     assert [path.suffix for path in (cache / "prepared").iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: list[Job]) -> None:
     settings = {**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 500}
     job = Job(settings)

@@ -84,7 +84,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {Path(name).suffix for name in expected - own} == {".py", ".yaml", ".html", ".sh"}
+    assert {Path(name).suffix for name in expected - own} == {".py", ".yaml", ".html", ".sh", ".jinja"}
     assert list_package(wheel) == expected
     with zipfile.ZipFile(wheel) as file:
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in file.namelist())
@@ -147,6 +147,7 @@ def test_a_training_runs_outside_a_checkout(installed: Path, recipe_file: Path, 
     assert Path(json.loads(report.stdout)["report"]).is_file()
 
 
+@pytest.mark.slow
 def test_a_checkout_runs_its_own_code_whatever_is_installed(
     installed_other: Path, recipe_file: Path, recipe: dict[str, Any]
 ) -> None:

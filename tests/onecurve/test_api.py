@@ -59,6 +59,7 @@ def test_a_second_training_on_two_processes_makes_the_same_curve(
     assert "step 8/8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_a_file_gives_every_metric_in_full(trained: onecurve.Run, news: Path) -> None:
     metrics = onecurve.evaluate(str(trained.path), news / "validation.jsonl", per_device_batch_size=16)
     last = trained.evaluations[-1]
@@ -67,6 +68,7 @@ def test_an_evaluation_of_a_file_gives_every_metric_in_full(trained: onecurve.Ru
     assert len((trained.path / "test_predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 61
 
 
+@pytest.mark.slow
 def test_a_prediction_of_a_file_is_that_of_the_evaluation(trained: onecurve.Run, news: Path) -> None:
     rows = trained.predict(news / "validation.jsonl")
     lines = (trained.path / "eval_predictions.jsonl").read_text(encoding="utf-8").splitlines()

@@ -19,6 +19,7 @@ def test_launches_are_served_after_a_training_in_this_process(
     assert not launch_server.serves(build_environment({"HF_HUB_OFFLINE": "0"})), "it is read at import"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"learning_rate": -1.0}, {"learning_rate": 1e30, "max_grad_norm": 0.0}], ids=str)
 def test_a_forked_launch_fails_as_a_real_one(recipe: dict[str, Any], launch: Launch, settings: dict[str, Any]) -> None:
     forked, real = (launch({**recipe, **settings}, "multi_cpu", 2, is_real=is_real) for is_real in (False, True))

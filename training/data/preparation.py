@@ -125,6 +125,9 @@ def _build_key(recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> 
     shaping["code"] = task.fingerprint()
     digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # What an earlier call left set is not the tokenizer's own.
+        backend.no_truncation()
+        backend.no_padding()
     digest.update((backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
     digest.update(repr((tokenizer.truncation_side, sorted(tokenizer.special_tokens_map.items()))).encode())
     digest.update(repr(getattr(tokenizer, "chat_template", None)).encode())

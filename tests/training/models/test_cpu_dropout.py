@@ -264,6 +264,7 @@ def deviation(run: Any, reference: Any) -> float:
     return max(abs(float(mine) / float(theirs) - 1) for mine, theirs in zip(run.losses, reference.losses, strict=True))
 
 
+@pytest.mark.slow
 def test_bf16_losses_agree_whatever_the_micro_batch(train: Train, recipe: dict[str, Any], tmp_path: Path) -> None:
     settings = {**recipe, **BF16, "max_train_steps": 50}
     cuts: dict[str, dict[str, Any]] = {
