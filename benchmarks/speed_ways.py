@@ -383,9 +383,16 @@ def run_floor(session: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    lengths = [length for batch in batches for length in batch["attention_mask"].sum(dim=1).tolist()]
+    lengths = [length for batch in batches for length in _find_lengths(batch)]
     num_padded = sum(batch["input_ids"].numel() for batch in batches)
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "lengths": lengths, "padded": num_padded}
+
+
+def _find_lengths(batch: Mapping[str, Any]) -> list[int]:
+    """Tokens of each row; there is no mask where no row is padded."""
+    rows, longest = batch["input_ids"].shape
+    mask = batch["attention_mask"]
+    return [longest] * rows if mask is None else list(mask.sum(dim=1).tolist())
 
 
 def main(way: str, workload: Workload, flags: list[str]) -> None:

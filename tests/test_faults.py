@@ -221,7 +221,9 @@ os._exit(code)
 def test_a_process_that_never_joins_the_group_is_named(recipe: Settings, tmp_path: Path, jobs: list[Job]) -> None:
     script = tmp_path / "absent.py"
     script.write_text(ABSENT)
-    job = Job({**recipe, **LONG, "hang_timeout_seconds": 0.5}, "multi_cpu", 2, script=str(script))
+    job = Job(
+        {**recipe, **LONG, "hang_timeout_seconds": 0.5, "join_timeout_seconds": 5}, "multi_cpu", 2, script=str(script)
+    )
     jobs.append(job)
     assert job.wait_for_end() < 60
     assert re.search(r"rank 1 [a-z ]*training/building.py:\d+ \(\w+\)", job.output)

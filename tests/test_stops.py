@@ -501,7 +501,8 @@ def test_what_process_0_finds_in_the_run_directory_holds_for_all(
     assert whole.exit_code == 0, whole.stderr
     folder = cut_short(whole, 20, tmp_path / "cut")
     topology = {**whole.read("environment.json")["topology"], "device_name": "device 0"}
-    asked = {"per_device_batch_size": 8, "per_device_batch_tokens": None, "gradient_checkpointing": False, **topology}
+    asked = {"per_device_batch_size": 8, "per_device_batch_tokens": None, "gradient_checkpointing": False,
+             "is_packed": False, **topology}  # fmt: skip
     (folder / "memory.json").write_text(
         json.dumps({"asked": asked, "found": {"max_examples": 2, "max_tokens": None}}), encoding="utf-8"
     )

@@ -243,7 +243,7 @@ def _join_group(recipe: Recipe, model: torch.nn.Module, outcome: Outcome, watchd
     launch = Launch.from_environment()
     watched = contextlib.nullcontext() if launch.is_unsupervised else watchdog.joining(recipe.join_timeout_seconds)
     with limited_joining(launch, lambda message: outcome.write_status("failed", BAD_INPUT, message)), watched:
-        return build_accelerator(recipe, model, watchdog.collective_timeout)
+        return build_accelerator(recipe, model, watchdog.choose_collective_timeout(recipe.join_timeout_seconds))
 
 
 def _build_plan(

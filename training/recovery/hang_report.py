@@ -109,12 +109,7 @@ def find_stuck(reports: dict[int, dict[str, Any]], num_processes: int) -> list[i
 
 def describe_hang(reports: dict[int, dict[str, Any]], num_processes: int, seconds: float, folder: Path) -> str:
     """The message: which rank is stuck, where, and where the stack dumps are. For `reports` see `find_stuck`."""
-    stuck = find_stuck(reports, num_processes)
-    places = [
-        f"rank {rank} is stuck at {reports[rank]['place']}" if rank in reports else f"rank {rank} does not respond"
-        for rank in stuck
-    ]
-    which = "; ".join(places) or "all ranks look alike, so the stuck one is not known"
+    which = _name_stuck(reports, num_processes) or "all ranks look alike, so the stuck one is not known"
     return (
         f"no progress for {seconds:.0f} seconds (hang_timeout_seconds): {which}. The stack dumps of all ranks are in "
         f"{folder}. Start it again to resume from the last checkpoint; if a step really takes that long, raise "
@@ -122,12 +117,21 @@ def describe_hang(reports: dict[int, dict[str, Any]], num_processes: int, second
     )
 
 
+def _name_stuck(reports: dict[int, dict[str, Any]], num_processes: int) -> str:
+    places = [
+        f"rank {rank} is stuck at {reports[rank]['place']}" if rank in reports else f"rank {rank} does not respond"
+        for rank in find_stuck(reports, num_processes)
+    ]
+    return "; ".join(places[:8])
+
+
 def describe_failed_join(reports: Reports, num_processes: int, seconds: float, folder: Path) -> str:
     """The message about ranks that did not find each other: who waits where, and who does not. As `describe_hang`."""
-    absent = [rank for rank in range(num_processes) if rank not in reports]
     hosts = sorted({str(report["host"]) for report in reports.values()})
-    waiting = f"{len(reports)} of {num_processes} ranks wait, on {', '.join(hosts[:8])}{' ...' * (len(hosts) > 8)}"
-    who = f"; rank {', '.join(map(str, absent[:8]))} did not report" if absent else ""
+    num_waiting = sum(bool(report["is_waiting"]) for report in reports.values())
+    waiting = f"{num_waiting} of {num_processes} ranks wait; reports came from {', '.join(hosts[:8])}{' ...' * (len(hosts) > 8)}"
+    stuck = _name_stuck(reports, num_processes)
+    who = f"; {stuck}" if stuck else ""
     return (
         f"the ranks did not find each other within {seconds:.0f} seconds (join_timeout_seconds): {waiting}{who}. The stack "
         f"dumps are in {folder}. Look whether every rank still runs and is not still loading (then raise "

@@ -72,10 +72,13 @@ class Watchdog:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    @property
-    def collective_timeout(self) -> timedelta:
-        """For the process group: longer than every limit here, so that the watchdog's report comes before torch's error."""
-        return timedelta(seconds=(SLOW_PHASE_FACTOR + 1) * self._timeout_seconds)
+    def choose_collective_timeout(self, join_timeout_seconds: float) -> timedelta:
+        """For the process group: longer than every limit here, so that the watchdog's report comes before torch's error.
+
+        Args:
+            join_timeout_seconds: the limit of `joining`.
+        """
+        return timedelta(seconds=max((SLOW_PHASE_FACTOR + 1) * self._timeout_seconds, 2 * join_timeout_seconds))
 
     def beat(self) -> None:
         """The heartbeat of this rank."""
