@@ -179,7 +179,7 @@ MORE = [
     Case("one object", {"t.json": json.dumps({"data": [{"text": "a", "label": "x"}] * 9}).encode()},
          refused=("t.json", "'data'")),
     Case("one object 2", {"t.json": json.dumps({"text": ["a", "b"], "label": ["x", "y"]}).encode()},
-         refused=("t.json", "'text'", "'label'", "records")),
+         refused=("t.json", "row 1", "'label'")),
     Case("one object 3", {"t.json": json.dumps({"text": {"0": "a"}, "label": {"0": "x"}}).encode()},
          refused=("t.json", "'text'", "'label'", "records")),
     Case("file twice", {"t.csv": AB}, {"train_file": '["{folder}/t.csv", "{folder}/*.csv"]'}, refused=("train_file", "t.csv")),

@@ -127,6 +127,7 @@ def test_what_the_launcher_refuses_is_raised_by_its_kind(recipe: Recipe) -> None
     assert not Path(recipe["output_dir"]).exists()
 
 
+@pytest.mark.slow
 def test_bad_data_has_the_message_of_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
     rows = Path(recipe["train_file"]).read_text(encoding="utf-8").splitlines()
     rows[201] = json.dumps({"text": "", "label": "business"})  # Beyond what is checked before the start.

@@ -130,17 +130,26 @@ def read_head(path: Path, num_rows: int) -> Head:
 
 
 def _refuse_one_object(path: Path, rows: Sequence[Row]) -> None:
-    """Refuse a file of one object that holds all rows: under a key of its own, or as a list for each column.
+    """Refuse a file of one object that holds all rows: under a key of its own, or as an object for each column.
 
     Raises:
         BadInput: it is one.
     """
-    if len(rows) != 1 or not rows[0] or not all(isinstance(value, list | dict) for value in rows[0].values()):
+    if len(rows) != 1 or not rows[0] or not _holds_rows(list(rows[0].values())):
         return
     keys = ", ".join(map(repr, rows[0]))
     raise BadInput(
         f"{path}: is one object with lists or objects inside, under {keys}; write one object for each row: the list alone, or "
         "pandas' to_json with orient='records'"
+    )
+
+
+def _holds_rows(values: Sequence[Any]) -> bool:
+    """Whether a list of objects that are no messages, or pandas' objects by the number of the row."""
+    if len(values) == 1 and isinstance(values[0], list):
+        return len(values[0]) > 1 and all(isinstance(each, dict) and each and "role" not in each for each in values[0])
+    return len(values) > 1 and all(
+        isinstance(value, dict) and value and all(key.isdigit() for key in value) for value in values
     )
 
 
