@@ -345,6 +345,7 @@ def _wait_for_steps(run: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError("no step was made")
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_every_process(recipe_file: Path, recipe: dict[str, Any]) -> None:
     words = ["run", str(recipe_file), "--topology", "multi_cpu", "--max_train_steps", "100000"]
     process = subprocess.Popen(
