@@ -191,7 +191,7 @@ def in_background(action: Callable[[], None]) -> threading.Thread:
 
 @pytest.mark.slow
 def test_an_interrupt_asks_for_a_checkpoint_and_the_next_call_goes_on(recipe: Recipe) -> None:
-    recipe |= {"max_train_steps": 100, "num_train_epochs": 100}
+    recipe |= {"max_train_steps": 1000, "num_train_epochs": 1000, "eval_steps": 1000}
     run = Path(recipe["output_dir"])
 
     def interrupt() -> None:
@@ -205,10 +205,10 @@ def test_an_interrupt_asks_for_a_checkpoint_and_the_next_call_goes_on(recipe: Re
     stopped = onecurve.load_run(run)
     assert stopped.status["state"] == "preempted"
     step = stopped.status["step"]
-    assert 3 <= step < 100
+    assert 3 <= step < 1000
     assert (run / "checkpoints" / f"step_{step:08d}").is_dir()
     finished = onecurve.train(**recipe)
-    assert [row["step"] for row in finished.metrics] == list(range(1, 101))
+    assert [row["step"] for row in finished.metrics] == list(range(1, 1001))
 
 
 CALLER = "import json, sys, onecurve; onecurve.train(**json.loads(sys.argv[1]))"
