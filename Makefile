@@ -1,7 +1,7 @@
 # make demo     set up and fine-tune a real model on real text
 # make demo-chat  fine-tune a small language model on dialogues (a few minutes on 2 cores)
 # make test     set up and pass the tests (about 5 minutes on 2 cores)
-# make test-all the slower tests as well: Slurm, faults, the matrix (about 25 minutes)
+# make test-all the slower tests as well: Slurm, faults, parts of the matrix (about 30 minutes)
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 20 minutes)
 # make soak     a hundred random kills, and a curve that shows none of them (about 20 minutes)
