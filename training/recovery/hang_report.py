@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,9 @@ _WAITS_FOR_DEVICE: tuple[tuple[str | None, str], ...] = (
     (None, os.path.join("training", "record", "gathering.py")),
     ("copy_in_pieces", os.path.join("training", "recovery", "host_copy.py")),
 )
+
+# A message names this many ranks or hosts; with thousands of them the first ones will do.
+_MAX_NAMED = 8
 
 Reports = dict[int, dict[str, Any]]
 """By rank: `is_waiting` for the others, its `place` in the code, and its `host`."""
@@ -109,7 +112,9 @@ def find_stuck(reports: dict[int, dict[str, Any]], num_processes: int) -> list[i
 
 def describe_hang(reports: dict[int, dict[str, Any]], num_processes: int, seconds: float, folder: Path) -> str:
     """The message: which rank is stuck, where, and where the stack dumps are. For `reports` see `find_stuck`."""
-    which = _name_stuck(reports, num_processes) or "all ranks look alike, so the stuck one is not known"
+    which = (
+        _name_stuck(reports, num_processes, "does not respond") or "all ranks look alike, so the stuck one is not known"
+    )
     return (
         f"no progress for {seconds:.0f} seconds (hang_timeout_seconds): {which}. The stack dumps of all ranks are in "
         f"{folder}. Start it again to resume from the last checkpoint; if a step really takes that long, raise "
@@ -117,23 +122,27 @@ def describe_hang(reports: dict[int, dict[str, Any]], num_processes: int, second
     )
 
 
-def _name_stuck(reports: dict[int, dict[str, Any]], num_processes: int) -> str:
+def _name_stuck(reports: dict[int, dict[str, Any]], num_processes: int, silence: str) -> str:
+    """The ranks that others wait for, each with its place in the code, or what its silence is called."""
     places = [
-        f"rank {rank} is stuck at {reports[rank]['place']}" if rank in reports else f"rank {rank} does not respond"
+        f"rank {rank} is stuck at {reports[rank]['place']}" if rank in reports else f"rank {rank} {silence}"
         for rank in find_stuck(reports, num_processes)
     ]
-    return "; ".join(places[:8])
+    return _join_first(places, "; ")
+
+
+def _join_first(words: Sequence[str], separator: str) -> str:
+    return separator.join(words[:_MAX_NAMED]) + " ..." * (len(words) > _MAX_NAMED)
 
 
 def describe_failed_join(reports: Reports, num_processes: int, seconds: float, folder: Path) -> str:
     """The message about ranks that did not find each other: who waits where, and who does not. As `describe_hang`."""
     hosts = sorted({str(report["host"]) for report in reports.values()})
     num_waiting = sum(bool(report["is_waiting"]) for report in reports.values())
-    waiting = f"{num_waiting} of {num_processes} ranks wait; reports came from {', '.join(hosts[:8])}{' ...' * (len(hosts) > 8)}"
-    stuck = _name_stuck(reports, num_processes)
-    who = f"; {stuck}" if stuck else ""
+    stuck = _name_stuck(reports, num_processes, "did not report")
     return (
-        f"the ranks did not find each other within {seconds:.0f} seconds (join_timeout_seconds): {waiting}{who}. The stack "
+        f"the ranks did not find each other within {seconds:.0f} seconds (join_timeout_seconds): {num_waiting} of "
+        f"{num_processes} ranks wait, on {_join_first(hosts, ', ')}{'; ' * bool(stuck)}{stuck}. The stack "
         f"dumps are in {folder}. Look whether every rank still runs and is not still loading (then raise "
         "join_timeout_seconds). Between machines, name the network interface that reaches the others in NCCL_SOCKET_IFNAME "
         "(GPUs) or GLOO_SOCKET_IFNAME (CPUs); NCCL_DEBUG=INFO shows which one was taken"
