@@ -28,8 +28,7 @@ from onecurve.training.models.loading import (
     build_model,
     count_parameters,
     describe_model,
-    load_config,
-    load_tokenizer,
+    load_task,
 )
 from onecurve.training.models.packing import choose_layout, prepare_attention
 from onecurve.training.models.saving import save_config_and_tokenizer
@@ -63,7 +62,7 @@ from onecurve.training.recovery.stops import StopFlag
 from onecurve.training.recovery.watchdog import Watchdog
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.schedule import count_steps
-from onecurve.training.tasks import Task, build_task
+from onecurve.training.tasks import Task
 
 
 @dataclass
@@ -154,11 +153,7 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     if resolved.eval_only and run.final.is_dir():
         recipe = recipe.model_copy(update={"model_name_or_path": str(run.final)})
     check_folders((recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name))
-    task = build_task(recipe)
-    config = load_config(recipe)
-    task.read_config(config)
-    tokenizer = load_tokenizer(recipe, config)
-    task.configure_tokenizer(tokenizer)
+    task, config, tokenizer = load_task(recipe)
     data = prepare_data(recipe, task, tokenizer)
     if resolved.eval_only:
         task.check_head(config)
@@ -273,7 +268,9 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
     num_checkpoints = session.milestones.most_checkpoints()
 
     def prepare_directory() -> str | None:
-        check_room(run, loaded.state_bytes, loaded.parameters[not has_adapter(loaded.model)] * 4, num_checkpoints)
+        trained, total = loaded.parameters
+        final_bytes = 4 * (trained if has_adapter(loaded.model) else total)
+        check_room(run, loaded.state_bytes, final_bytes, num_checkpoints)
         owner = (
             run
             if run.environment.exists() or start.checkpoint is None

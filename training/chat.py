@@ -23,7 +23,7 @@ import torch
 
 from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.errors import BadInput
-from onecurve.training.models.loading import load_tokenizer, load_trained_model
+from onecurve.training.models.loading import load_trained
 from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.tasks import build_task
@@ -47,10 +47,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     count = flags.get("max_new_tokens")
     if count is not None and not (count.isdigit() and int(count) > 0):
         raise BadInput(f"--max_new_tokens: must be a positive number, got {count!r}")
-    model = load_trained_model(run.final, recipe, task)
+    model, tokenizer = load_trained(run.final, recipe, task)
     model.to(torch.accelerator.current_accelerator() or "cpu").eval()
-    final = recipe.model_copy(update={"model_name_or_path": str(run.final), "tokenizer_name": None})
-    tokenizer = load_tokenizer(final, model.config)
     torch.manual_seed(recipe.seed)
     messages: list[dict[str, str]] = []
     for line in read_lines():

@@ -20,10 +20,9 @@ from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.launch_protocol import EXAMPLE_LINE
-from onecurve.training.models.loading import build_model, count_parameters, load_config, load_tokenizer
+from onecurve.training.models.loading import build_model, count_parameters, load_task
 from onecurve.training.outcome import Outcome, report_outcome
 from onecurve.training.record.console import quiet_third_parties
-from onecurve.training.tasks import build_task
 
 _NUM_TOKENS_SHOWN = 12
 
@@ -33,10 +32,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     quiet_third_parties()
     recipe = load_recipe(*parse_arguments(arguments)).recipe
     check_folders((recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name))
-    task, config = build_task(recipe), load_config(recipe)
-    task.read_config(config)
-    tokenizer = load_tokenizer(recipe, config)
-    task.configure_tokenizer(tokenizer)
+    task, config, tokenizer = load_task(recipe)
     data = prepare_data(recipe, task, tokenizer)
     trained, total = count_parameters(build_model(recipe, config, task, tokenizer))
     for split in (data.train, data.validation, data.test):

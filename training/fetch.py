@@ -24,10 +24,9 @@ from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import BadInput
 from onecurve.training.lasting_output import protect_output
-from onecurve.training.models.loading import find_revision, load_config, load_tokenizer
+from onecurve.training.models.loading import find_revision, load_task
 from onecurve.training.outcome import Outcome, report_outcome
 from onecurve.training.record.console import quiet_third_parties
-from onecurve.training.tasks import build_task
 
 # What transformers reads of a model here: no pickled weights, no other framework's.
 _MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -54,9 +53,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
             if key == "model_name_or_path" and not list(folder.glob("*.safetensors")):
                 raise BadInput(f"{key}: {name!r} has no weights as safetensors; choose a model or revision that has")
             outcome.print_once(f"{key}: {name} is in {folder} ({_describe_size(folder)})")
-    task, config = build_task(recipe), load_config(recipe)
-    task.read_config(config)
-    data = prepare_data(recipe, task, load_tokenizer(recipe, config))
+    task, _, tokenizer = load_task(recipe)
+    data = prepare_data(recipe, task, tokenizer)
     for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if split is not None:
             outcome.print_once(f"{name}: {len(split)} rows of {split.origin} are tokenized")

@@ -25,7 +25,7 @@ from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import BadInput, Fault
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.models.adapters import has_adapter, merge_adapter
-from onecurve.training.models.loading import load_tokenizer, load_trained_model
+from onecurve.training.models.loading import load_trained
 from onecurve.training.outcome import Outcome, report_outcome
 from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.recovery.publishing import publish
@@ -47,17 +47,17 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     """
     quiet_third_parties()
     _, flags = parse_arguments(arguments)
+    if flags.keys() != {"run", "output"}:
+        raise BadInput(f"merge takes --run and --output, not {', '.join(sorted(flags)) or 'nothing'}")
     run, output = RunDirectory(Path(flags["run"])), Path(flags["output"])
     recipe = load_recipe(str(run.config)).recipe
     task = build_task(recipe)
-    model = load_trained_model(run.final, recipe, task).eval()
+    model, tokenizer = load_trained(run.final, recipe, task)
+    model.eval()
     if not has_adapter(model):
         raise BadInput(f"{run.final} is a whole model, and there is no adapter to merge")
     if output.exists():
         raise BadInput(f"--output: {str(output)!r} exists; give a new folder")
-    task.read_config(model.config)
-    final = recipe.model_copy(update={"model_name_or_path": str(run.final), "tokenizer_name": None})
-    tokenizer = load_tokenizer(final, model.config)
     batch = _take_examples(recipe, task, tokenizer)
     expected = _compute_logits(model, batch)
     merge_adapter(model)

@@ -52,7 +52,7 @@ from onecurve.training.data.tables import (
 )
 from onecurve.training.errors import BadInput, Preempted
 from onecurve.training.lasting_output import protect_output
-from onecurve.training.models.loading import load_tokenizer, load_trained_model
+from onecurve.training.models.loading import load_trained
 from onecurve.training.parallel.launch import (
     Launch,
     check_device,
@@ -220,12 +220,9 @@ def label_file(
     """
     task = build_task(recipe)
     check_rows(survey, task)
-    model = load_trained_model(request.model, recipe, task)
+    model, tokenizer = load_trained(request.model, recipe, task)
     model.to(accelerator.device).eval()
-    task.read_config(model.config)
     task.facts = task.model_facts
-    final = recipe.model_copy(update={"model_name_or_path": str(request.model), "tokenizer_name": None})
-    tokenizer = load_tokenizer(final, model.config)
     size = request.batch_size or recipe.per_device_batch_size
 
     layout = survey.build_layout(task.prediction_example())

@@ -62,6 +62,10 @@ def test_a_causal_model_is_merged(causal: dict[str, Any], train: Train, tmp_path
     run = train({**causal, "model_name_or_path": str(build_decoder(tmp_path / "qwen3", "qwen3")), **LORA})
     assert run.exit_code == 0, run.stderr
     assert merge(run, tmp_path / "merged") == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert len(tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"]) == 1, (
+        "others read it as they are used to"
+    )
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert merged.generation_config.eos_token_id is not None
 

@@ -25,8 +25,7 @@ from onecurve.training.models.adapters import (
 )
 from onecurve.training.models.saving import MODEL_CONFIG
 from onecurve.training.run_directory import WEIGHTS_FILE
-from onecurve.training.tasks.base import Task
-from onecurve.training.tasks.special_tokens import split_special_tokens
+from onecurve.training.tasks import Task, build_task
 
 # The names under which model configs keep dropout probabilities (BERT, DistilBERT, GPT-2, Llama, ModernBERT, ...).
 _DROPOUT_KEYS = (
@@ -35,6 +34,19 @@ _DROPOUT_KEYS = (
     "hidden_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout_prob", "pooler_dropout", "resid_dropout",
     "embed_dropout", "dropout_rate",
 )  # fmt: skip
+
+
+def load_task(recipe: Recipe) -> tuple[Task, Any, Any]:
+    """The recipe's task, the model's config and the tokenizer, set up for each other; before anything large is read.
+
+    Raises:
+        BadInput: as `load_config` and `load_tokenizer`, or the task can't have such a model.
+    """
+    task, config = build_task(recipe), load_config(recipe)
+    task.read_config(config)
+    tokenizer = load_tokenizer(recipe, config)
+    task.configure_tokenizer(tokenizer)
+    return task, config, tokenizer
 
 
 def load_config(recipe: Recipe) -> Any:
@@ -127,7 +139,6 @@ def load_tokenizer(recipe: Recipe, config: Any) -> Any:
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
-    split_special_tokens(tokenizer)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise BadInput(f"{name!r}: the tokenizer has neither a padding nor an end-of-text token")
@@ -179,6 +190,14 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     return model
+
+
+def load_trained(folder: Path, recipe: Recipe, task: Task) -> tuple[Any, Any]:
+    """Model, as `load_trained_model` gives it, and tokenizer of final/ or of a checkpoint; the task knows its config."""
+    model = load_trained_model(folder, recipe, task)
+    task.read_config(model.config)
+    saved = recipe.model_copy(update={"model_name_or_path": str(folder), "tokenizer_name": None})
+    return model, load_tokenizer(saved, model.config)
 
 
 def load_trained_model(folder: Path, recipe: Recipe, task: Task) -> Any:

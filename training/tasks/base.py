@@ -237,9 +237,14 @@ class Task(ABC):
     def configure_tokenizer(self, tokenizer: Any) -> None:
         """Give the tokenizer what the recipe says of it, such as a chat template; it is saved beside the model.
 
+        By default it reads special tokens in texts as plain text.
+
         Raises:
             BadInput: the recipe names what the tokenizer can't have.
         """
+        from onecurve.training.tasks.special_tokens import split_special_tokens
+
+        split_special_tokens(tokenizer)
 
     def padding_side(self, tokenizer: Any) -> str:
         """Where shorter examples of a batch are padded: "left" or "right"."""
