@@ -9,6 +9,7 @@
         │   └── SlowPrecision 2   this machine's processor is far slower in bf16 than in float32
         ├── WrongTopology  2   the number of processes is not the requested one, or
         │   └── WrongDevice    a rank has another kind of device than the topology was chosen for
+        ├── UnsuitableModel 2  training/models/failures.py: the model's own code fails in the first step
         ├── LostLauncher   1   the launcher died before the first step
         ├── OutOfMemory    1   training/recovery/out_of_memory.py: a micro-batch does not fit the device
         ├── Diverged       3   the loss is not finite, or fp16 skips every step

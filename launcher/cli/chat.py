@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from onecurve.launcher.cli.options import DebugOption, RunArgument
-from onecurve.launcher.errors import UsageError
 
 
 def chat(
@@ -24,10 +23,9 @@ def chat(
 
     /clear begins a new conversation, /exit ends, Ctrl-C stops an answer.
     """
-    from onecurve.launcher.facts.history import check_run
+    from onecurve.launcher.facts.history import check_finished
     from onecurve.launcher.launching.chat import talk
     from onecurve.launcher.launching.command import find_root
 
-    if not check_run(run).final.is_dir():
-        raise UsageError(f"{str(run)!r} has no final/: its training has not finished")
+    check_finished(run)
     return talk(run, max_new_tokens, find_root())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onecurve.launcher.errors import NotARun
+from onecurve.launcher.errors import NotARun, UsageError
 from onecurve.training.metric_names import is_lower_better
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.schedule import count_steps_of_epochs
@@ -77,6 +77,19 @@ def check_run(path: Path) -> RunDirectory:
         raise NotARun(
             f"{str(path)!r} has no config.yaml, so it is not a run directory; give the output_dir of a training"
         )
+    return run
+
+
+def check_finished(path: Path) -> RunDirectory:
+    """As `check_run`, and refuse a run whose training has not finished.
+
+    Raises:
+        NotARun: as `check_run`.
+        UsageError: it has no final model.
+    """
+    run = check_run(path)
+    if not run.final.is_dir():
+        raise UsageError(f"{str(path)!r} has no final/: its training has not finished")
     return run
 
 

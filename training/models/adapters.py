@@ -1,7 +1,7 @@
 """LoRA and DoRA by PEFT: small matrices beside the model's own weights, which are not trained.
 
 The matrices are put into the model itself, which stays a model of transformers. final/ holds them in PEFT's format, beside
-the config that the model had: `PeftModel.from_pretrained` and `load_model` read it.
+the config that the model had: `PeftModel.from_pretrained` and `load_adapter` read it.
 """
 
 from __future__ import annotations
@@ -271,11 +271,10 @@ def save_adapter(model: Any, tensors: Mapping[str, torch.Tensor], folder: Path) 
 
 
 def hash_frozen(model: torch.nn.Module) -> str:
-    """A digest of the weights that are not trained; empty where all are. Before the model is sharded."""
-    digest, is_empty = hashlib.sha256(), True
+    """A digest of the weights that are not trained. Before the model is sharded."""
+    digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if not parameter.requires_grad:
-            is_empty = False
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return "" if is_empty else digest.hexdigest()
+    return digest.hexdigest()

@@ -34,21 +34,20 @@ def explain_model_errors(name: str, is_first_step: bool) -> Iterator[None]:
     except Fault:
         raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = frame.filename.replace("\\", "/")
-        is_models_own = any(package in place for package in _PACKAGES)
+        frames = traceback.extract_tb(error.__traceback__)
+        is_models_own = any(package in frames[-1].filename.replace("\\", "/") for package in _PACKAGES)
         if not (is_first_step and is_models_own) or "out of memory" in str(error):
             raise
         # A model calls torch: the line that says most is the last one in a file of the model.
-        frames = [each for each in traceback.extract_tb(error.__traceback__) if "modeling_" in each.filename]
-        frame = frames[-1] if frames else frame
+        frame = next((each for each in reversed(frames) if "modeling_" in each.filename), frames[-1])
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UnsuitableModel(
             f"model_name_or_path: {name!r} can't be trained on these examples, its own code fails at "
-            f"{place_of(frame.filename)}:{frame.lineno}: {reason}. Its config.json does not suit it, or it needs other inputs"
+            f"{_from_package(frame.filename)}:{frame.lineno}: {reason}. Its config.json does not suit it, or it needs "
+            "other inputs"
         ) from error
 
 
-def place_of(path: str) -> str:
+def _from_package(path: str) -> str:
     """A file of a package, from the package on."""
     return path.replace("\\", "/").rpartition("/site-packages/")[2]

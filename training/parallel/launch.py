@@ -209,10 +209,10 @@ def check_store() -> None:
 
 def describe_waiting(launch: Launch) -> str:
     """What a process that was started alone waits for, and how that is ended if nobody meant it."""
-    names = " ".join(name for name in GROUP_VARIABLES if name in os.environ)
     return (
         f"onecurve: rank {launch.rank} of {launch.num_processes} processes, which meet at {_find_address()}, as the environment "
-        f"says; it waits for them for {JOINING_SECONDS / 60:g} minutes. If these variables are left over: unset {names}"
+        f"says; it waits for them for {JOINING_SECONDS / 60:g} minutes. If these variables are left over: unset "
+        f"{_list_group_variables()}"
     )
 
 
@@ -228,10 +228,9 @@ def limited_joining(launch: Launch, report: Callable[[str], None]) -> Iterator[N
     """
 
     def end() -> None:
-        names = " ".join(name for name in GROUP_VARIABLES if name in os.environ)
         message = (
             f"the {launch.num_processes} processes did not meet at {_find_address()} within {JOINING_SECONDS / 60:g} "
-            f"minutes; start all of them, or unset {names} to train with one"
+            f"minutes; start all of them, or unset {_list_group_variables()} to train with one"
         )
         report(message)
         print(f"onecurve: {message}", file=sys.stderr, flush=True)
@@ -247,6 +246,10 @@ def limited_joining(launch: Launch, report: Callable[[str], None]) -> Iterator[N
         yield
     finally:
         timer.cancel()
+
+
+def _list_group_variables() -> str:
+    return " ".join(name for name in GROUP_VARIABLES if name in os.environ)
 
 
 def _find_address() -> str:
