@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,39 @@ def predict(case: Case) -> MemoryEstimate:
     )
 
 
+def warm_up(num_threads: int) -> int:
+    """Load what the first step loads for good (kernels, thread pools), which is not the model's; returns the resident bytes."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    torch.manual_seed(0)
+    warm = torch.nn.Linear(8, 8)
+    warm(torch.randn(4, 8)).sum().backward()
+    torch.optim.AdamW(warm.parameters(), fused=True).step()
+    gc.collect()
+    return read_resident("VmRSS")
+
+
+def measure_steps(model: Any, compute_loss: Callable[[], Any], num_micro_batches: int) -> int:
+    """Most resident bytes of this process while steps 3 and 4 run.
+
+    Args:
+        compute_loss: the loss of a micro-batch; what it holds besides is freed before the backward pass.
+    """
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    for step in range(4):
+        if step == 2:
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        for _ in range(num_micro_batches):
+            compute_loss().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return read_resident("VmHWM")
+
+
 def measure(case: Case) -> int:
     """Peak bytes of one case, in this process."""
     import torch
@@ -100,14 +134,7 @@ def measure(case: Case) -> int:
     from onecurve.training.models import cpu_dropout, last_layer
 
     model_name, _, num_examples, length, options = case
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
-    # What the first step loads for good (kernels, thread pools) is not the model's.
-    warm = torch.nn.Linear(8, 8)
-    warm(torch.randn(4, 8)).sum().backward()
-    torch.optim.AdamW(warm.parameters(), fused=True).step()
-    gc.collect()
-    base = read_resident("VmRSS")
+    base = warm_up(num_threads=2)
     settings = {key: value for key, value in build_config(model_name).items() if key != "model_type"}
     dropout = options.get("dropout", 0.1)
     config = BertConfig(
@@ -118,7 +145,6 @@ def measure(case: Case) -> int:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     cpu_dropout.install(model, build_recipe(case))
     last_layer.install(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     batch = {
         "input_ids": torch.randint(1000, 2000, (num_examples, length)),
         "attention_mask": torch.ones(num_examples, length, dtype=torch.long),
@@ -127,19 +153,13 @@ def measure(case: Case) -> int:
     batch["attention_mask"][0, -3:] = 0
     labels = torch.zeros(num_examples, dtype=torch.long)
     mixed = options.get("mixed_precision", "no") == "bf16"
-    for step in range(4):
-        if step == 2:
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        for _ in range(options.get("num_micro_batches", 1)):
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                logits = model(**batch).logits
-            loss: Any = torch.nn.functional.cross_entropy(logits.float(), labels)
-            loss.backward()
-            del logits
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    return read_resident("VmHWM") - base
+
+    def compute_loss() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            logits = model(**batch).logits
+        return torch.nn.functional.cross_entropy(logits.float(), labels)
+
+    return measure_steps(model, compute_loss, options.get("num_micro_batches", 1)) - base
 
 
 def measure_tracked(case: Case) -> int:

@@ -10,7 +10,6 @@ run, with the attention, the dropout and the loss of a training on a CPU.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import read_resident
+from benchmarks.memory import measure_steps, warm_up
 from onecurve.launcher.facts.shape import build_shape
 from onecurve.launcher.planning.memory import MemoryEstimate, estimate_memory
 from onecurve.launcher.planning.work import build_work
@@ -99,14 +98,7 @@ def measure(case: Case) -> int:
     from onecurve.training.models.packing import prepare_attention
     from onecurve.training.tasks.token_losses import token_losses
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    # What the first step loads for good (kernels, thread pools) is not the model's.
-    warm = torch.nn.Linear(8, 8)
-    warm(torch.randn(4, 8)).sum().backward()
-    torch.optim.AdamW(warm.parameters(), fused=True).step()
-    gc.collect()
-    base = read_resident("VmRSS")
+    base = warm_up(num_threads=1)
     model_type, settings = _MODELS[case.model]
     recipe = case.build_recipe()
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).train()
@@ -114,22 +106,15 @@ def measure(case: Case) -> int:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     cpu_dropout.install(model, recipe)
     prepare_attention(model, recipe)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     tokens = torch.randint(0, settings["vocab_size"], (case.num_examples, case.length))
-    for step in range(4):
-        if step == 2:
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        for _ in range(case.num_micro_batches):
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
-                inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": None}
-                found = token_losses(model, inputs, tokens, recipe.loss_chunk_tokens)
-            loss: torch.Tensor = found.losses.sum() / tokens.numel()
-            loss.backward()  # type: ignore[no-untyped-call]
-            del found
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    return read_resident("VmHWM") - base
+
+    def compute_loss() -> torch.Tensor:
+        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": None}
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
+            found = token_losses(model, inputs, tokens, recipe.loss_chunk_tokens)
+        return found.losses.sum() / tokens.numel()
+
+    return measure_steps(model, compute_loss, case.num_micro_batches) - base
 
 
 def measure_apart(number: int) -> int:
