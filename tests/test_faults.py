@@ -20,7 +20,7 @@ from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Run, to_flags
 from tests.messages import names
-from tools.jobs import Job, read_status, without_time
+from tools.jobs import Job, read_status, without_time, write_script
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -160,9 +160,7 @@ def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: 
 # Silence -------------------------------------------------------------------------------------------------------------
 
 HANGING = """
-import os, sys, threading
-from onecurve.training import run
-from onecurve.training.outcome import report_outcome
+import threading
 from onecurve.training.tasks.text_classification import TextClassification
 
 loss_sum = TextClassification.loss_sum
@@ -175,8 +173,6 @@ def hang(self, model, batch):
 
 hang.calls = 0
 TextClassification.loss_sum = hang
-code = report_outcome(run.main, sys.argv[1:])
-os._exit(code)
 """
 
 
@@ -185,9 +181,8 @@ os._exit(code)
 def test_a_silent_process_is_named_and_every_stack_is_kept(
     recipe: Settings, tmp_path: Path, jobs: list[Job], rank: int
 ) -> None:
-    script = tmp_path / "hanging.py"
-    script.write_text(HANGING.replace("{rank}", str(rank)))
-    job = Job({**recipe, **LONG, "hang_timeout_seconds": 2}, "multi_cpu", 2, script=str(script))
+    script = write_script(tmp_path / "hanging.py", HANGING.replace("{rank}", str(rank)))
+    job = Job({**recipe, **LONG, "hang_timeout_seconds": 2}, "multi_cpu", 2, script=script)
     jobs.append(job)
     assert job.wait_for_end() < 60
     assert "hang_timeout_seconds" in job.output
@@ -200,9 +195,7 @@ def test_a_silent_process_is_named_and_every_stack_is_kept(
 
 
 ABSENT = """
-import os, sys, threading
-from onecurve.training import building, run
-from onecurve.training.outcome import report_outcome
+import threading
 
 build_accelerator = building.build_accelerator
 
@@ -212,18 +205,13 @@ def stay_away(*arguments):
     return build_accelerator(*arguments)
 
 building.build_accelerator = stay_away
-code = report_outcome(run.main, sys.argv[1:])
-os._exit(code)
 """
 
 
 @pytest.mark.slow
 def test_a_process_that_never_joins_the_group_is_named(recipe: Settings, tmp_path: Path, jobs: list[Job]) -> None:
-    script = tmp_path / "absent.py"
-    script.write_text(ABSENT)
-    job = Job(
-        {**recipe, **LONG, "hang_timeout_seconds": 0.5, "join_timeout_seconds": 5}, "multi_cpu", 2, script=str(script)
-    )
+    script = write_script(tmp_path / "absent.py", ABSENT)
+    job = Job({**recipe, **LONG, "hang_timeout_seconds": 0.5, "join_timeout_seconds": 5}, "multi_cpu", 2, script=script)
     jobs.append(job)
     assert job.wait_for_end() < 60
     assert re.search(r"rank 1 [a-z ]*training/building.py:\d+ \(\w+\)", job.output)
@@ -487,10 +475,7 @@ def test_an_example_that_never_fits_is_named(recipe: Settings, train: Train, mon
 
 
 EXHAUSTED = """
-import os, sys
 import torch
-from onecurve.training import run
-from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.text_classification import TextClassification
 
 loss_sum = TextClassification.loss_sum
@@ -501,8 +486,6 @@ def allocate(self, model, batch):
     return loss_sum(self, model, batch)
 
 TextClassification.loss_sum = allocate
-code = report_outcome(run.main, sys.argv[1:])
-os._exit(code)
 """
 
 
@@ -517,14 +500,13 @@ os._exit(code)
 def test_the_process_without_memory_says_so_and_the_next_start_fits(
     recipe: Settings, tmp_path: Path, jobs: list[Job], topology: str, num_processes: int
 ) -> None:
-    script = tmp_path / "exhausted.py"
     last = num_processes - 1
-    script.write_text(EXHAUSTED.replace("RANK_WITHOUT_MEMORY", str(last)))
-    job = Job(recipe, topology, num_processes, script=str(script))
+    script = write_script(tmp_path / "exhausted.py", EXHAUSTED.replace("RANK_WITHOUT_MEMORY", str(last)))
+    job = Job(recipe, topology, num_processes, script=script)
     jobs.append(job)
     assert job.wait_for_end() < 60
     assert names(job.output, f"rank {last}", "out of memory", "step 1")
-    assert Job(recipe, topology, num_processes, script=str(script)).finish().exit_code == 0
+    assert Job(recipe, topology, num_processes, script=script).finish().exit_code == 0
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Launch, Run, to_flags
 from tests.messages import names
-from tools.jobs import Job, cut_short, read_status, without_time
+from tools.jobs import Job, cut_short, read_status, without_time, write_script
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -299,10 +299,8 @@ def predict_after(num_examples: int, predict: Any, stop: Path) -> Any:
 
 # Held by itself, in native code that no signal ends, as a collective is that waits for a dead process.
 STUCK = """
-import ctypes, os, sys
-from onecurve.training import run
+import ctypes
 from onecurve.training.recovery import watchdog
-from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.text_classification import TextClassification
 
 loss_sum = TextClassification.loss_sum
@@ -320,17 +318,14 @@ def hang(self, model, batch):
 hang.calls = 0
 TextClassification.loss_sum = hang
 watchdog._SECONDS_AFTER_SIGTERM = 1.0
-code = report_outcome(run.main, sys.argv[1:])
-os._exit(code)
 """
 
 
 @pytest.fixture
 def stuck(recipe: Settings, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A training whose main thread will not run Python again."""
-    script = tmp_path / "stuck.py"
-    script.write_text(STUCK)
-    process = start(recipe, script=str(script))
+    script = write_script(tmp_path / "stuck.py", STUCK)
+    process = start(recipe, script=script)
     assert process.stdout is not None
     while (line := process.stdout.readline()) != "stuck\n":
         assert line, "it ended"
@@ -385,11 +380,10 @@ def test_an_evaluation_alone_stops_as_well(
     (trained.path / "STOP").touch()  # This one is for a training.
     big, stop_file, status = tmp_path / "big.jsonl", tmp_path / "please-stop", tmp_path / "status.json"
     big.write_text(Path(recipe["validation_file"]).read_text(encoding="utf-8") * 1000, encoding="utf-8")
-    script = tmp_path / "evaluating.py"
-    script.write_text(EVALUATING.replace("{begun}", str(tmp_path / "begun")))
+    script = write_script(tmp_path / "evaluating.py", EVALUATING.replace("{begun}", str(tmp_path / "begun")))
     variables = {"ONECURVE_STOP_FILE": str(stop_file), "ONECURVE_STATUS_FILE": str(status)}
     settings = {**recipe, "max_train_steps": 2, "test_file": str(big), "eval_only": True}
-    job = Job(settings, "multi_cpu", 2, script=str(script), environment=variables)
+    job = Job(settings, "multi_cpu", 2, script=script, environment=variables)
     jobs.append(job)
     job.wait_until((tmp_path / "begun").exists)
     if way == "ONECURVE_STOP_FILE":
@@ -405,9 +399,6 @@ def test_an_evaluation_alone_stops_as_well(
 
 
 EVALUATING = """
-import os, sys
-from onecurve.training import run
-from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.text_classification import TextClassification
 
 predict = TextClassification.read_logits
@@ -417,8 +408,6 @@ def tell(self, logits, **others):
     return predict(self, logits, **others)
 
 TextClassification.read_logits = tell
-code = report_outcome(run.main, sys.argv[1:])
-os._exit(code)
 """
 
 
@@ -474,20 +463,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(recipe: Settings, train: Train) 
 
 
 APART = """
-import os, sys
-from onecurve.training import run
 from onecurve.training.parallel import topology
-from onecurve.training.outcome import report_outcome
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.recovery.resumption import Start
 
 if os.environ["RANK"] == "1":
     run.find_start = lambda *arguments: Start(None, Progress())
 topology._describe_device = lambda device: "device " + os.environ["RANK"]
-code = report_outcome(run.main, sys.argv[1:])
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(code)
 """
 
 
@@ -506,9 +488,8 @@ def test_what_process_0_finds_in_the_run_directory_holds_for_all(
     (folder / "memory.json").write_text(
         json.dumps({"asked": asked, "found": {"max_examples": 2, "max_tokens": None}}), encoding="utf-8"
     )
-    script = tmp_path / "apart.py"
-    script.write_text(APART)
-    job = Job({**settings, "output_dir": str(folder)}, "multi_cpu", 2, script=str(script))
+    script = write_script(tmp_path / "apart.py", APART)
+    job = Job({**settings, "output_dir": str(folder)}, "multi_cpu", 2, script=script)
     resumed = job.finish()
     assert resumed.exit_code == 0, resumed.stderr
     assert re.search(r"\b2 \D+ x 4 \D+ x 2 processes", resumed.stdout)
@@ -517,10 +498,7 @@ def test_what_process_0_finds_in_the_run_directory_holds_for_all(
 
 
 LATE = """
-import os, sys, time
-from onecurve.training import building
-from onecurve.training import run
-from onecurve.training.outcome import report_outcome
+import time
 
 restore = building.restore
 
@@ -529,10 +507,6 @@ def restore_late(*arguments):
     restore(*arguments)
 
 building.restore = restore_late
-code = report_outcome(run.main, sys.argv[1:])
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(code)
 """
 
 
@@ -545,9 +519,8 @@ def test_a_checkpoint_keeps_its_name_until_every_process_has_read_it(
     folder = cut_short(whole, 10, tmp_path / "cut")
     checkpoint = folder / "checkpoints" / "step_00000010"
     checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.replaced"))  # Killed between two renames.
-    script = tmp_path / "late.py"
-    script.write_text(LATE)
-    resumed = Job({**settings, "output_dir": str(folder)}, "multi_cpu", 2, script=str(script)).finish()
+    script = write_script(tmp_path / "late.py", LATE)
+    resumed = Job({**settings, "output_dir": str(folder)}, "multi_cpu", 2, script=script).finish()
     assert resumed.exit_code == 0, resumed.stderr
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-5)
 

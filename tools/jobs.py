@@ -17,6 +17,31 @@ import psutil
 
 from tools.trainings import ROOT, Run, to_flags
 
+_SCRIPT = """\
+import os, sys
+
+from onecurve.training import building, run
+from onecurve.training.outcome import report_outcome
+
+{changes}
+code = report_outcome(run.main, sys.argv[1:])
+{at_end}
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)
+"""
+
+
+def write_script(path: Path, changes: str, at_end: str = "") -> str:
+    """Write a script that trains as training/run.py does, after Python code that changes something; returns its name.
+
+    Args:
+        changes: finds `os`, `sys`, and the modules `building` and `run`.
+        at_end: Python code that runs after the training.
+    """
+    path.write_text(_SCRIPT.format(changes=changes.strip(), at_end=at_end.strip()), encoding="utf-8")
+    return str(path)
+
 
 class Job:
     """One `accelerate launch` and all its processes."""

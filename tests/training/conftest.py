@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from onecurve.training.config import ResolvedRecipe, load_recipe
 from onecurve.training.recovery.run_creation import create_run
 from onecurve.training.recovery.run_lock import RunLock
 from onecurve.training.run_directory import RunDirectory
-from tests.conftest import TINY
+from tests.conftest import TINY, Run
 from tools.decoders import build_decoder
 
 
@@ -26,6 +27,18 @@ def make_run(folder: Path) -> RunDirectory:
     with RunLock(run) as lock:
         create_run(run, lock, resolved, {})
     return run
+
+
+def stop_and_resume(train: Callable[[dict[str, Any]], Run], settings: dict[str, Any], folder: Path) -> Run:
+    """Train until a stop that was asked for before the start, and then to the end."""
+    (folder / "stop").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONECURVE_STOP_FILE", str(folder / "stop"))
+        stopped = train(settings)
+    assert stopped.exit_code == 75
+    resumed = train(settings)
+    assert resumed.exit_code == 0, resumed.stderr
+    return resumed
 
 
 @pytest.fixture(scope="session")

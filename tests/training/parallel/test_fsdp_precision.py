@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 
-from tools.jobs import Job
+from tools.jobs import Job, write_script
 
 # Trains as training/run.py does, and writes the share of each step's gradients that bf16 can't hold. What was added in bf16
 # it can hold.
 SPY = """
-import json, os, sys
+import json
 from pathlib import Path
 
 import torch
 
-from onecurve.training import run
 from onecurve.training.models import optimization
-from onecurve.training.outcome import report_outcome
 
 SHARES = []
 clip = optimization.clip_gradients
@@ -33,26 +31,21 @@ def clip_and_note(accelerator, model, max_grad_norm):
     return clip(accelerator, model, max_grad_norm)
 
 optimization.clip_gradients = clip_and_note
-code = report_outcome(run.main, sys.argv[1:])
-Path(os.environ["ONECURVE_FOUND"], os.environ["RANK"]).write_text(json.dumps(SHARES))
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(code)
 """
+AT_END = 'Path(os.environ["ONECURVE_FOUND"], os.environ["RANK"]).write_text(json.dumps(SHARES))'
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("per_device_batch_size", [1, 8])
 def test_gradients_are_added_in_float32(recipe: dict[str, Any], tmp_path: Path, per_device_batch_size: int) -> None:
-    script = tmp_path / "spy.py"
-    script.write_text(SPY)
+    script = write_script(tmp_path / "spy.py", SPY, AT_END)
     settings = {
         **recipe,
         "max_train_steps": 2,
         "mixed_precision": "bf16",
         "per_device_batch_size": per_device_batch_size,
     }
-    run = Job(settings, "fsdp", 2, script=str(script), environment={"ONECURVE_FOUND": str(tmp_path)}).finish()
+    run = Job(settings, "fsdp", 2, script=script, environment={"ONECURVE_FOUND": str(tmp_path)}).finish()
     assert run.exit_code == 0, run.stderr
     shares = json.loads((tmp_path / "0").read_text())
     assert len(shares) == 2

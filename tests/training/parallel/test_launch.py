@@ -12,7 +12,7 @@ from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, WrongDevice
 from onecurve.training.parallel.launch import Launch, check_launch
 from tests.messages import naming
-from tools.jobs import Job
+from tools.jobs import Job, write_script
 
 
 def build_recipe(**settings: Any) -> Recipe:
@@ -68,32 +68,24 @@ def test_an_apple_gpu_recomputes_no_dropout(
 
 
 LATE = """
-import os, sys, time
-from onecurve.training import building
-from onecurve.training import run
-from onecurve.training.outcome import report_outcome
+import signal
 
 build = building.build_accelerator
 
 def build_late(*arguments):
     if os.environ["RANK"] == "1":
-        time.sleep(120)
+        os.kill(os.getpid(), signal.SIGSTOP)
     return build(*arguments)
 
 building.build_accelerator = build_late
-code = report_outcome(run.main, sys.argv[1:])
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(code)
 """
 
 
 @pytest.mark.slow
 def test_ranks_that_do_not_find_each_other_end_and_say_what_to_check(recipe: dict[str, Any], tmp_path: Path) -> None:
-    script = tmp_path / "late.py"
     # Rank 1 is not watched either, as if its machine had died.
-    script.write_text(LATE.replace("time.sleep(120)", "import signal; os.kill(os.getpid(), signal.SIGSTOP)"))
-    job = Job({**recipe, "join_timeout_seconds": 2}, "multi_cpu", 2, script=str(script))
+    script = write_script(tmp_path / "late.py", LATE)
+    job = Job({**recipe, "join_timeout_seconds": 2}, "multi_cpu", 2, script=script)
     try:
         job.wait_until(lambda: "join_timeout_seconds" in job.output, seconds=120)
     finally:

@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 
-from tools.jobs import Job
+from tools.jobs import Job, write_script
 
 # Trains as training/run.py does, and writes what a whole model would betray: the content of the parameters whenever the
 # model is moved, and whether they are divided when the engine starts.
 SPY = """
-import json, os, sys
+import json
 from pathlib import Path
 
 import deepspeed
 import torch
 
-from onecurve.training import run
-from onecurve.training.outcome import report_outcome
 
 FOUND = {"moved": [], "undivided": None}
 move, initialize = torch.nn.Module.to, deepspeed.initialize
@@ -35,23 +33,16 @@ def initialize_and_note(*arguments, **options):
     return initialize(*arguments, **options)
 
 torch.nn.Module.to, deepspeed.initialize = move_and_note, initialize_and_note
-code = report_outcome(run.main, sys.argv[1:])
-Path(os.environ["ONECURVE_FOUND"], os.environ["RANK"]).write_text(json.dumps(FOUND))
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(code)
 """
+AT_END = 'Path(os.environ["ONECURVE_FOUND"], os.environ["RANK"]).write_text(json.dumps(FOUND))'
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_no_rank_moves_a_whole_model(recipe: dict[str, Any], tmp_path: Path, precision: str) -> None:
-    script = tmp_path / "spy.py"
-    script.write_text(SPY)
+    script = write_script(tmp_path / "spy.py", SPY, AT_END)
     settings = {**recipe, "max_train_steps": 2, "mixed_precision": precision}
-    run = Job(
-        settings, "deepspeed_zero3", 2, script=str(script), environment={"ONECURVE_FOUND": str(tmp_path)}
-    ).finish()
+    run = Job(settings, "deepspeed_zero3", 2, script=script, environment={"ONECURVE_FOUND": str(tmp_path)}).finish()
     assert run.exit_code == 0, run.stderr
     for rank in range(2):
         found = json.loads((tmp_path / str(rank)).read_text())

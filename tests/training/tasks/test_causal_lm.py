@@ -15,6 +15,7 @@ import torch
 from onecurve.training.outcome import report_outcome
 from tests.conftest import Run
 from tests.messages import names
+from tests.training.conftest import stop_and_resume
 from tests.training.tasks import templates
 from tools.decoders import build_decoder
 
@@ -175,12 +176,7 @@ def test_samples_of_a_resumed_run_are_those_of_one_that_was_not_stopped(
 ) -> None:
     settings = {**chats, "max_train_steps": 4, "eval_steps": 1}
     whole = train({**settings, "output_dir": str(tmp_path / "whole")})
-    (tmp_path / "stop").touch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ONECURVE_STOP_FILE", str(tmp_path / "stop"))
-        assert train(settings).exit_code == 75
-    resumed = train(settings)
-    assert resumed.exit_code == 0, resumed.stderr
+    resumed = stop_and_resume(train, settings, tmp_path)
     assert resumed.losses == whole.losses
     assert resumed.lines == whole.lines or [line["eval_loss"] for line in resumed.evaluations] == [
         line["eval_loss"] for line in whole.evaluations

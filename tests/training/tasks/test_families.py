@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import Launch, Run
+from tests.training.conftest import stop_and_resume
 from tools.decoders import FAMILIES, build_decoder
 from tools.launches import build_arguments, build_environment, launch_for_real
 
@@ -51,12 +52,7 @@ def test_a_family_trains_resumes_and_generates(causal: Settings, train: Train, t
     assert whole.losses[0] == pytest.approx(total / count, rel=1e-5)
     assert ("router" in whole.stdout) == (family == "mixtral")
 
-    (tmp_path / "stop").touch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ONECURVE_STOP_FILE", str(tmp_path / "stop"))
-        assert train(settings).exit_code == 75
-    resumed = train(settings)
-    assert resumed.exit_code == 0, resumed.stderr
+    resumed = stop_and_resume(train, settings, tmp_path)
     assert resumed.losses == whole.losses
 
     final = AutoModelForCausalLM.from_pretrained(whole.path / "final", dtype=torch.float32).eval()

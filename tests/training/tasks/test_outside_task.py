@@ -11,6 +11,7 @@ import pytest
 
 from onecurve.training.outcome import report_outcome
 from tests.conftest import Launch, Run
+from tests.training.conftest import stop_and_resume
 
 VOWELS = '''
 """Tags each token: does it begin with a vowel? Targets as long as the text; padding and special tokens have none."""
@@ -121,13 +122,7 @@ def test_the_loss_is_the_mean_over_all_targets_of_the_step(vowels: Settings, tra
 
 def test_it_resumes(vowels: Settings, train: Train, tmp_path: Path) -> None:
     whole = train({**vowels, "output_dir": str(tmp_path / "whole")})
-    (tmp_path / "stop").touch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ONECURVE_STOP_FILE", str(tmp_path / "stop"))
-        stopped = train(vowels)
-    assert stopped.exit_code == 75
-    resumed = train(vowels)
-    assert resumed.exit_code == 0, resumed.stderr
+    resumed = stop_and_resume(train, vowels, tmp_path)
     assert resumed.losses == whole.losses
 
 
