@@ -23,7 +23,7 @@ from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
 from onecurve.training.launch_protocol import BAD_INPUT
 from onecurve.training.models import cpu_dropout, last_layer, optimization
-from onecurve.training.models.adapters import has_adapter
+from onecurve.training.models.adapters import check_base, has_adapter
 from onecurve.training.models.loading import (
     build_model,
     count_parameters,
@@ -159,6 +159,8 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
         task.check_head(config)
     notes = (describe_model(config, task, tokenizer), task.describe_left_out())
     model = build_model(recipe, config, task, tokenizer)
+    if resolved.eval_only:
+        check_base(model, run.final)
     return _Loaded(
         recipe, task, tokenizer, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model)
     )  # fmt: skip

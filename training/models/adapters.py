@@ -213,6 +213,8 @@ def merge_adapter(model: torch.nn.Module) -> None:
         elif isinstance(module, ModulesToSaveWrapper):
             model.set_submodule(name, module.modules_to_save[_NAME])
     del model.peft_config
+    if hasattr(model.config, "base_digest"):
+        del model.config.base_digest
 
 
 def load_trained_weights(model: torch.nn.Module, path: Path) -> None:
@@ -270,11 +272,35 @@ def save_adapter(model: Any, tensors: Mapping[str, torch.Tensor], folder: Path) 
                 raise Fault(f"{name} differs from the trained weights when read back")
 
 
-def hash_frozen(model: torch.nn.Module) -> str:
-    """A digest of the weights that are not trained. Before the model is sharded."""
-    digest = hashlib.sha256()
+def hash_base(model: torch.nn.Module) -> str:
+    """A digest of the weights that an adapter was put beside, in float32. Before the model is sharded.
+
+    What the adapter trains instead of them, such as a new head, is not among them.
+    """
+    digest, own = hashlib.sha256(), _list_adapter(model)
     for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad:
+        if name not in own and ".original_module." not in name:
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            values = parameter.detach().float().cpu().contiguous()
+            digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def record_base(model: Any) -> str:
+    """Note the digest of an adapter's base in the model's config, which is saved beside the adapter; returns it."""
+    model.config.base_digest = hash_base(model)
+    return str(model.config.base_digest)
+
+
+def check_base(model: Any, folder: Path) -> None:
+    """Refuse an adapter beside other weights than it was trained with: its outputs would be wrong. Whole models pass.
+
+    Raises:
+        BadInput: the base has changed. An adapter that another program wrote says nothing of its base.
+    """
+    expected = getattr(model.config, "base_digest", None)
+    if has_adapter(model) and expected is not None and hash_base(model) != expected:
+        base = model.peft_config[_NAME].base_model_name_or_path
+        raise BadInput(
+            f"{folder}: its adapter was trained beside other weights than {base!r} has now; restore them, or train anew"
+        )

@@ -17,6 +17,7 @@ from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput
 from onecurve.training.models.adapters import (
     Adapter,
+    check_base,
     choose_trained,
     find_adapter,
     load_adapter,
@@ -212,7 +213,10 @@ def load_trained_model(folder: Path, recipe: Recipe, task: Task) -> Any:
     adapter, started_from = open_adapter(folder), find_adapter(recipe)
     base = _name_base(recipe, adapter or started_from).model_name_or_path
     more |= {"config": AutoConfig.from_pretrained(folder / MODEL_CONFIG), "revision": recipe.model_revision}
-    model = load_model_class(task).from_pretrained(base, dtype=torch.float32, ignore_mismatched_sizes=True, **more)
+    try:
+        model = load_model_class(task).from_pretrained(base, dtype=torch.float32, ignore_mismatched_sizes=True, **more)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BadInput(_describe_load_error(f"{folder}: the model of its adapter", base, error)) from None
     if recipe.base_dtype == "bfloat16":  # The adapter was trained beside rounded weights.
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16().float()
@@ -221,6 +225,7 @@ def load_trained_model(folder: Path, recipe: Recipe, task: Task) -> Any:
     else:
         choose_trained(model, recipe.model_copy(update={"base_dtype": "float32"}), task, started_from)
         load_trained_weights(model, folder / WEIGHTS_FILE)
+    check_base(model, folder)
     if model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model

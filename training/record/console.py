@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from onecurve.training.data.plan import TrainingPlan
+from onecurve.training.models.adapters import open_adapter
 from onecurve.training.parallel.topology import describe_strategy
 from onecurve.training.recipe import Recipe
 from onecurve.training.record.evaluation import Evaluation
@@ -80,8 +81,11 @@ def print_next(console: Console, task: Task, run: RunDirectory, seconds: float) 
     """Where everything is and what to do next."""
     console.print(f"Run directory  {run.path}  ({seconds:.0f} s)", markup=False, soft_wrap=True)
     console.print("Next", style="bold")
+    load = ("load it", f'{task.auto_class}.from_pretrained("{run.final}")')
+    if open_adapter(run.final) is not None:
+        load = ("make it whole", f"onecurve merge {shlex.quote(str(run.path))}")
     for what, how in (
-        ("load it", f'{task.auto_class}.from_pretrained("{run.final}")'),
+        load,
         ("look at mistakes", str(run.eval_predictions)),
         ("see the curve", str(run.metrics)),
         ("train it again", f"onecurve run {shlex.quote(str(run.config))} --output_dir NEW_FOLDER"),

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from onecurve.training.config import FREE_KEYS, ResolvedRecipe
 from onecurve.training.data.preparation import DIGEST_PREFIX, PreparedData
 from onecurve.training.errors import BadInput, Fault
-from onecurve.training.models.adapters import has_adapter, hash_frozen
+from onecurve.training.models.adapters import has_adapter, record_base
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.loss_scale import restore_loss_scale
 from onecurve.training.parallel.states import load_moments
@@ -216,7 +216,7 @@ def _check_base(start: Start, model: torch.nn.Module) -> Start:
     """Refuse an adapter's model that has changed since the checkpoint, which does not hold it; record that of a new run."""
     if not has_adapter(model):
         return start
-    digest = hash_frozen(model)
+    digest = record_base(model)
     if start.progress.data.setdefault("base", digest) != digest:
         raise BadInput(
             f"model_name_or_path: the model's weights have changed since {start.checkpoint} was written, and the adapter in it "

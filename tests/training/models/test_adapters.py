@@ -14,10 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from onecurve.training.config import load_recipe
+from onecurve.training.errors import BadInput
 from onecurve.training.models.loading import load_trained_model
 from onecurve.training.tasks import build_task
 from tests.conftest import Launch, Run
-from tests.messages import names
+from tests.messages import names, naming
 
 Train = Callable[[dict[str, Any]], Run]
 
@@ -49,6 +50,7 @@ def test_peft_loads_what_was_trained(recipe: dict[str, Any], train: Train, more:
     run = train({**recipe, **LORA, **more, "checkpointing_steps": 8})
     assert run.exit_code == 0, run.stderr
     assert run.losses[-1] < run.losses[0]
+    assert names(run.stdout, f"onecurve merge {run.path}"), "transformers alone would load it with another head"
     [checkpoint] = (run.path / "checkpoints").iterdir()
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         saved = {name for name in file.keys() if "position_ids" not in name}  # noqa: SIM118
@@ -85,21 +87,56 @@ def test_a_resume_gives_the_same_bits(recipe: dict[str, Any], train: Train, tmp_
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_base_that_changed_is_refused(recipe: dict[str, Any], train: Train, tiny_model: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
+def train_and_change_base(recipe: dict[str, Any], train: Train, tiny_model: Path, folder: Path, **keys: Any) -> Run:
+    """Train an adapter of a model whose weights are others afterwards."""
+    base = folder / "base"
     base.mkdir()
     for path in tiny_model.iterdir():
         (base / path.name).write_bytes(path.read_bytes())
-    settings = {**recipe, **LORA, "model_name_or_path": str(base), "checkpointing_steps": 4}
-    run = train(settings)
-    (run.path / "status.json").write_text(json.dumps({**run.read("status.json"), "state": "preempted"}))
+    run = train({**recipe, **LORA, "model_name_or_path": str(base), "checkpointing_steps": 4, **keys})
+    assert run.exit_code == 0, run.stderr
+    resolved = load_recipe(str(run.path / "config.yaml")).recipe
+    for name in ("final", "checkpoints/step_00000008"):
+        load_trained_model(run.path / name, resolved, build_task(resolved))
     weights = load_file(base / "model.safetensors")
     first = next(name for name in weights if weights[name].is_floating_point())
     weights[first] += 1e-3
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    again = train(settings)
+    return run
+
+
+def test_a_base_that_changed_is_refused(recipe: dict[str, Any], train: Train, tiny_model: Path, tmp_path: Path) -> None:
+    run = train_and_change_base(recipe, train, tiny_model, tmp_path)
+    (run.path / "status.json").write_text(json.dumps({**run.read("status.json"), "state": "preempted"}))
+    again = train({**recipe, **LORA, "model_name_or_path": str(tmp_path / "base"), "checkpointing_steps": 4})
     assert again.exit_code == 2
     assert names(again.stderr, "model_name_or_path", "step_00000008")
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"base_dtype": "bfloat16", "mixed_precision": "bf16", "allow_slow_bf16": True}], ids=str
+)
+def test_a_saved_adapter_is_not_used_beside_other_weights(
+    recipe: dict[str, Any], train: Train, tiny_model: Path, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    """It would give wrong numbers without a word: in a prediction, a merge, an evaluation."""
+    run = train_and_change_base(recipe, train, tiny_model, tmp_path, **keys)
+    resolved = load_recipe(str(run.path / "config.yaml")).recipe
+    for name in ("final", "checkpoints/step_00000008"):
+        with pytest.raises(BadInput, match=naming(str(run.path / name), str(tmp_path / "base"))):
+            load_trained_model(run.path / name, resolved, build_task(resolved))
+    settings = {**recipe, **LORA, "model_name_or_path": str(tmp_path / "base"), "checkpointing_steps": 4, **keys}
+    evaluated = train({**settings, "eval_only": True})
+    assert evaluated.exit_code == 2
+    assert names(evaluated.stderr, str(run.path / "final"), str(tmp_path / "base"))
+
+
+def test_a_base_that_is_gone_is_named(recipe: dict[str, Any], train: Train, tiny_model: Path, tmp_path: Path) -> None:
+    run = train_and_change_base(recipe, train, tiny_model, tmp_path)
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    resolved = load_recipe(str(run.path / "config.yaml")).recipe
+    with pytest.raises(BadInput, match=naming(str(run.path / "final"), str(tmp_path / "base"))):
+        load_trained_model(run.path / "final", resolved, build_task(resolved))
 
 
 def test_an_adapter_is_trained_on(recipe: dict[str, Any], train: Train, tmp_path: Path) -> None:
