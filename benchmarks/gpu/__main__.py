@@ -30,19 +30,14 @@ def describe_devices() -> dict[str, Any]:
 
     devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     versions = {}
-    for name in (
-        "torch",
-        "accelerate",
-        "transformers",
-        "deepspeed",
-        "nvidia-nccl-cu12",
-        "nvidia-cudnn-cu12",
-        "flash-attn",
-    ):
+    for name in ("torch", "accelerate", "transformers", "deepspeed", "peft", "flash-attn"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "-"
+    versions |= {"python": sys.version.split()[0], "cudnn": str(torch.backends.cudnn.version() or "-")}  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available():
+        versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     try:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout.split()

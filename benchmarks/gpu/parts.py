@@ -25,7 +25,7 @@ MIB = 2**20
 # Relative, of a step's loss, a gradient's norm and all weights together. bf16 rounds at 4e-3; its bounds hold over 26 steps.
 BOUNDS = {"no": (1e-5, 1e-4, 1e-5), "bf16": (5e-3, 1e-1, 1e-2)}
 
-# By number of processes, topologies beside the reference's.
+# Topologies beside the reference's.
 SHARDED = ("multi_gpu", "fsdp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
 
 
@@ -57,20 +57,29 @@ class Scene:
         """Train on one device, one recipe after the other in one new process; see child.py."""
         request, answer = self.folder / f"{name}.request.json", self.folder / f"{name}.answer.json"
         request.write_text(json.dumps(list(recipes)), encoding="utf-8")
-        self._run([sys.executable, "-m", "benchmarks.gpu.child", str(request), str(answer)])
+        told = self._run([sys.executable, "-m", "benchmarks.gpu.child", str(request), str(answer)])
         answers: list[dict[str, Any]] = json.loads(answer.read_text(encoding="utf-8"))
         for recipe, found in zip(recipes, answers, strict=True):
             if found["exit_code"]:
-                raise RuntimeError(f"{recipe['output_dir']}: exit code {found['exit_code']}")
+                raise RuntimeError(f"{Path(recipe['output_dir']).name}: exit code {found['exit_code']}: {told[-1500:]}")
         return answers
+
+    def train_with_trainer(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """Train a recipe of a causal LM with transformers.Trainer in a new process; see trainer.py."""
+        request, answer = self.folder / "trainer.request.json", self.folder / "trainer.answer.json"
+        request.write_text(json.dumps(recipe), encoding="utf-8")
+        self._run([sys.executable, "-m", "benchmarks.gpu.trainer", str(request), str(answer)])
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        return found
 
     def launch(self, topology: str, num_processes: int, recipe: Mapping[str, Any]) -> None:
         """Train with `accelerate launch`."""
         words = build_arguments(topology, num_processes, (), "training/run.py", to_flags(recipe))
         self._run([sys.executable, "-m", "accelerate.commands.launch", *words])
 
-    def _run(self, words: Sequence[str]) -> None:
-        variables = {"PYTHONPATH": str(ROOT), "ONECURVE_CACHE": str(self.folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    def _run(self, words: Sequence[str]) -> str:
+        search_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables = {"PYTHONPATH": search_path, "ONECURVE_CACHE": str(self.folder / "cache"), "HF_HUB_OFFLINE": "1"}
         if not self.num_gpus:
             variables |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         result = subprocess.run(
@@ -79,6 +88,7 @@ class Scene:
         )  # fmt: skip
         if result.returncode:
             raise RuntimeError(f"exit code {result.returncode}: {(result.stderr or result.stdout)[-1500:]}")
+        return result.stderr
 
 
 def build_recipe(scene: Scene, name: str, **more: Any) -> dict[str, Any]:
@@ -117,12 +127,8 @@ def list_variations(scene: Scene) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def measure_invariance(scene: Scene) -> list[Row]:
-    """(a) One loss curve: micro-batches on one device, and every strategy on all of them."""
+    """(a) One loss curve: micro-batches on one device, and every strategy on all of them (on a single one in a group of one)."""
     rows: list[Row] = []
-    num_processes = scene.num_gpus if scene.num_gpus > 1 else 0
-    topologies: tuple[str, ...] = SHARDED if num_processes else ()
-    if scene.is_tiny:
-        num_processes, topologies = 2, ("multi_gpu",)
     for precision in ("no",) if scene.is_tiny else ("no", "bf16"):
         common: dict[str, Any] = {"mixed_precision": precision}
         if precision == "bf16":
@@ -137,14 +143,24 @@ def measure_invariance(scene: Scene) -> list[Row]:
             judge(curve, curves[0], precision, name)
             for (name, _), curve in list(zip(variations, curves, strict=True))[1:]
         ]
-        for topology in topologies:
+        for topology, num_processes in list_topologies(scene, precision):
             recipe = build_recipe(scene, f"{topology}_{precision}", **common, per_device_batch_size=3)
+            name = f"{topology} x {num_processes}"
             try:
                 scene.launch(topology, num_processes, recipe)
-                rows.append(judge(read_curve(Path(recipe["output_dir"])), curves[0], precision, topology))
+                rows.append(judge(read_curve(Path(recipe["output_dir"])), curves[0], precision, name))
             except (RuntimeError, subprocess.TimeoutExpired) as error:
-                rows.append(Row(f"{topology}, {precision}", str(error)[:300], "FAILED"))
+                rows.append(Row(f"{name}, {precision}", str(error)[:300], "FAILED"))
     return rows
+
+
+def list_topologies(scene: Scene, precision: str) -> list[tuple[str, int]]:
+    """Topologies and numbers of processes. A start takes half a minute on a GPU: on a single one, bf16 tries fewer of them."""
+    if scene.is_tiny:
+        return [("multi_gpu", 2)]
+    if scene.num_gpus > 1 or precision == "no":
+        return [(topology, scene.num_gpus) for topology in SHARDED]
+    return [("fsdp", 1), ("deepspeed_zero3", 1)]
 
 
 def measure_resume(scene: Scene) -> list[Row]:
@@ -260,11 +276,6 @@ def build_decoder(scene: Scene) -> Path:
 
 def measure_decoder(scene: Scene) -> list[Row]:
     """(d, e) Tokens a second, MFU and peak memory of a decoder of a billion parameters, trained on whole texts."""
-    from onecurve.launcher.facts.machine import detect_machine
-    from onecurve.launcher.facts.shape import load_shape
-    from onecurve.launcher.planning.compute import count_flops
-    from onecurve.launcher.planning.devices import describe_devices
-
     folder = build_decoder(scene)
     data = build_workload(WORKLOADS["tiny" if scene.is_tiny else "bert-large"])
     settings: dict[str, Any] = {
@@ -273,20 +284,43 @@ def measure_decoder(scene: Scene) -> list[Row]:
         "mixed_precision": "bf16", "max_length": 64 if scene.is_tiny else 2048, "max_eval_samples": 4,
         "train_batch_size": 4 if scene.is_tiny else 16, "per_device_batch_size": 4, "max_train_steps": 8 if scene.is_tiny else 16,
     }  # fmt: skip
-    (found,) = scene.train_here("decoder", [settings])
+    adapted = {**settings, "output_dir": str(scene.folder / "adapter_run"), "adapter": "lora", "base_dtype": "bfloat16"}
+    found = scene.train_here("decoder", [settings, adapted])
     scene.figures["decoder"] = found
+    rows = [
+        describe_decoder(recipe, each, f"decoder, {name}", scene.is_tiny)
+        for recipe, each, name in zip((settings, adapted), found, ("all weights", "LoRA, base in bf16"), strict=True)
+    ]
+    beside = scene.figures["trainer"] = scene.train_with_trainer(settings)
+    memory = "-" if beside["peak_bytes"] is None else f"{beside['peak_bytes'] / MIB:,.0f}"
+    rows.append(
+        Row(
+            "Trainer at its best on the same texts",
+            f"{beside['tokens_per_second']:,.0f} tokens/s ({beside['padding']:.1%} padding beside them), {memory} MiB",
+        )
+    )
+    return rows
+
+
+def describe_decoder(settings: Mapping[str, Any], found: Mapping[str, Any], name: str, is_tiny: bool) -> Row:
+    """A row about a decoder's training."""
+    from onecurve.launcher.facts.machine import detect_machine
+    from onecurve.launcher.facts.shape import load_shape
+    from onecurve.launcher.planning.compute import count_flops
+    from onecurve.launcher.planning.devices import describe_devices
+
     steps = [line for line in Run(0, "", "", Path(settings["output_dir"])).steps if line["step"] > 4]
     tokens = sum(line["tokens"] for line in steps) / sum(line["tokens"] / line["tokens_per_second"] for line in steps)
     length = sum(line["tokens"] for line in steps) / sum(line["examples"] for line in steps)
-    shape = load_shape(str(folder))
-    head = 6 * shape.hidden_size * (TINY_DECODER if scene.is_tiny else DECODER)["vocab_size"] * tokens
+    shape = load_shape(settings["model_name_or_path"])
+    head = 6 * shape.hidden_size * (TINY_DECODER if is_tiny else DECODER)["vocab_size"] * tokens
     peak = describe_devices(detect_machine()).teraflops("bf16")
     share = "unknown" if peak is None else f"{(count_flops(shape, tokens, length) + head) / (peak * 1e12):.1%}"
     memory = "-" if found["peak_bytes"] is None else f"{found['peak_bytes'] / MIB:,.0f}"
-    return [
-        Row(f"decoder, {shape.num_parameters / 1e9:.2f} B parameters",
-            f"{tokens:,.0f} tokens/s, MFU {share} (data sheet), {memory} MiB")
-    ]  # fmt: skip
+    return Row(
+        f"{name}, {shape.num_parameters / 1e9:.2f} B parameters",
+        f"{tokens:,.0f} tokens/s, MFU {share} (data sheet), {memory} MiB",
+    )
 
 
 PARTS = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from inspect import signature
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +25,9 @@ from onecurve.training.models import cpu_dropout
 
 ATTENTION = "onecurve_causal"
 """The name under which transformers finds the attention below. Without a mask function of that name, it builds no mask."""
+
+# torch 2.11's kernel wants as many heads of keys as of queries.
+_GROUPS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _ROPE_TYPES_OF_ANY_LENGTH = frozenset({"dynamic", "longrope"})
@@ -157,11 +161,12 @@ def attend(
     assert sequence_offsets is not None
     dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
     if has_kernel(query.device, dtype, query.shape[-1]) and not dropout and softcap is None and s_aux is None:
+        key, value = (_repeat_heads(each, query.shape[1]) for each in (key, value))
         queries, keys, values = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
         longest = max(sequence_lengths)
         context = varlen_attn(
             queries, keys, values, sequence_offsets, sequence_offsets, longest, longest, scale=scaling,
-            window_size=(-1 if sliding_window is None else sliding_window - 1, 0), enable_gqa=True,
+            window_size=(-1 if sliding_window is None else sliding_window - 1, 0), **_GROUPS,
         )  # fmt: skip
         assert isinstance(context, torch.Tensor)
         return context[None], None
@@ -176,6 +181,11 @@ def attend(
         pieces.append(attend_rows(*rows).flatten(0, 1))
         start = stop
     return torch.cat(pieces)[None], None
+
+
+def _repeat_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
+    """Keys or values [1, their heads, tokens, head size] for the kernel: a copy for each head of queries, if it asks for that."""
+    return states if _GROUPS else repeat_kv(states, heads // states.shape[1])
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:

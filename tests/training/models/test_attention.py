@@ -160,9 +160,13 @@ def test_the_mean_over_masks_is_the_attention_without_dropout() -> None:
     assert (mean - attend(0.0)).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("groups", [{"enable_gqa": True}, {}])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
-def test_the_kernel_of_gpus_is_asked_for_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of torch's kernel, which runs on GPUs alone, what its documentation says of it."""
+def test_the_kernel_of_gpus_is_asked_for_the_same(
+    family: str, groups: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of torch's kernel, which runs on GPUs alone, what its documentation says of it: torch 2.13's, and 2.11's."""
+    monkeypatch.setattr(attention, "_GROUPS", groups)
     model = build_decoder(CONFIGS[family]())
     attention.install(model)
     layout = Layout(is_packed=True)
@@ -172,7 +176,8 @@ def test_the_kernel_of_gpus_is_asked_for_the_same(family: str, monkeypatch: pyte
 
     def attend(query: Any, key: Any, value: Any, starts: Any, of_keys: Any, longest: int, _: int, **more: Any) -> Any:
         calls.append(longest)
-        assert more["enable_gqa"]
+        assert groups or query.shape[1] == key.shape[1] == value.shape[1]
+        assert groups == {name: each for name, each in more.items() if name == "enable_gqa"}
         places = torch.arange(len(query))
         of_token = torch.bucketize(places, starts[1:], right=True)
         distance = places[:, None] - places[None]
