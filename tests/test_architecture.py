@@ -116,6 +116,19 @@ def test_modules_have_one_name(path: Path) -> None:
     assert not {name for name in imports_of(path) if name.partition(".")[0] in ("training", "launcher")}
 
 
+REPORTING = [
+    path for path in TRAINING if path.stem in SCRIPTS and "report_outcome(" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("path", REPORTING, ids=show)
+def test_a_script_ends_without_freeing_what_native_threads_use(path: Path) -> None:
+    """At Python's own end gloo's threads were seen to abort a prediction that was written."""
+    last = ast.parse(path.read_text(encoding="utf-8")).body[-1]
+    assert isinstance(last, ast.If)
+    assert ast.unparse(last.body[-1]) == "end_process(report_outcome(main, sys.argv[1:]))"
+
+
 def find_installed(names: list[str]) -> list[str]:
     """Those of `names` that Python finds without this repository's folders on its path."""
     code = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if importlib.util.find_spec(n) is not None))"

@@ -21,14 +21,12 @@ _SCRIPT = """\
 import os, sys
 
 from onecurve.training import building, run
-from onecurve.training.outcome import report_outcome
+from onecurve.training.outcome import end_process, report_outcome
 
 {changes}
 code = report_outcome(run.main, sys.argv[1:])
 {at_end}
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(code)
+end_process(code)
 """
 
 

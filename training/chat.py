@@ -17,7 +17,7 @@ if __name__ == "__main__":
     # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
     sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
 
-from onecurve.training.outcome import Outcome, report_outcome  # isort: split
+from onecurve.training.outcome import Outcome, end_process, report_outcome  # isort: split
 
 import torch
 
@@ -87,4 +87,4 @@ def write(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(report_outcome(main, sys.argv[1:]))
+    end_process(report_outcome(main, sys.argv[1:]))

@@ -21,7 +21,7 @@ from onecurve.training.data.preparation import prepare_data
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.launch_protocol import EXAMPLE_LINE
 from onecurve.training.models.loading import build_model, count_parameters, load_task
-from onecurve.training.outcome import Outcome, report_outcome
+from onecurve.training.outcome import Outcome, end_process, report_outcome
 from onecurve.training.record.console import quiet_third_parties
 
 _NUM_TOKENS_SHOWN = 12
@@ -58,4 +58,4 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
 
 if __name__ == "__main__":
     protect_output()
-    sys.exit(report_outcome(main, sys.argv[1:]))
+    end_process(report_outcome(main, sys.argv[1:]))

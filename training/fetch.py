@@ -25,7 +25,7 @@ from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import BadInput
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.models.loading import find_revision, load_task
-from onecurve.training.outcome import Outcome, report_outcome
+from onecurve.training.outcome import Outcome, end_process, report_outcome
 from onecurve.training.record.console import quiet_third_parties
 
 # What transformers reads of a model here: no pickled weights, no other framework's.
@@ -76,4 +76,4 @@ def _describe_size(folder: Path) -> str:
 
 if __name__ == "__main__":
     protect_output()
-    sys.exit(report_outcome(main, sys.argv[1:]))
+    end_process(report_outcome(main, sys.argv[1:]))

@@ -26,7 +26,7 @@ from onecurve.training.errors import BadInput, Fault
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.models.adapters import has_adapter, merge_adapter
 from onecurve.training.models.loading import load_trained
-from onecurve.training.outcome import Outcome, report_outcome
+from onecurve.training.outcome import Outcome, end_process, report_outcome
 from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.recovery.publishing import publish
 from onecurve.training.run_directory import RunDirectory
@@ -105,4 +105,4 @@ def _compare(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 if __name__ == "__main__":
     protect_output()
-    sys.exit(report_outcome(main, sys.argv[1:]))
+    end_process(report_outcome(main, sys.argv[1:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onecurve.training.process import is_main_process, launcher_has_died  # isort: split
 
+import contextlib
 import errno
 import json
 import os
@@ -112,6 +113,18 @@ def report_outcome(main: Callable[[Sequence[str], Outcome], None], arguments: Se
         return launch_protocol.FAILED
     _try_to_write_status(outcome, "finished", launch_protocol.FINISHED, "")
     return launch_protocol.FINISHED
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End this process with what `report_outcome` returned; every script's last line.
+
+    Python's own end frees what native code still uses. gloo's threads outlive their process group, and one that lets go of
+    a tensor while Python ends aborts the process ("terminate called without an active exception"), after all its work.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # Its reader has ended.
+            stream.flush()
+    os._exit(exit_code)
 
 
 def end_immediately(outcome: Outcome) -> NoReturn:

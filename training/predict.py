@@ -26,7 +26,7 @@ if __name__ == "__main__":
     # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
     sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
 
-from onecurve.training.outcome import Outcome, report_outcome  # isort: split
+from onecurve.training.outcome import Outcome, end_process, report_outcome  # isort: split
 
 import numpy as np
 import pyarrow as pa
@@ -306,4 +306,4 @@ def _pick(values: Any, indices: NDArray[Any]) -> Any:
 
 if __name__ == "__main__":
     protect_output()
-    sys.exit(report_outcome(main, sys.argv[1:]))
+    end_process(report_outcome(main, sys.argv[1:]))

@@ -6,7 +6,6 @@
 The recipe says what is trained, the accelerate YAML where. The losses are the same on every topology.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ if __name__ == "__main__":
     # This file's own checkout or wheel, whatever else is installed; and not this folder, whose names are not for all.
     sys.path[0] = next(str(folder) for folder in Path(__file__).resolve().parents if (folder / "onecurve").is_dir())
 
-from onecurve.training.outcome import Outcome, report_outcome  # isort: split
+from onecurve.training.outcome import Outcome, end_process, report_outcome  # isort: split
 
 import torch
 
@@ -226,7 +225,4 @@ def evaluate_only(session: Session) -> None:
 
 if __name__ == "__main__":
     protect_output()
-    exit_code = report_outcome(main, sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+    end_process(report_outcome(main, sys.argv[1:]))

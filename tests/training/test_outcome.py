@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from onecurve.training import outcome as outcomes
 from onecurve.training.config import RecipeError
 from onecurve.training.errors import BadInput, Diverged, Fault, Preempted, WrongTopology
 from onecurve.training.outcome import Outcome, report_outcome
+from tests.conftest import ROOT
 from tests.messages import names
 
 
@@ -136,3 +139,31 @@ def test_the_status_of_a_crash_counts_the_starts_that_follow(
 
     report_outcome(fail, [])
     assert read(tmp_path / "status.json").get("restarts_left") == (2 if is_retried else None)
+
+
+# What native threads do when Python ends under them.
+_ABORTS_AT_PYTHONS_END = """\
+import os, sys
+from onecurve.training.outcome import end_process, report_outcome
+
+class Thread:
+    def __del__(self, abort=os.abort):
+        abort()
+
+kept = Thread()
+
+def main(arguments, outcome):
+    sys.stdout.write("worked")
+
+code = report_outcome(main, [])
+"""
+
+
+def run_code(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_program_that_has_worked_ends_without_pythons_own_end() -> None:
+    ended = run_code(_ABORTS_AT_PYTHONS_END + "end_process(code)")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "worked", "")
+    assert run_code(_ABORTS_AT_PYTHONS_END + "sys.exit(code)").returncode < 0, "it would abort"
