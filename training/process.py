@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 
+from onecurve.training import launch_protocol
 from onecurve.training.errors import LostLauncher
+
+# torch reads it when a GPU is first used. `onecurve run` sets and prints it; `accelerate launch` does not.
+os.environ.update(launch_protocol.choose_allocator(os.environ))
 
 # Read as early as possible: each script imports this module first. If the launcher dies later, the parent changes.
 _LAUNCHER_ID = os.getppid()

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.invariance import Curve, build_data, compare, read_curve
 from benchmarks.speed import Lock, measure
 from benchmarks.speed_data import WORKLOADS, build_workload
+from onecurve.training.launch_protocol import choose_allocator
 from tools.decoders import build_tokenizer
 from tools.jobs import cut_short
 from tools.launches import build_arguments
@@ -80,6 +81,7 @@ class Scene:
     def _run(self, words: Sequence[str]) -> str:
         search_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         variables = {"PYTHONPATH": search_path, "ONECURVE_CACHE": str(self.folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        variables |= choose_allocator(os.environ)  # As `onecurve run` does; Trainer has it too.
         if not self.num_gpus:
             variables |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         result = subprocess.run(
@@ -191,6 +193,7 @@ def measure_speed(scene: Scene) -> list[Row]:
     name = "tiny" if scene.is_tiny else "bert-large"
     os.environ["BENCHMARK_DEVICE"] = "cuda" if scene.num_gpus else "cpu"
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+    os.environ.update(choose_allocator(os.environ))
     result = measure(WORKLOADS[name], "ce", (), Lock(None))
     peak = statistics.median(peak["bfloat16"] for peak in result["peaks"])
     scene.figures["speed"] = result
@@ -282,7 +285,7 @@ def measure_decoder(scene: Scene) -> list[Row]:
         "task": "causal_lm", "model_name_or_path": str(folder), "train_file": data["train_file"],
         "validation_file": data["validation_file"], "output_dir": str(scene.folder / "decoder_run"),
         "mixed_precision": "bf16", "max_length": 64 if scene.is_tiny else 2048, "max_eval_samples": 4,
-        "train_batch_size": 4 if scene.is_tiny else 16, "per_device_batch_size": 4, "max_train_steps": 8 if scene.is_tiny else 16,
+        "train_batch_size": 4 if scene.is_tiny else 64, "per_device_batch_size": 4 if scene.is_tiny else 8, "max_train_steps": 10,
     }  # fmt: skip
     adapted = {**settings, "output_dir": str(scene.folder / "adapter_run"), "adapter": "lora", "base_dtype": "bfloat16"}
     found = scene.train_here("decoder", [settings, adapted])

@@ -1,4 +1,4 @@
-"""A causal LM trained by transformers.Trainer at its best: bf16, fused AdamW, SDPA, batches of like length.
+"""A causal LM trained by transformers.Trainer at its best: bf16, fused AdamW, SDPA but cuDNN's, batches of like length.
 
     python -m benchmarks.gpu.trainer REQUEST.json ANSWER.json
 
@@ -78,6 +78,7 @@ def train(recipe: Mapping[str, Any]) -> dict[str, Any]:
     # In float32, as a recipe's model is: autocast computes in bf16.
     model = AutoModelForCausalLM.from_pretrained(recipe["model_name_or_path"], dtype=torch.float32)
     has_cuda = torch.cuda.is_available()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # Built anew for each length of a batch.
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

@@ -16,7 +16,7 @@ import onecurve
 from onecurve.launcher.errors import Unsuitable
 from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.planning.topology import Topology
-from onecurve.training.launch_protocol import DEVICE_KIND
+from onecurve.training.launch_protocol import DEVICE_KIND, choose_allocator
 
 DEFAULT_PORT = 29500
 
@@ -115,11 +115,8 @@ def build_environment(machine: Machine, topology: Topology) -> dict[str, str]:
 
 def _set_for_cuda() -> dict[str, str]:
     # The launcher counts GPUs as nvidia-smi does, by their place on the bus; CUDA's default order is by speed.
-    variables = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    # Micro-batches of many lengths fragment the allocator's memory, unless it may enlarge its segments.
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # The older name of the same.
-        variables["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-    return {name: value for name, value in variables.items() if name not in os.environ}
+    order = {} if "CUDA_DEVICE_ORDER" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return {**order, **choose_allocator(os.environ)}
 
 
 def count_threads(topology: Topology, machine: Machine) -> int:

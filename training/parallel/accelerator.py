@@ -110,10 +110,13 @@ def build_offload_operators(accelerator: Accelerator) -> None:
 
 
 def choose_algorithms(recipe: Recipe) -> None:
-    """Allow only deterministic algorithms, attention's among them, if the recipe asks for it. Before anything runs on a GPU.
+    """Which algorithms torch may choose from: call it before anything runs on a GPU.
 
-    An operation that has none raises an error that names it.
+    With `deterministic`, only those that give the same bits again, attention's among them; an operation that has none raises
+    an error that names it. cuDNN's attention is never used: it is built anew for every length of a batch, which took half of
+    a BERT-large's steps on an H100 (benchmarks/NOTES.md).
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch.use_deterministic_algorithms(recipe.deterministic)
     # Filling memory that is written later would cost time and hide nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -87,6 +87,13 @@ def read_state_dict_type(path: Path) -> str | None:
     return kind
 
 
+def test_no_attention_is_built_anew_for_each_length() -> None:
+    """cuDNN's is, and torch would prefer it on a GPU."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    build()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize("is_deterministic", [False, True])
 def test_a_deterministic_training_allows_no_other_algorithms(
     monkeypatch: pytest.MonkeyPatch, is_deterministic: bool
