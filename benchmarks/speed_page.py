@@ -149,6 +149,8 @@ def build_page(sections: Mapping[str, str]) -> str:
         "",
         "<!-- Written by benchmarks/speed.py. What was tried, and what did not help: NOTES.md. -->",
         "",
+        "On processors. On GPUs: [gpu.md](gpu.md).",
+        "",
         "A figure holds for the kind of processor that its section names: bf16 gains most with AMX, and nothing at all on",
         "processors without bf16 arithmetic, where `make bench` measures in float32. Ratios are taken within a round of one",
         "run. Medians, with the lowest and highest round. All ways have `OMP_WAIT_POLICY=PASSIVE` and the allocator settings",

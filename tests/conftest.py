@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DEMO", "ROOT", "TINY", "Launch", "Run", "build_news", "build_tiny_model", "to_flags"]
 
+# On a machine with GPUs the tests rehearse as on any other; what GPUs do is for `make gpu`. Read when CUDA is first used.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Read when the hub's client is imported, which some test modules do at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

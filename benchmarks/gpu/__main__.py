@@ -1,6 +1,6 @@
 """Everything that can only be seen on a GPU, in under nine minutes, without a network.
 
-    python -m benchmarks.gpu                       on a machine with one or more NVIDIA GPUs; writes gpu.json
+    python -m benchmarks.gpu                       on a machine with one or more NVIDIA GPUs; writes gpu.json and gpu.md
     python -m benchmarks.gpu --tiny --only resume  the same code at sizes for a CPU; its figures mean nothing
 
 A part that fails is reported, and the others go on. build/demo must be there (`make setup` builds it).
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,19 @@ def run_part(name: str, scene: Scene) -> list[Row]:
         return [Row(f"{type(error).__name__}", " ".join(str(error).split())[-300:], "FAILED")]
 
 
+def build_page(report: Mapping[str, Any]) -> str:
+    """gpu.md: a report's parts as tables."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version != "-")
+    commit = f", commit {report['commit']}" if "commit" in report else ""
+    lines = ["# On a GPU, measured", "", "<!-- Written by benchmarks/gpu from gpu.json. -->", ""]
+    lines += [f"{'; '.join(report['devices'])}, driver {report['driver']}, CUDA {report['cuda']}; {versions}{commit}.", ""]
+    for name, part in report["parts"].items():
+        lines += [f"## {name} ({part['seconds']:.0f} s)", "", "| what | figure | |", "|---|---|---|"]
+        lines += [f"| {row['what']} | {row['figure'].strip()} | {row['verdict']} |" for row in part["rows"]]
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Run the parts, write gpu.json after each, print the table; returns 1 if a part failed or an invariant broke."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,6 +108,7 @@ def main() -> int:
             seconds = time.monotonic() - started
             report["parts"][name] = {"seconds": seconds, "rows": [vars(row) for row in rows]}
             options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            options.output.with_suffix(".md").write_text(build_page(report), encoding="utf-8")
             print(f"\n{name} ({seconds:.0f} s)")
             for row in rows:
                 print(f"  {row.what:45s} {row.figure}  {row.verdict}", flush=True)

@@ -51,10 +51,13 @@ def onecurve() -> Onecurve:
     """Run the command line for real, in the project's folder: onecurve("check", ..., environment={...})."""
 
     def run(*words: object, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        hidden = dict(os.environ)
+        if environment and "PATH" in environment:  # It brings its own driver, whose GPUs are seen.
+            hidden.pop("CUDA_VISIBLE_DEVICES")
         return subprocess.run(
             [sys.executable, "-m", "onecurve", *map(str, words)],
             cwd=ROOT,
-            env={**os.environ, **(environment or {})},
+            env={**hidden, **(environment or {})},
             capture_output=True,
             text=True,
             timeout=300,  # Another training may share the machine.
