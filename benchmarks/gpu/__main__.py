@@ -68,7 +68,10 @@ def build_page(report: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version != "-")
     commit = f", commit {report['commit']}" if "commit" in report else ""
     lines = ["# On a GPU, measured", "", "<!-- Written by benchmarks/gpu from gpu.json. -->", ""]
-    lines += [f"{'; '.join(report['devices'])}, driver {report['driver']}, CUDA {report['cuda']}; {versions}{commit}.", ""]
+    lines += [
+        f"{'; '.join(report['devices'])}, driver {report['driver']}, CUDA {report['cuda']}; {versions}{commit}.",
+        "",
+    ]
     for name, part in report["parts"].items():
         lines += [f"## {name} ({part['seconds']:.0f} s)", "", "| what | figure | |", "|---|---|---|"]
         lines += [f"| {row['what']} | {row['figure'].strip()} | {row['verdict']} |" for row in part["rows"]]
