@@ -152,7 +152,10 @@ class AdapterKeys(_Keys):
 
 
 # Keys that only adapters read.
-ADAPTER_KEYS = tuple(name for name in AdapterKeys.model_fields if name not in ("adapter", "freeze"))
+ADAPTER_KEYS = (
+    *(name for name in AdapterKeys.model_fields if name not in ("adapter", "freeze")),
+    "merge_adapter",
+)
 
 
 class DataKeys(_Keys):
@@ -186,6 +189,11 @@ class StepKeys(_Keys):
         32, description="examples in one step, over all processes (DeepSpeed's word for the global batch)"
     )
     learning_rate: Annotated[Number, Field(gt=0)] = Field(5e-5, description="peak learning rate of AdamW")
+    layerwise_lr_decay: Annotated[Number, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="factor of the learning rate from each layer to the one below it: the head has learning_rate, the "
+        "embeddings the least; 1 is the same rate for all",
+    )
     weight_decay: Annotated[Number, Field(ge=0)] = Field(0.0, description="decoupled decay; never on biases and norms")
     lr_scheduler_type: SCHEDULER_TYPES = Field("linear", description="a name of transformers.get_scheduler")
     num_warmup_steps: Annotated[Integer, Field(ge=0)] = Field(0, description="steps of linear warm-up")
@@ -276,6 +284,9 @@ class OutputKeys(_Keys):
     )
     resume: PathText = Field(
         "auto", min_length=1, description="auto (go on if the run directory can), never, or a checkpoint's path"
+    )
+    merge_adapter: bool = Field(
+        False, description="of an adapter: write the whole model to merged/ at the end, as onecurve merge does"
     )
     output_dir: PathText = Field("runs/onecurve", min_length=1, description="the run directory")
     report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
