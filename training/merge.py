@@ -88,7 +88,7 @@ def _take_examples(recipe: Recipe, task: Task, tokenizer: Any) -> dict[str, Any]
     examples = prepare_data(recipe, task, tokenizer).validation.examples
     names = examples.keys() - task.unbatched_features - {"labels"}
     numbers = range(min(_NUM_EXAMPLES, len(examples["input_ids"])))
-    return Collator(task, tokenizer)({name: examples[name][list(numbers)] for name in names})
+    return task.model_inputs(Collator(task, tokenizer)({name: examples[name][list(numbers)] for name in names}))
 
 
 def _compute_logits(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:

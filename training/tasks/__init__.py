@@ -18,6 +18,7 @@ __all__ = ["TASKS", "Task", "build_task", "find_task", "is_outside"]
 TASKS = {
     "text_classification": ("onecurve.training.tasks.text_classification", "TextClassification"),
     "token_classification": ("onecurve.training.tasks.token_classification", "TokenClassification"),
+    "multiple_choice": ("onecurve.training.tasks.multiple_choice", "MultipleChoice"),
     "causal_lm": ("onecurve.training.tasks.causal_lm", "CausalLM"),
 }
 

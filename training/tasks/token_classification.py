@@ -247,6 +247,10 @@ class TokenClassification(Task):
         """No word begins in padding."""
         return {**super().pad_values(tokenizer), "word": NO_WORD}
 
+    def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Without what says where words begin."""
+        return {name: values for name, values in super().model_inputs(batch).items() if name != "word"}
+
     # Model ----------------------------------------------------------------------------------------------------------
 
     def configure(self, config: Any) -> None:
@@ -289,8 +293,7 @@ class TokenClassification(Task):
         """Results are "word", "prediction" and "score" of each token, and in an evaluation its "label"."""
         import torch.nn.functional as F
 
-        inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "word")}
-        logits = model(**inputs).logits
+        logits = model(**self.model_inputs(batch)).logits
         logits = logits.float() if logits.element_size() < 4 else logits
         labels = batch.get("labels")
         results: dict[str, torch.Tensor] = {}

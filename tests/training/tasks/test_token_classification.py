@@ -380,19 +380,22 @@ def test_a_bad_row_is_not_predicted(words: Settings, train: Train, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_an_adapter_learns_and_its_predictions_are_those_of_the_merged_model(
-    words: Settings, train: Train, tmp_path: Path
-) -> None:
+def test_an_adapter_learns_predicts_and_is_merged(words: Settings, train: Train, tmp_path: Path) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    from onecurve.training import merge
+
     run = train({**words, "adapter": "lora", "lora_r": 4, "max_train_steps": 30, "learning_rate": 5e-3})
     assert run.exit_code == 0, run.stderr
     assert (run.path / "final" / "adapter_config.json").exists()
-    source = Path(
-        write(tmp_path, [{"tokens": row["tokens"]} for row in read(Path(words["validation_file"]))], "in.jsonl")
-    )
-    code, labelled = predict(run, source, tmp_path / "out.jsonl")
+    given = [{"tokens": row["tokens"]} for row in read(Path(words["validation_file"]))]
+    code, labelled = predict(run, Path(write(tmp_path, given, "in.jsonl")), tmp_path / "out.jsonl")
     assert code == 0
     lines = read(run.path / "eval_predictions.jsonl")
     assert [row["prediction"] for row in labelled] == [line["prediction"] for line in lines]
+    assert report_outcome(merge.main, [f"--run={run.path}", f"--output={tmp_path / 'merged'}"]) == 0
+    merged = AutoModelForTokenClassification.from_pretrained(tmp_path / "merged")
+    assert merged.config.id2label[1] == "B-NAME"
 
 
 @pytest.mark.slow

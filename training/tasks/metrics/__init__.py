@@ -12,7 +12,7 @@ from onecurve.training.cache import find_cache
 if TYPE_CHECKING:
     from evaluate import Metric
 
-__all__ = ["build_entity_metric", "build_metrics", "entity_metric_names", "metric_names"]
+__all__ = ["build_accuracy", "build_entity_metric", "build_metrics", "entity_metric_names", "metric_names"]
 
 
 def build_metrics(problem_type: str, num_labels: int) -> list[Metric]:
@@ -53,3 +53,10 @@ def build_entity_metric() -> Metric:
 def entity_metric_names() -> list[str]:
     """What `build_entity_metric` will measure."""
     return list(build_entity_metric().compute(predictions=[["O", "B-X"]], references=[["O", "B-X"]]))
+
+
+def build_accuracy() -> Metric:
+    """Accuracy alone."""
+    from onecurve.training.tasks.metrics.classification import Accuracy
+
+    return Accuracy(keep_in_memory=True, cache_dir=str(find_cache() / "metrics"))
