@@ -164,7 +164,9 @@ class MultipleChoice(Task):
             seconds += [before + choice for choice in choices]
             num_choices.append(len(choices))
             if with_targets:
-                labels.append(_to_number(row[recipe.label_column]))
+                label = _to_number(row[recipe.label_column])
+                assert label is not None, "every row was checked"
+                labels.append(label)
         encoded = encode_texts([contexts, seconds], tokenizer, recipe)
         examples: dict[str, Any] = {
             name: [list(chain.from_iterable(parts)) for parts in _group(sequences, num_choices)]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
+from onecurve.training.config import load_recipe
 from onecurve.training.outcome import report_outcome
 from tests.conftest import TINY, Launch, Run
 from tests.messages import names
@@ -129,7 +130,10 @@ def test_choices_become_sequences_that_are_padded_where_the_tokenizer_says(side:
     from onecurve.training.data.layout import Collator
     from onecurve.training.tasks.multiple_choice import MultipleChoice, MultipleChoiceRecipe
 
-    task = MultipleChoice(MultipleChoiceRecipe(task="multiple_choice", model_name_or_path="m", train_file="t"))
+    flags = {"task": "multiple_choice", "model_name_or_path": "m", "train_file": "t.jsonl"}
+    recipe = load_recipe(None, flags).recipe
+    assert isinstance(recipe, MultipleChoiceRecipe)
+    task = MultipleChoice(recipe)
     collator = Collator(task, SimpleNamespace(padding_side=side, pad_token_id=9))
     batch = collator({"input_ids": [[1, 2, 3], [4, 5, 6, 7]], "sizes": [[1, 2], [1, 1, 2]]})
     right = [[1, 9], [2, 3], [4, 9], [5, 9], [6, 7]]

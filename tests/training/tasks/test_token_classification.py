@@ -12,6 +12,7 @@ import pytest
 import torch
 from seqeval.metrics import accuracy_score, classification_report, f1_score, precision_score, recall_score
 
+from onecurve.training.config import load_recipe
 from onecurve.training.outcome import report_outcome
 from tests.conftest import TINY, Launch, Run
 from tests.messages import names
@@ -143,9 +144,9 @@ def test_each_word_of_a_long_row_is_a_target_once(words: Settings, tiny_model: P
 
     rows = read(Path(words["train_file"]))
     table = pa.Table.from_pylist(rows)
-    recipe = TokenClassificationRecipe(
-        model_name_or_path="m", task="token_classification", train_file="t", max_length=32, doc_stride=stride
-    )
+    flags = {"task": "token_classification", "model_name_or_path": "m", "train_file": "t.jsonl", "max_length": "32"}
+    recipe = load_recipe(None, flags | ({} if stride is None else {"doc_stride": str(stride)})).recipe
+    assert isinstance(recipe, TokenClassificationRecipe)
     task = TokenClassification(recipe)
     given = TaskRows(table, np.arange(len(rows)), "rows")
     task.facts = task.learn(given)
@@ -371,7 +372,11 @@ def test_label_names_add_labels_that_the_training_data_lacks(words: Settings, tr
 
 def test_a_bad_row_is_not_predicted(words: Settings, train: Train, tmp_path: Path, capsys: Any) -> None:
     run = train({**words, "max_train_steps": 1})
-    for rows, needed in (([{"tokens": ["a"]}, {"tokens": []}], ("row 2",)), ([{"words": ["a"]}], ("tokens_column",))):
+    faults: list[tuple[Rows, tuple[str, ...]]] = [
+        ([{"tokens": ["a"]}, {"tokens": []}], ("row 2",)),
+        ([{"words": ["a"]}], ("tokens_column",)),
+    ]
+    for rows, needed in faults:
         capsys.readouterr()
         code, _ = predict(run, Path(write(tmp_path, rows, "in.jsonl")), tmp_path / "out.jsonl")
         assert code == 2
