@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score
 
 from onecurve.training.config import load_recipe
 from onecurve.training.outcome import report_outcome
+from onecurve.training.tasks.multiple_choice import MultipleChoiceRecipe
 from tests.conftest import TINY, Launch, Run
 from tests.messages import names
 from tests.training.conftest import stop_and_resume
@@ -57,6 +58,12 @@ def choices(tiny_model: Path, news: Path, tmp_path: Path) -> Settings:
         "output_dir": str(tmp_path / "run"),
         **TINY,
     }
+
+
+def build_recipe() -> MultipleChoiceRecipe:
+    recipe = load_recipe(None, {"task": "multiple_choice", "model_name_or_path": "m", "train_file": "t.jsonl"}).recipe
+    assert isinstance(recipe, MultipleChoiceRecipe)
+    return recipe
 
 
 def predict(run: Run, source: Path, target: Path, *more: str) -> tuple[int, Rows]:
@@ -128,12 +135,9 @@ def test_choices_become_sequences_that_are_padded_where_the_tokenizer_says(side:
     from types import SimpleNamespace
 
     from onecurve.training.data.layout import Collator
-    from onecurve.training.tasks.multiple_choice import MultipleChoice, MultipleChoiceRecipe
+    from onecurve.training.tasks.multiple_choice import MultipleChoice
 
-    flags = {"task": "multiple_choice", "model_name_or_path": "m", "train_file": "t.jsonl"}
-    recipe = load_recipe(None, flags).recipe
-    assert isinstance(recipe, MultipleChoiceRecipe)
-    task = MultipleChoice(recipe)
+    task = MultipleChoice(build_recipe())
     collator = Collator(task, SimpleNamespace(padding_side=side, pad_token_id=9))
     batch = collator({"input_ids": [[1, 2, 3], [4, 5, 6, 7]], "sizes": [[1, 2], [1, 1, 2]]})
     right = [[1, 9], [2, 3], [4, 9], [5, 9], [6, 7]]
@@ -145,6 +149,19 @@ def test_choices_become_sequences_that_are_padded_where_the_tokenizer_says(side:
     assert batch["is_choice"].tolist() == [[True, True, False], [True, True, True]]
     assert batch["places"][0, :2].tolist() == [0, 1]
     assert batch["places"][1].tolist() == [2, 3, 4]
+
+
+def test_choices_of_other_lengths_are_masked_though_rows_are_as_long() -> None:
+    from types import SimpleNamespace
+
+    from onecurve.training.data.layout import Collator, Layout
+    from onecurve.training.tasks.multiple_choice import MultipleChoice
+
+    task = MultipleChoice(build_recipe())
+    collator = Collator(task, SimpleNamespace(padding_side="right", pad_token_id=9), Layout(mask="padding"))
+    batch = collator({"input_ids": [[1, 2, 3], [4, 5, 6]], "sizes": [[1, 2], [2, 1]]})
+    assert batch["attention_mask"].tolist() == [[1, 0], [1, 1], [1, 1], [1, 0]]
+    assert collator({"input_ids": [[1, 2], [4, 5]], "sizes": [[1, 1], [1, 1]]})["attention_mask"] is None
 
 
 def test_it_resumes_to_the_same_bits(choices: Settings, train: Train, tmp_path: Path) -> None:

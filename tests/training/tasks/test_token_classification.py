@@ -158,6 +158,7 @@ def test_each_word_of_a_long_row_is_a_target_once(words: Settings, tiny_model: P
         found.setdefault(int(row), []).extend(word for word in begins if word >= 0)
         known = [task.label_names.index(rows[row]["ner_tags"][word]) for word in begins if word >= 0]
         assert [label for label in labels if label != -100] == known
+    assert task.model_inputs({"input_ids": 1, "word": 2, "labels": 3}) == {"input_ids": 1}
     assert [found[row] for row in range(len(rows))] == [list(range(len(row["tokens"]))) for row in rows]
 
 
@@ -203,6 +204,8 @@ def test_it_predicts_what_transformers_does(words: Settings, train: Train, tmp_p
 
 
 def test_words_without_tokens_keep_their_label(words: Settings, train: Train, tmp_path: Path) -> None:
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
     rows = read(Path(words["validation_file"]))
     rows[3] = {"tokens": ["a", "\u200b", "b"], "ner_tags": ["O", "B-NAME", "O"]}
     run = train({**words, "validation_file": write(tmp_path, rows, "held.jsonl"), "max_train_steps": 1})
@@ -210,7 +213,12 @@ def test_words_without_tokens_keep_their_label(words: Settings, train: Train, tm
     assert names(run.stdout + run.stderr, "row 4", "[UNK]")
     line = read(run.path / "eval_predictions.jsonl")[3]
     assert line["label"] == ["O", "B-NAME", "O"]
-    assert len(line["prediction"]) == 3
+    model = AutoModelForTokenClassification.from_pretrained(run.path / "final").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run.path / "final")
+    tokens = tokenizer.convert_tokens_to_ids(["[CLS]", "a", "[UNK]", "b", "[SEP]"])
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([tokens])).logits[0, 1:-1]
+    assert line["score"] == pytest.approx(logits.softmax(-1).max(-1).values.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +251,17 @@ def test_how_labels_mark_entities_is_said(
     assert ("eval_f1_macro" in report["metrics"]) == (scheme == "plain")
     given = [[known[label] if known else str(label) for label in row] for row in labels] * 4
     assert [line["label"] for line in read(run.path / "eval_predictions.jsonl")] == given
+
+
+def test_entities_of_bilou_are_counted_as_what_they_mark() -> None:
+    from onecurve.training.tasks.word_results import WordResults
+
+    known = ["O", "U-A", "B-A", "L-A"]
+    labels, predictions = [1, 1, 2, 3, 0], [1, 0, 2, 3, 0]
+    of_tokens = {"word": [range(5)], "label": [labels], "prediction": [predictions], "score": [[0.5] * 5]}
+    found = WordResults({"row": [0], **of_tokens}, known, "BILOU")
+    assert found.compute_metrics() == {"precision": 1.0, "recall": 2 / 3, "f1": 0.8, "accuracy": 0.8}
+    assert found.report()["per_class"]["A"]["support"] == 3
 
 
 def test_names_of_a_schema_are_taken(words: Settings, train: Train, tmp_path: Path) -> None:
