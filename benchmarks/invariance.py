@@ -64,7 +64,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "next token, adapter": {"task": "causal_lm", "adapter": "lora", "lora_r": 4},
     "completion": {"task": "causal_lm", "prompt_column": "prompt", "completion_column": "completion"},
     "chat": {"task": "causal_lm", "messages_column": "messages", "assistant_only_loss": True},
+    "words": {"task": "token_classification"},
+    "choices": {"task": "multiple_choice", "context_column": "prompt", "label_column": "choice"},
 }
+# Folders of `build_data` with the models of tasks; those of the others are the BERT.
+MODELS = {"causal_lm": "decoder"}
 # Memory changes nothing: these have the curve of another kind.
 CURVES = {"next token, padded": "next token", "next token, chunks": "next token"}
 
@@ -159,7 +163,8 @@ def build_data(folder: Path) -> None:
                 {"role": "assistant", "content": texts["completion"]},
             ]
             messages = turns * (1 + number % 2)
-            lines.append(json.dumps({**described, **labels, **texts, "messages": messages}))
+            more = {**build_words(words, number), "messages": messages}
+            lines.append(json.dumps({**described, **labels, **texts, **more}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     build_decoder(folder / "decoder", chat_template=CHAT_TEMPLATE)
     torch.manual_seed(0)
@@ -167,6 +172,15 @@ def build_data(folder: Path) -> None:
     BertModel(BertConfig(vocab_size=30522, max_position_embeddings=128, **shape)).save_pretrained(folder / "model")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy(demo / "model" / name, folder / "model" / name)
+
+
+def build_words(words: Sequence[str], number: int) -> dict[str, Any]:
+    """Words with tags of entities, at most as many as fit into one window; and two to four choices."""
+    few = list(words[:40])
+    tags = ["O" if len(word) < 6 else "B-LONG" if number % 2 else "I-LONG" for word in few]
+    label = number % (2 + number % 3)
+    choices = [" ".join(words[3 + place : 9 + place * 4]) + f" {place}" for place in range(2 + number % 3)]
+    return {"tokens": few, "ner_tags": tags, "choices": choices, "choice": label}
 
 
 Launch = Callable[[Sequence[str], Mapping[str, str]], subprocess.CompletedProcess[str]]
@@ -182,7 +196,7 @@ def train(cell: Cell, folder: Path, launch: Launch = launch_for_real) -> Curve:
     if not (output / "status.json").exists() or json.loads((output / "status.json").read_text())["state"] != "finished":
         shutil.rmtree(output, ignore_errors=True)
         settings: dict[str, Any] = {
-            "model_name_or_path": str(folder / ("decoder" if "task" in KINDS[cell.kind] else "model")),
+            "model_name_or_path": str(folder / MODELS.get(KINDS[cell.kind].get("task", ""), "model")),
             "train_file": str(folder / "train.jsonl"),
             "validation_file": str(folder / "validation.jsonl"),
             "output_dir": str(output),

@@ -43,6 +43,7 @@ from onecurve.training.data.sources import check_content
 from onecurve.training.data.tables import (
     FORMATS,
     ROWS_PER_CHUNK,
+    WRITABLE_FORMATS,
     Layout,
     Survey,
     add_columns,
@@ -110,9 +111,9 @@ def parse_request(arguments: Sequence[str]) -> Request:
     run = RunDirectory(Path(flags["run"]))
     model = find_model(run, flags.get("checkpoint"))
     request = Request(run, Path(flags["input"]), Path(flags["output"]), model, int(size) if size else None)
-    for name, path in (("--input", request.input), ("--output", request.output)):
-        if path.suffix.lower() not in FORMATS:
-            raise BadInput(f"{name} {str(path)!r} is none of {', '.join(FORMATS)}")
+    for name, path, suffixes in (("--input", request.input, FORMATS), ("--output", request.output, WRITABLE_FORMATS)):
+        if path.suffix.lower() not in suffixes:
+            raise BadInput(f"{name} {str(path)!r} is none of {', '.join(suffixes)}")
     if request.output.is_dir():
         raise BadInput(f"--output {str(request.output)!r} is a folder; give a file")
     if request.output.exists() and flags.get("overwrite", "false").lower() != "true":

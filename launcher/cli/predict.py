@@ -31,7 +31,7 @@ class PredictOptions:
     """The command line of `onecurve predict`."""
 
     run: RunArgument
-    input_file: Annotated[Path, typer.Option("--input", metavar="FILE", help="CSV, TSV, JSON Lines or Parquet")]
+    input_file: Annotated[Path, typer.Option("--input", metavar="FILE", help="CSV, TSV, JSON Lines, Parquet or CoNLL")]
     output_file: Annotated[Path, typer.Option("--output", metavar="FILE", help="CSV, TSV, JSON Lines or Parquet")]
     num_processes: ProcessesOption = None
     batch_size: Annotated[
@@ -97,16 +97,17 @@ def _check_files(options: PredictOptions) -> None:
         UsageError: it holds no such model, a file is missing or of an unknown format, or the output exists.
     """
     from onecurve.launcher.facts.history import check_run
-    from onecurve.training.data.sources import FORMATS
+    from onecurve.training.data.sources import FORMATS, WRITABLE_FORMATS
 
     run = check_run(options.run)
     if run.find_model(options.checkpoint) is None:
         raise UsageError(run.describe_missing_model(options.checkpoint))
     if not options.input_file.is_file():
         raise UsageError(f"--input {str(options.input_file)!r} does not exist")
-    for name, path in (("--input", options.input_file), ("--output", options.output_file)):
-        if path.suffix.lower() not in FORMATS:
-            raise UsageError(f"{name} {str(path)!r} is none of {', '.join(FORMATS)}")
+    files = (("--input", options.input_file, FORMATS), ("--output", options.output_file, WRITABLE_FORMATS))
+    for name, path, suffixes in files:
+        if path.suffix.lower() not in suffixes:
+            raise UsageError(f"{name} {str(path)!r} is none of {', '.join(suffixes)}")
     if options.output_file.exists() and not options.overwrite:
         raise UsageError(
             f"--output {str(options.output_file)!r} exists; give another file, or --overwrite to replace it"

@@ -11,13 +11,16 @@ from pathlib import Path
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import find_nearest
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".conll": "conll"}
+
+# Formats that are read alone.
+WRITABLE_FORMATS = tuple(suffix for suffix, name in FORMATS.items() if name != "conll")
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 
 
 def find_format(path: Path) -> str:
-    """One of csv (commas or tabs), json (lines or an array) and parquet."""
+    """One of csv (commas or tabs), json (lines or an array), parquet, and conll (a word a line)."""
     return FORMATS[path.suffix.lower()]
 
 
@@ -80,7 +83,8 @@ def check_file(key: str, path: Path) -> None:
     if path.is_dir():
         raise BadInput(f"{key}: {str(path)!r} is a folder; for a save_to_disk folder use dataset_name")
     if path.suffix.lower() not in FORMATS:
-        raise BadInput(f"{key}: {str(path)!r} is none of {', '.join(FORMATS)}; rename or convert it")
+        hint = " (a file of words and tags, one a line, is .conll)" if path.suffix.lower() == ".txt" else ""
+        raise BadInput(f"{key}: {str(path)!r} is none of {', '.join(FORMATS)}; rename or convert it{hint}")
     if path.stat().st_size == 0:
         raise BadInput(f"{key}: {str(path)!r} is empty")
     check_content(path)

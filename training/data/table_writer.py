@@ -44,7 +44,7 @@ class Survey:
         """
         for row in rows:
             self.columns.update(dict.fromkeys(row))
-        if self._writes_parquet() and find_format(self.input) == "json":
+        if self._writes_parquet() and find_format(self.input) in ("json", "conll"):
             for name in self.columns:
                 self._widen(name, [row.get(name) for row in rows])
         self.num_rows += len(rows)

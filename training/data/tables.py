@@ -1,13 +1,13 @@
-"""Tables in CSV, TSV, JSON Lines, JSON arrays and Parquet: the one reader of training, `predict` and the launcher.
+"""Tables in CSV, TSV, JSON Lines, JSON arrays, Parquet and CoNLL: the one reader of training, `predict` and the launcher.
 
 Nothing is guessed. A cell of a CSV file is text ("007" stays "007", "NA" is no gap), a value of JSON keeps its kind,
 Parquet keeps its types; a fault is named by file and line or row. `read_table` gives all rows of some files as a
 memory-mapped Arrow table; `read_chunks` gives rows as they came, a thousand at a time. A file may exceed memory.
 
-    csv_rows, json_rows, parquet_rows    what is right in each format
-    csv_blocks, json_blocks              the same as Arrow tables, through Arrow's quick parsers where they agree
-    kinds                                which values can stand in one column
-    table_writer                         the rows of `read_chunks`, written again with more columns
+    csv_rows, json_rows, parquet_rows, conll_rows    what is right in each format
+    csv_blocks, json_blocks                          the same as Arrow tables, through Arrow's quick parsers where they agree
+    kinds                                            which values can stand in one column
+    table_writer                                     the rows of `read_chunks`, written again with more columns
 
 Importing this module is cheap: pyarrow is imported by its functions.
 """
@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onecurve.training.data.conll_rows import iterate_sentences
 from onecurve.training.data.csv_rows import CsvFile
 from onecurve.training.data.json_rows import count_objects, iterate_rows
 from onecurve.training.data.kinds import MixedKinds, conform, unify_schemas
-from onecurve.training.data.sources import FORMATS, expand, find_format
+from onecurve.training.data.sources import FORMATS, WRITABLE_FORMATS, expand, find_format
 from onecurve.training.data.table_writer import Layout, Survey, add_columns, join_chunks, write_chunk
 from onecurve.training.errors import BadInput
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
-    "FORMATS", "Head", "Layout", "Row", "Survey", "add_columns", "count_rows", "expand", "join_chunks", "read_chunks",
-    "read_head", "read_table", "write_chunk",
+    "FORMATS", "WRITABLE_FORMATS", "Head", "Layout", "Row", "Survey", "add_columns", "count_rows", "expand", "join_chunks",
+    "read_chunks", "read_head", "read_table", "write_chunk",
 ]  # fmt: skip
 
 ROWS_PER_CHUNK = 1_024
@@ -83,6 +84,8 @@ def _iterate_rows(path: Path) -> Iterator[Row]:
                 yield dict(zip(table.names, cells, strict=True))
     elif kind == "json":
         yield from iterate_rows(path)
+    elif kind == "conll":
+        yield from iterate_sentences(path)
     else:
         from onecurve.training.data.parquet_rows import iterate_tables
 
@@ -124,6 +127,8 @@ def read_head(path: Path, num_rows: int) -> Head:
             import pyarrow.parquet
 
             return Head(path, pyarrow.parquet.read_schema(path).names, rows)
+        if kind == "conll":
+            return Head(path, list(rows[0]) if rows else [], rows)
         from onecurve.training.data.json_blocks import build_table
 
         return Head(path, build_table(path, rows, pa.schema([]), 0).column_names, rows)
@@ -167,6 +172,8 @@ def count_rows(path: Path) -> int:
             from onecurve.training.data.parquet_rows import count_rows as count_in_footer
 
             return count_in_footer(path)
+        if kind == "conll":
+            return sum(1 for _ in iterate_sentences(path))
         with path.open("rb") as file:
             table = CsvFile(path, file)
             return sum(1 for _ in table.read_records())
@@ -230,6 +237,10 @@ def _iterate_tables(path: Path, known: pa.Schema) -> Iterator[pa.Table]:
         from onecurve.training.data import json_blocks
 
         return json_blocks.iterate_tables(path, known)
+    if kind == "conll":
+        from onecurve.training.data import conll_rows
+
+        return conll_rows.iterate_tables(path)
     from onecurve.training.data import parquet_rows
 
     return parquet_rows.iterate_tables(path)

@@ -74,7 +74,7 @@ def _take_examples(examples: Any, task: Task, tokenizer: Any) -> dict[str, Any]:
     """The first examples, as the model reads them."""
     names = examples.keys() - task.unbatched_features - {"labels"}
     numbers = range(min(_NUM_EXAMPLES, len(examples["input_ids"])))
-    return Collator(task, tokenizer)({name: examples[name][list(numbers)] for name in names})
+    return task.model_inputs(Collator(task, tokenizer)({name: examples[name][list(numbers)] for name in names}))
 
 
 def _compute_logits(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:

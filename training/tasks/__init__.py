@@ -17,6 +17,8 @@ __all__ = ["TASKS", "Task", "build_task", "find_task", "is_outside"]
 # Where each task stands: module and class. Modules are imported when a recipe names their task.
 TASKS = {
     "text_classification": ("onecurve.training.tasks.text_classification", "TextClassification"),
+    "token_classification": ("onecurve.training.tasks.token_classification", "TokenClassification"),
+    "multiple_choice": ("onecurve.training.tasks.multiple_choice", "MultipleChoice"),
     "causal_lm": ("onecurve.training.tasks.causal_lm", "CausalLM"),
 }
 

@@ -261,6 +261,10 @@ class Task(ABC):
         Called on the host; tensors that are added go to the device with the others.
         """
 
+    def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What a batch gives to the model: all but targets, and what only the task reads."""
+        return {name: values for name, values in batch.items() if name != "labels"}
+
     # Model ----------------------------------------------------------------------------------------------------------
 
     def configure(self, config: Any) -> None:

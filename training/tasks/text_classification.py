@@ -229,8 +229,7 @@ class TextClassification(Task):
         self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], wants_results: bool = False
     ) -> Forward:
         """Results are "prediction", "score", and "label" in an evaluation or else "probabilities"."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits = model(**inputs).logits
+        logits = model(**self.model_inputs(batch)).logits
         logits = logits.float() if logits.element_size() < 4 else logits
         labels = batch.get("labels")
         results = self.read_logits(logits, with_probabilities=labels is None) if wants_results else {}

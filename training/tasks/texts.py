@@ -83,13 +83,13 @@ def note_special_tokens(
     tokenizer: Any,
     advice: str = "A token that texts may use is added to the tokenizer with add_tokens",
 ) -> None:
-    """Note the first row whose text writes one of the tokenizer's special tokens."""
+    """Note the first row whose text, or list of words, writes one of the tokenizer's special tokens."""
     if "special tokens" in task.notes:
         return
     pattern = re.compile("|".join(map(re.escape, find_special_tokens(tokenizer))))
     for name in columns:
         for position, text in enumerate(rows.values(name)):
-            if (found := pattern.search(text)) is not None:
+            if (found := pattern.search(text if isinstance(text, str) else " ".join(text or ()))) is not None:
                 task.notes["special tokens"] = (
                     f"{rows.origin}, row {rows.numbers[position] + 1}: the text column {name!r} has {found[0]!r}, a special "
                     "token of this tokenizer. Texts are read as plain text, here and in all rows: it is split like other "

@@ -1,6 +1,6 @@
 """Metrics as local `evaluate` modules: `evaluate.load` would download a script, which a compute node can't do.
 
-Each is an `evaluate.Metric`, fed by `add_batch` and computed by scikit-learn or SciPy.
+Each is an `evaluate.Metric`, fed by `add_batch` and computed by scikit-learn, SciPy or seqeval.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from onecurve.training.cache import find_cache
 if TYPE_CHECKING:
     from evaluate import Metric
 
-__all__ = ["build_metrics", "metric_names"]
+__all__ = ["build_accuracy", "build_entity_metric", "build_metrics", "entity_metric_names", "metric_names"]
 
 
 def build_metrics(problem_type: str, num_labels: int) -> list[Metric]:
@@ -41,3 +41,22 @@ def metric_names(problem_type: str) -> list[str]:
     example: Any = {"regression": [0.0, 1.0], "multi_label_classification": [[0, 1], [1, 0]]}.get(problem_type, [0, 1])
     metrics = build_metrics(problem_type, 2)
     return [name for metric in metrics for name in metric.compute(predictions=example, references=example)]
+
+
+def build_entity_metric() -> Metric:
+    """The metric of labels that mark entities."""
+    from onecurve.training.tasks.metrics.entities import Entities
+
+    return Entities(keep_in_memory=True, cache_dir=str(find_cache() / "metrics"))
+
+
+def entity_metric_names() -> list[str]:
+    """What `build_entity_metric` will measure."""
+    return list(build_entity_metric().compute(predictions=[["O", "B-X"]], references=[["O", "B-X"]]))
+
+
+def build_accuracy() -> Metric:
+    """Accuracy alone."""
+    from onecurve.training.tasks.metrics.classification import Accuracy
+
+    return Accuracy(keep_in_memory=True, cache_dir=str(find_cache() / "metrics"))
