@@ -100,8 +100,8 @@ def evaluate(
         model.train()
     results = _put_in_order(found, len(data.split), task.ragged_results, token_lengths)
     losses = results.pop(_LOSS)
-    if "row" in data.split.examples:
-        results["row"] = data.split.examples["row"][:]
+    kept = task.unbatched_features & data.split.examples.keys()
+    results |= {name: data.split.examples[name][:] for name in kept}
     metrics = {f"{prefix}_loss": float(np.sum(losses, dtype=np.float64) / np.sum(data.split.counts))}
     if math.isfinite(metrics[f"{prefix}_loss"]):  # Some metrics raise an error of NaN.
         metrics |= {f"{prefix}_{name}": value for name, value in task.compute_metrics(results).items()}
@@ -156,7 +156,7 @@ def save_evaluation(evaluation: Evaluation, task: Task, predictions: Path, repor
 
 
 def format_predictions(evaluation: Evaluation, task: Task) -> str:
-    """The text of eval_predictions.jsonl: one line per example with index, label, prediction and score."""
+    """The text of eval_predictions.jsonl: a line per example, or per row, with its index."""
     lines = (
         json.dumps({"index": index, **line}, ensure_ascii=False)
         for index, line in enumerate(task.describe_predictions(evaluation.results))
