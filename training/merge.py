@@ -26,6 +26,7 @@ from onecurve.training.errors import BadInput, Fault
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.models.adapters import has_adapter, merge_adapter
 from onecurve.training.models.loading import load_trained
+from onecurve.training.models.logits import read_logits
 from onecurve.training.outcome import Outcome, end_process, report_outcome
 from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.recovery.publishing import publish
@@ -93,8 +94,7 @@ def _take_examples(recipe: Recipe, task: Task, tokenizer: Any) -> dict[str, Any]
 
 def _compute_logits(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = model(**batch).logits
-    return logits
+        return read_logits(model(**batch))
 
 
 def _compare(found: torch.Tensor, expected: torch.Tensor) -> float:

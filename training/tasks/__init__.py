@@ -17,6 +17,7 @@ __all__ = ["TASKS", "Task", "build_task", "find_task", "is_outside"]
 # Where each task stands: module and class. Modules are imported when a recipe names their task.
 TASKS = {
     "text_classification": ("onecurve.training.tasks.text_classification", "TextClassification"),
+    "question_answering": ("onecurve.training.tasks.question_answering", "QuestionAnswering"),
     "causal_lm": ("onecurve.training.tasks.causal_lm", "CausalLM"),
 }
 
