@@ -226,7 +226,9 @@ class QuestionAnswering(Task):
                     f"its question has {len(question)} tokens; max_length: {recipe.max_length} and doc_stride: "
                     f"{recipe.doc_stride} leave room for {max(most, 0)}",
                 )
-        backend.enable_truncation(recipe.max_length, stride=recipe.doc_stride, strategy="only_second", direction="right")
+        backend.enable_truncation(
+            recipe.max_length, stride=recipe.doc_stride, strategy="only_second", direction="right"
+        )
         encodings: list[Any] = backend.encode_batch(list(zip(questions, contexts, strict=True)))
         backend.no_truncation()
         return encodings
