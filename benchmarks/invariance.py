@@ -27,6 +27,7 @@ from rich.table import Table
 
 from tools.decoders import build_decoder
 from tools.launches import LaunchServer, build_arguments, build_environment, launch_for_real
+from tools.questions import build_question
 from tools.trainings import to_flags
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,19 @@ KINDS: dict[str, dict[str, Any]] = {
     "next token, adapter": {"task": "causal_lm", "adapter": "lora", "lora_r": 4},
     "completion": {"task": "causal_lm", "prompt_column": "prompt", "completion_column": "completion"},
     "chat": {"task": "causal_lm", "messages_column": "messages", "assistant_only_loss": True},
+    # Most contexts become several windows: more examples than rows. What adds the same to all tokens (the biases of the head
+    # and of the last layer norm) changes no loss: its gradient is the rounding of zero, which AdamW's default epsilon would
+    # turn into steps. This one is BERT's own.
+    "questions": {
+        "task": "question_answering",
+        "max_length": 48,
+        "doc_stride": 12,
+        "max_train_steps": 52,
+        "adam_epsilon": 1e-6,
+    },
 }
+# Folders of `build_data` with the models of tasks; those of the others are the BERT.
+MODELS = {"causal_lm": "decoder"}
 # Memory changes nothing: these have the curve of another kind.
 CURVES = {"next token, padded": "next token", "next token, chunks": "next token"}
 
@@ -159,7 +172,8 @@ def build_data(folder: Path) -> None:
                 {"role": "assistant", "content": texts["completion"]},
             ]
             messages = turns * (1 + number % 2)
-            lines.append(json.dumps({**described, **labels, **texts, "messages": messages}))
+            question = build_question(row["text"], number, most_words=100)
+            lines.append(json.dumps({**described, **labels, **texts, "messages": messages, **question}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     build_decoder(folder / "decoder", chat_template=CHAT_TEMPLATE)
     torch.manual_seed(0)
@@ -182,7 +196,7 @@ def train(cell: Cell, folder: Path, launch: Launch = launch_for_real) -> Curve:
     if not (output / "status.json").exists() or json.loads((output / "status.json").read_text())["state"] != "finished":
         shutil.rmtree(output, ignore_errors=True)
         settings: dict[str, Any] = {
-            "model_name_or_path": str(folder / ("decoder" if "task" in KINDS[cell.kind] else "model")),
+            "model_name_or_path": str(folder / MODELS.get(KINDS[cell.kind].get("task", ""), "model")),
             "train_file": str(folder / "train.jsonl"),
             "validation_file": str(folder / "validation.jsonl"),
             "output_dir": str(output),
