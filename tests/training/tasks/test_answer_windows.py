@@ -41,7 +41,7 @@ def tokenizer(request: pytest.FixtureRequest, tiny_model: Path, decoder: Path) -
         backend.post_processor = processors.ByteLevel(trim_offsets=True)
     elif request.param == "roberta":
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        ends = [(name, backend.token_to_id(name)) for name in ("<|endoftext|>", "<s>")]
+        ends = [(name, backend.token_to_id(name) or 0) for name in ("<|endoftext|>", "<s>")]
         backend.post_processor = processors.RobertaProcessing(
             ends[0], ends[1], trim_offsets=True, add_prefix_space=True
         )
