@@ -113,6 +113,14 @@ def test_characters_are_counted_not_bytes(tokenizer: Any) -> None:
     assert CONTEXT[examples["starts"][0][first] : examples["ends"][0][last]].strip() == "Müller"
 
 
+def test_what_touches_an_answer_is_no_part_of_it(tokenizer: Any) -> None:
+    rows = make_rows(["in (Paris), yes"], [{"text": ["Paris"], "answer_start": [4]}])
+    examples = make_task().encode(rows, tokenizer)
+    [labels] = examples["labels"]
+    first, last = (int(np.argmax(np.array(labels) & which)) for which in (STARTS, ENDS))
+    assert "in (Paris), yes"[examples["starts"][0][first] : examples["ends"][0][last]] == "Paris"
+
+
 def search_all(number: int, results: dict[str, Any], context: str, max_tokens: int) -> tuple[float, str]:
     """The best span by trying all of them."""
     starts, ends = results["starts"][number], results["ends"][number]
