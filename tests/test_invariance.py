@@ -36,6 +36,10 @@ CELLS = [
     pytest.param(Cell("fsdp2", 2, "3", "chat"), id="chat, fsdp2", marks=pytest.mark.slow),
     pytest.param(Cell("zero3", 2, "3", "questions"), id="questions, zero3", marks=pytest.mark.slow),
     pytest.param(Cell("ddp", 2, "256 tokens", "questions"), id="questions, ddp", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "3", "text to text"), id="text to text, fsdp2", marks=pytest.mark.slow),
+    pytest.param(
+        Cell("zero3", 2, "256 tokens", "text to text, adapter"), id="text to text, zero3", marks=pytest.mark.slow
+    ),
     pytest.param(Cell("ddp", 2, "3", is_float64=True), id="ddp in float64", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "3", is_float64=True), id="fsdp2 in float64", marks=pytest.mark.slow),
 ]

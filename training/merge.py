@@ -60,6 +60,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     if output.exists():
         raise BadInput(f"--output: {str(output)!r} exists; give a new folder")
     batch = _take_examples(recipe, task, tokenizer)
+    if model.config.is_encoder_decoder:  # Any tokens will do for the decoder.
+        batch["decoder_input_ids"] = batch["input_ids"]
     expected = _compute_logits(model, batch)
     merge_adapter(model)
     deviation = _compare(_compute_logits(model, batch), expected)

@@ -18,6 +18,7 @@ __all__ = ["TASKS", "Task", "build_task", "find_task", "is_outside"]
 TASKS = {
     "text_classification": ("onecurve.training.tasks.text_classification", "TextClassification"),
     "question_answering": ("onecurve.training.tasks.question_answering", "QuestionAnswering"),
+    "seq2seq_lm": ("onecurve.training.tasks.seq2seq_lm", "Seq2SeqLM"),
     "causal_lm": ("onecurve.training.tasks.causal_lm", "CausalLM"),
 }
 

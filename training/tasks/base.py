@@ -308,6 +308,25 @@ class Task(ABC):
         return self.forward(model, batch, wants_results=True).results
 
     @property
+    def generates(self) -> bool:
+        """Whether an evaluation asks `generate` for each of its batches."""
+        return False
+
+    def generate(
+        self, model: Any, batch: Mapping[str, torch.Tensor], is_sharded: bool = False
+    ) -> Mapping[str, torch.Tensor]:
+        """What the model writes for a batch of an evaluation: stands among the results, beside those of its forward.
+
+        Args:
+            model: without the wrapper of DDP or DeepSpeed, in evaluation mode, with an attention of transformers.
+            is_sharded: whether all processes must run the same number of forwards.
+
+        Returns:
+            [examples, ...] tensors by name, of the same width in every batch.
+        """
+        raise NotImplementedError
+
+    @property
     def num_samples(self) -> int:
         """Validation examples that `sample` lets the model continue at each evaluation."""
         return 0
