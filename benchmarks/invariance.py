@@ -27,6 +27,8 @@ from rich.table import Table
 
 from tools.decoders import build_decoder
 from tools.launches import LaunchServer, build_arguments, build_environment, launch_for_real
+from tools.questions import build_question
+from tools.seq2seq import build_pair, build_seq2seq
 from tools.trainings import to_flags
 
 ROOT = Path(__file__).parent.parent
@@ -66,9 +68,27 @@ KINDS: dict[str, dict[str, Any]] = {
     "chat": {"task": "causal_lm", "messages_column": "messages", "assistant_only_loss": True},
     "words": {"task": "token_classification"},
     "choices": {"task": "multiple_choice", "context_column": "prompt", "label_column": "choice"},
+    # Most contexts become several windows: more examples than rows. What adds the same to all tokens (the biases of the head
+    # and of the last layer norm) changes no loss: its gradient is the rounding of zero, which AdamW's default epsilon would
+    # turn into steps. This one is BERT's own.
+    "questions": {
+        "task": "question_answering",
+        "max_length": 48,
+        "doc_stride": 12,
+        "max_train_steps": 52,
+        "adam_epsilon": 1e-6,
+    },
+    "text to text": {"task": "seq2seq_lm", "max_target_length": 16, "predict_with_generate": False},
+    "text to text, adapter": {
+        "task": "seq2seq_lm",
+        "max_target_length": 16,
+        "predict_with_generate": False,
+        "adapter": "lora",
+        "lora_r": 4,
+    },
 }
 # Folders of `build_data` with the models of tasks; those of the others are the BERT.
-MODELS = {"causal_lm": "decoder"}
+MODELS = {"causal_lm": "decoder", "seq2seq_lm": "encoder-decoder"}
 # Memory changes nothing: these have the curve of another kind.
 CURVES = {"next token, padded": "next token", "next token, chunks": "next token"}
 
@@ -163,10 +183,13 @@ def build_data(folder: Path) -> None:
                 {"role": "assistant", "content": texts["completion"]},
             ]
             messages = turns * (1 + number % 2)
-            more = {**build_words(words, number), "messages": messages}
+            question = build_question(row["text"], number, most_words=100)
+            pair = build_pair(row["text"], number)
+            more = {**build_words(words, number), "messages": messages, **question, **pair}
             lines.append(json.dumps({**described, **labels, **texts, **more}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     build_decoder(folder / "decoder", chat_template=CHAT_TEMPLATE)
+    build_seq2seq(folder / "encoder-decoder")
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     BertModel(BertConfig(vocab_size=30522, max_position_embeddings=128, **shape)).save_pretrained(folder / "model")
@@ -353,7 +376,7 @@ def format_page(found: list[tuple[Cell, Deviation]], revision: str) -> str:
         "",
         f"Written by `make invariance` at commit {revision}. Every line is a real training: 200 examples of 3 to 100",
         "words, batch 16, four epochs (the last batch of each has 8 examples), 52 steps, AdamW with decay and clipping,",
-        "dropout 0, float32, a BERT with two layers or, for what predicts tokens, a Llama with two. Kinds with `padded` and",
+        "dropout 0, float32, a BERT with two layers or, for what predicts tokens, a Llama or a T5 with two. Kinds with `padded` and",
         "`chunks` are compared with the packed layout and whole logits; an adapter is LoRA, and its weights are compared. A cell",
         "is compared, step by step, with one process that puts each batch through the model at once. The figures",
         "are the largest relative deviation of any step; the bounds are 1e-5 (loss), 1e-4 (gradient norm) and 1e-5 (final",

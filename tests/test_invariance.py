@@ -36,6 +36,12 @@ CELLS = [
     pytest.param(Cell("fsdp2", 2, "3", "chat"), id="chat, fsdp2", marks=pytest.mark.slow),
     pytest.param(Cell("zero2", 2, "3", "words"), id="words, zero2", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "256 tokens", "choices"), id="choices, fsdp2", marks=pytest.mark.slow),
+    pytest.param(Cell("zero3", 2, "3", "questions"), id="questions, zero3", marks=pytest.mark.slow),
+    pytest.param(Cell("ddp", 2, "256 tokens", "questions"), id="questions, ddp", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "3", "text to text"), id="text to text, fsdp2", marks=pytest.mark.slow),
+    pytest.param(
+        Cell("zero3", 2, "256 tokens", "text to text, adapter"), id="text to text, zero3", marks=pytest.mark.slow
+    ),
     pytest.param(Cell("ddp", 2, "3", is_float64=True), id="ddp in float64", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "3", is_float64=True), id="fsdp2 in float64", marks=pytest.mark.slow),
 ]
@@ -52,7 +58,7 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_curve_is_that_of_one_process(folder: Path, cell: Cell, launch_server: LaunchServer) -> None:
     curve = train(cell, folder, launch_server.launch)
     assert len(curve.losses) == 52
-    assert curve.examples[12][0] == 8, "the last batch of an epoch is uneven"
+    assert min(examples for examples, _ in curve.examples) < 16, "the last batch of an epoch is uneven"
     assert compare(curve, train(cell.reference, folder, launch_server.launch)).find_fault(cell.is_float64) is None
 
 

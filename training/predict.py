@@ -278,7 +278,7 @@ def label(
     names = [name for each in task.columns(task.recipe, with_targets=False).values() for name in each]
     table = pa.Table.from_pydict({name: [row[name] for row in rows] for name in names})
     examples = task.encode(Rows(table, numbers, str(path)), tokenizer, with_targets=False)
-    of_row = examples.pop("row", None)
+    kept = {name: examples.pop(name) for name in task.unbatched_features & examples.keys()}
     lengths = np.array([len(tokens) for tokens in examples["input_ids"]])
     collator = Collator(task, tokenizer)
     found: dict[str, list[Any]] = {}
@@ -296,9 +296,7 @@ def label(
             found.setdefault(name, []).extend(each.numpy() for each in of_each)
     places = np.argsort(order)
     in_order: dict[str, Any] = {name: [values[place] for place in places] for name, values in found.items()}
-    if of_row is not None:
-        in_order["row"] = of_row
-    return list(task.describe_predictions(in_order))
+    return list(task.describe_predictions({**in_order, **kept}))
 
 
 def _pick(values: Any, indices: NDArray[Any]) -> Any:

@@ -101,8 +101,8 @@ class ExamplesWriter:
         """Append examples.
 
         Args:
-            batch: for each feature an array [examples, ...] or a list of sequences of numbers; the same features, kinds
-                and types in each batch.
+            batch: for each feature an array [examples, ...], or a list of sequences of numbers or of bytes; the same
+                features, kinds and types in each batch.
         """
         sizes = {name: len(values) for name, values in batch.items()}
         assert len(set(sizes.values())) == 1, f"features of {sizes} examples"
@@ -113,16 +113,9 @@ class ExamplesWriter:
                 self._append_ragged(name, values)
         self.num_examples += next(iter(sizes.values()))
 
-    def _append_ragged(self, name: str, rows: Sequence[Sequence[float]]) -> None:
+    def _append_ragged(self, name: str, rows: Sequence[Sequence[float] | bytes]) -> None:
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        # Of all values, not of the first: 0.5 behind a 1 would become 0.
-        flat = np.array(list(itertools.chain.from_iterable(rows)))
-        if flat.dtype.kind == "f" and len(flat):
-            flat = flat.astype(np.float32)
-        else:
-            assert not len(flat) or np.abs(flat).max() < 2**31, f"{name}: numbers of more than 32 bits"
-            flat = flat.astype(np.int32)
-        self._append(name, "ragged", flat, [])
+        self._append(name, "ragged", _join(name, rows), [])
         ends = np.cumsum(lengths) + self._ends.get(name, 0)
         self._ends[name] = int(ends[-1]) if len(ends) else self._ends.get(name, 0)
         self._write(f"{name}.ends", ends)
@@ -138,6 +131,18 @@ class ExamplesWriter:
         if name not in self._files:
             self._files[name] = (self._folder / f"{name}.bin").open("wb")
         np.ascontiguousarray(values).tofile(self._files[name])
+
+
+def _join(name: str, rows: Sequence[Sequence[float] | bytes]) -> Array:
+    """The values of all rows, one behind the other: uint8 of bytes, float32 where one is a decimal, else int32."""
+    if rows and isinstance(rows[0], bytes):
+        return np.frombuffer(b"".join(row for row in rows if isinstance(row, bytes)), np.uint8)
+    # Of all values, not of the first: 0.5 behind a 1 would become 0.
+    flat = np.array(list(itertools.chain.from_iterable(rows)))
+    if flat.dtype.kind == "f" and len(flat):
+        return flat.astype(np.float32)
+    assert not len(flat) or np.abs(flat).max() < 2**31, f"{name}: numbers of more than 32 bits"
+    return flat.astype(np.int32)
 
 
 def open_examples(folder: Path) -> Examples:

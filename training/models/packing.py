@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from onecurve.training.config import Recipe
 from onecurve.training.data.layout import Collator, Layout
 from onecurve.training.models import attention
+from onecurve.training.models.logits import read_logits
 from onecurve.training.tasks.base import Task
 
 # Two of equal length, which attention computes together, and a longer one.
@@ -120,6 +121,6 @@ class _Trial:
             name: each.to(self._accelerator.device) if torch.is_tensor(each) else each for name, each in batch.items()
         }
         with torch.no_grad():
-            logits = self._model(**batch, use_cache=False).logits
+            logits = read_logits(self._model(**batch, use_cache=False))
         self._model.train(was_training)
         return collator.layout.split(logits, [len(each) for each in sequences]) if logits.dim() == 3 else list(logits)

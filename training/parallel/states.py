@@ -171,6 +171,12 @@ def unwrap(model: torch.nn.Module) -> Any:
     return getattr(model, "module", model)
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether all processes must run the same number of forwards: each may need weights that another one has."""
+    kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    return accelerator.num_processes > 1 and accelerator.distributed_type in kinds
+
+
 def _uses_deepspeed(accelerator: Accelerator) -> bool:
     return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)
 

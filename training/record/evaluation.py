@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from onecurve.training.data.layout import Layout
 from onecurve.training.data.loading import Loader
 from onecurve.training.data.plan import EvaluationPlan, MicroBatch
 from onecurve.training.data.preparation import Split
+from onecurve.training.models import attention
+from onecurve.training.parallel.states import is_sharded, unwrap
 from onecurve.training.record.gathering import Part, Round, gather_results
 from onecurve.training.recovery.stops import StopFlag, StopRequested
 from onecurve.training.tasks.base import Forward, Task
@@ -89,6 +91,10 @@ def evaluate(
             assert np.array_equal(micro_batch.indices, micro_batches[accelerator.process_index].indices)
             with torch.no_grad():
                 forward = task.forward(model, batch, wants_results=True)
+                if task.generates:
+                    forward = replace(
+                        forward, results={**forward.results, **_generate(accelerator, model, task, batch)}
+                    )
             lengths = None if token_lengths is None else token_lengths[micro_batch.indices]
             rounds.append(Round(micro_batches, _name_results(task, data.layout, lengths, forward)))
             is_asked = is_asked or (stop_flag is not None and stop_flag.is_raised())
@@ -100,12 +106,20 @@ def evaluate(
         model.train()
     results = _put_in_order(found, len(data.split), task.ragged_results, token_lengths)
     losses = results.pop(_LOSS)
-    if "row" in data.split.examples:
-        results["row"] = data.split.examples["row"][:]
+    kept = task.unbatched_features & data.split.examples.keys()
+    results |= {name: data.split.examples[name][:] for name in kept}
     metrics = {f"{prefix}_loss": float(np.sum(losses, dtype=np.float64) / np.sum(data.split.counts))}
     if math.isfinite(metrics[f"{prefix}_loss"]):  # Some metrics raise an error of NaN.
         metrics |= {f"{prefix}_{name}": value for name, value in task.compute_metrics(results).items()}
     return Evaluation(metrics, results)
+
+
+def _generate(
+    accelerator: Accelerator, model: torch.nn.Module, task: Task, batch: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor]:
+    inner = unwrap(model)
+    with attention.of_transformers(inner):
+        return task.generate(inner, batch, is_sharded(accelerator))
 
 
 def _deal(plan: EvaluationPlan) -> Iterator[tuple[MicroBatch, ...]]:
@@ -156,7 +170,7 @@ def save_evaluation(evaluation: Evaluation, task: Task, predictions: Path, repor
 
 
 def format_predictions(evaluation: Evaluation, task: Task) -> str:
-    """The text of eval_predictions.jsonl: one line per example with index, label, prediction and score."""
+    """The text of eval_predictions.jsonl: a line per example, or per row, with its index."""
     lines = (
         json.dumps({"index": index, **line}, ensure_ascii=False)
         for index, line in enumerate(task.describe_predictions(evaluation.results))

@@ -7,16 +7,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from onecurve.training.atomic_files import write_atomically
 from onecurve.training.data.columns import Examples
 from onecurve.training.models import attention
-from onecurve.training.parallel.states import unwrap
+from onecurve.training.parallel.states import is_sharded, unwrap
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.tasks.base import Task
-
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def write_samples(
@@ -34,12 +31,11 @@ def write_samples(
     """
     if not task.num_samples:
         return
-    is_sharded = accelerator.num_processes > 1 and accelerator.distributed_type in _SHARDED
     inner = unwrap(model)
     model.eval()
     try:
         with attention.of_transformers(inner):
-            samples = task.sample(inner, examples, tokenizer, is_sharded)
+            samples = task.sample(inner, examples, tokenizer, is_sharded(accelerator))
     finally:
         model.train()
     if not samples or not accelerator.is_main_process:

@@ -14,6 +14,7 @@ from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import BadInput, Fault
 from onecurve.training.models.adapters import has_adapter, merge_adapter
 from onecurve.training.models.loading import load_trained
+from onecurve.training.models.logits import read_logits
 from onecurve.training.recovery.publishing import publish
 from onecurve.training.tasks import Task, build_task
 
@@ -48,6 +49,8 @@ def write_merged(recipe: Recipe, final: Path, output: Path, examples: Any = None
     if examples is None:
         examples = prepare_data(recipe, task, tokenizer).validation.examples
     batch = _take_examples(examples, task, tokenizer)
+    if model.config.is_encoder_decoder:  # Any tokens will do for the decoder.
+        batch["decoder_input_ids"] = batch["input_ids"]
     expected = _compute_logits(model, batch)
     merge_adapter(model)
     deviation = _compare(_compute_logits(model, batch), expected)
@@ -79,8 +82,7 @@ def _take_examples(examples: Any, task: Task, tokenizer: Any) -> dict[str, Any]:
 
 def _compute_logits(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = model(**batch).logits
-    return logits
+        return read_logits(model(**batch))
 
 
 def _compare(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -19,6 +19,8 @@ TASKS = {
     "text_classification": ("onecurve.training.tasks.text_classification", "TextClassification"),
     "token_classification": ("onecurve.training.tasks.token_classification", "TokenClassification"),
     "multiple_choice": ("onecurve.training.tasks.multiple_choice", "MultipleChoice"),
+    "question_answering": ("onecurve.training.tasks.question_answering", "QuestionAnswering"),
+    "seq2seq_lm": ("onecurve.training.tasks.seq2seq_lm", "Seq2SeqLM"),
     "causal_lm": ("onecurve.training.tasks.causal_lm", "CausalLM"),
 }
 

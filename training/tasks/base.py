@@ -119,7 +119,8 @@ class Task(ABC):
         peft_task_type: PEFT's name for the task.
         has_new_head: whether the model's head is trained for the task, and so is not in most pretrained models.
         ragged_results: results with a value for each token of an example.
-        unbatched_features: features of prepared examples that no batch carries.
+        unbatched_features: features of prepared examples that no batch carries; they stand beside the results. What joins
+            the windows of a text again is one, such as where its tokens stand in it.
         converses: whether `answer` answers messages.
         predicts_tokens: whether the model has an output for each word of its vocabulary at each token, and losses come from
             training/tasks/token_losses.py.
@@ -215,7 +216,9 @@ class Task(ABC):
 
         Returns:
             By the name of the feature an array [examples, ...], or a list of integer or float lists of any length, one for
-            each example. "row" gives the position among `rows` that each example comes from, where examples are not rows.
+            each example, or one of bytes, such as texts in UTF-8. "row" gives the position among `rows` that each example
+            comes from, where examples are not rows: a long text may become several windows. Without targets each row has
+            at least one example, and those of a row follow each other.
         """
 
     def conclude(self, examples: Mapping[str, Any]) -> None:
@@ -309,6 +312,25 @@ class Task(ABC):
         return self.forward(model, batch, wants_results=True).results
 
     @property
+    def generates(self) -> bool:
+        """Whether an evaluation asks `generate` for each of its batches."""
+        return False
+
+    def generate(
+        self, model: Any, batch: Mapping[str, torch.Tensor], is_sharded: bool = False
+    ) -> Mapping[str, torch.Tensor]:
+        """What the model writes for a batch of an evaluation: stands among the results, beside those of its forward.
+
+        Args:
+            model: without the wrapper of DDP or DeepSpeed, in evaluation mode, with an attention of transformers.
+            is_sharded: whether all processes must run the same number of forwards.
+
+        Returns:
+            [examples, ...] tensors by name, of the same width in every batch.
+        """
+        raise NotImplementedError
+
+    @property
     def num_samples(self) -> int:
         """Validation examples that `sample` lets the model continue at each evaluation."""
         return 0
@@ -357,14 +379,16 @@ class Task(ABC):
         """Metrics of an evaluation, without prefix.
 
         Args:
-            results: by name, in the order of the data: an array [examples, ...], or for ragged results a list of arrays.
+            results: by name, in the order of the data: an array [examples, ...], or for ragged results a list of arrays;
+                and the unbatched features of the examples, as an array or a list of sequences.
         """
 
     @abstractmethod
     def describe_predictions(self, results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-        """For each example a line of eval_predictions.jsonl: plain values, names instead of numbers.
+        """A line of eval_predictions.jsonl for each example, or for each row: plain values, names instead of numbers.
 
-        Targets are among the results only in an evaluation; `onecurve predict` adds the entries as columns.
+        Targets are among the results only in an evaluation. `onecurve predict` adds the entries as columns: without
+        targets there must be a line for each row.
         """
 
     @abstractmethod

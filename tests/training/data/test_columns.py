@@ -35,3 +35,12 @@ def test_numbers_of_another_kind_in_a_later_batch_are_refused(tmp_path: Path) ->
 def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AssertionError), ExamplesWriter(tmp_path / "a") as writer:
         writer.write({"tokens": [[2**31]]})
+
+
+def test_bytes_come_back(tmp_path: Path) -> None:
+    with ExamplesWriter(tmp_path / "a") as writer:
+        writer.write({"text": ["é".encode(), b""]})
+        writer.write({"text": [b"a"]})
+    found = open_examples(tmp_path / "a")["text"]
+    assert [bytes(row).decode() for row in found[:]] == ["é", "", "a"]
+    assert found.arrays[0].dtype == np.uint8, "a byte for each"
