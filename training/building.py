@@ -197,7 +197,7 @@ def _join(
     del exact_weights  # As large as the model.
     layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.tokenizer, recipe)
     progress = start.progress if start else Progress()
-    plan = _build_plan(recipe, run, accelerator, data.train, progress, layout)
+    plan = _build_plan(recipe, run, accelerator, data.train, progress, layout, task)
     train_loader = build_loader(data.train, task, loaded.tokenizer, plan, recipe, accelerator, layout)
 
     def prepare_evaluation(split: Split) -> EvaluationData:
@@ -244,7 +244,13 @@ def _join_group(recipe: Recipe, model: torch.nn.Module, outcome: Outcome, watchd
 
 
 def _build_plan(
-    recipe: Recipe, run: RunDirectory, accelerator: Accelerator, train: Split, progress: Progress, layout: Layout
+    recipe: Recipe,
+    run: RunDirectory,
+    accelerator: Accelerator,
+    train: Split,
+    progress: Progress,
+    layout: Layout,
+    task: Task,
 ) -> TrainingPlan:
     """Which examples make up each step, the same on every topology, and which process takes which."""
     order = Order(len(train), recipe.train_batch_size, recipe.seed, train.lengths, recipe.length_window)
@@ -258,6 +264,7 @@ def _build_plan(
         counts=train.counts,
         start_step=progress.step,
         is_packed=layout.is_packed,
+        draw_counts=partial(task.draw_counts, train.examples),
     )
 
 
