@@ -18,6 +18,7 @@ __all__ = ["TASKS", "Task", "build_task", "find_task", "is_outside"]
 TASKS = {
     "text_classification": ("onecurve.training.tasks.text_classification", "TextClassification"),
     "causal_lm": ("onecurve.training.tasks.causal_lm", "CausalLM"),
+    "masked_lm": ("onecurve.training.tasks.masked_lm", "MaskedLM"),
 }
 
 
