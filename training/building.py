@@ -33,7 +33,11 @@ from onecurve.training.models.loading import (
 from onecurve.training.models.packing import choose_layout, prepare_attention
 from onecurve.training.models.saving import save_config_and_tokenizer
 from onecurve.training.outcome import Outcome
-from onecurve.training.parallel.accelerator import build_accelerator, build_offload_operators
+from onecurve.training.parallel.accelerator import (
+    build_accelerator,
+    build_offload_operators,
+    second_names_removed,
+)
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.launch import Launch, limited_joining
 from onecurve.training.parallel.states import (
@@ -192,7 +196,8 @@ def _join(
     exact_weights = keep_exact_weights(accelerator, model)
     optimizer = optimization.build_optimizer(model, recipe)
     divide_model(accelerator, model)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    with second_names_removed(accelerator, model):
+        model, optimizer = accelerator.prepare(model, optimizer)
     set_exact_weights(model, exact_weights)
     del exact_weights  # As large as the model.
     layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.tokenizer, recipe)
