@@ -64,9 +64,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "next token, adapter": {"task": "causal_lm", "adapter": "lora", "lora_r": 4},
     "completion": {"task": "causal_lm", "prompt_column": "prompt", "completion_column": "completion"},
     "chat": {"task": "causal_lm", "messages_column": "messages", "assistant_only_loss": True},
+    "masked tokens": {"task": "masked_lm"},
+    "masked tokens, chunks": {"task": "masked_lm", "loss_chunk_tokens": 24},
+    "masked tokens, adapter": {"task": "masked_lm", "adapter": "lora", "lora_r": 4},
+    "masked words": {"task": "masked_lm", "whole_word_mask": True},
 }
 # Memory changes nothing: these have the curve of another kind.
-CURVES = {"next token, padded": "next token", "next token, chunks": "next token"}
+CURVES = {
+    "next token, padded": "next token",
+    "next token, chunks": "next token",
+    "masked tokens, chunks": "masked tokens",
+}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -182,7 +190,7 @@ def train(cell: Cell, folder: Path, launch: Launch = launch_for_real) -> Curve:
     if not (output / "status.json").exists() or json.loads((output / "status.json").read_text())["state"] != "finished":
         shutil.rmtree(output, ignore_errors=True)
         settings: dict[str, Any] = {
-            "model_name_or_path": str(folder / ("decoder" if "task" in KINDS[cell.kind] else "model")),
+            "model_name_or_path": str(folder / ("decoder" if KINDS[cell.kind].get("task") == "causal_lm" else "model")),
             "train_file": str(folder / "train.jsonl"),
             "validation_file": str(folder / "validation.jsonl"),
             "output_dir": str(output),

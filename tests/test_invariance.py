@@ -34,6 +34,8 @@ CELLS = [
     pytest.param(Cell("zero3", 2, "3", "next token, adapter"), id="adapter, zero3", marks=pytest.mark.slow),
     pytest.param(Cell("zero2", 2, "3", "completion"), id="completion, zero2", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "3", "chat"), id="chat, fsdp2", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "3", "masked tokens"), id="masked tokens, fsdp2", marks=pytest.mark.slow),
+    pytest.param(Cell("zero3", 2, "256 tokens", "masked words"), id="masked words, zero3", marks=pytest.mark.slow),
     pytest.param(Cell("ddp", 2, "3", is_float64=True), id="ddp in float64", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "3", is_float64=True), id="fsdp2 in float64", marks=pytest.mark.slow),
 ]
