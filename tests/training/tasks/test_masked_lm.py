@@ -19,7 +19,9 @@ from onecurve.training.data.preparation import PreparedData, prepare_data
 from onecurve.training.models.loading import load_task
 from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.base import EVALUATION_EPOCH, NO_TARGET
+from onecurve.training.tasks.chunked_head import find_tried_head
 from onecurve.training.tasks.masked_lm import MaskedLM, count_hidden
+from onecurve.training.tasks.token_losses import token_losses
 from tests.conftest import Run, to_flags
 from tests.messages import names
 from tests.training.conftest import stop_and_resume
@@ -196,6 +198,35 @@ def test_a_step_is_that_of_plain_transformers(masked: Settings, train: Train, ke
     norm = math.sqrt(sum(float(each.double().square().sum()) for each in gradients))
     assert run.steps[0]["loss"] == pytest.approx(total / count, rel=1e-6)
     assert run.steps[0]["grad_norm"] == pytest.approx(norm, rel=1e-6)
+
+
+FAMILIES = ("Bert", "Roberta", "DistilBert", "Albert", "Electra", "MPNet", "DebertaV2", "ModernBert")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_in_chunks_are_those_of_each_familys_own_forward(family: str) -> None:
+    import transformers
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    if family == "DistilBert":
+        shape = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    special = {"pad_token_id": 1, **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 2)}
+    config = getattr(transformers, f"{family}Config")(vocab_size=300, max_position_embeddings=64, **shape, **special)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForMaskedLM")(config).eval()
+    tokens = torch.randint(5, 300, (4, 12))
+    labels = torch.full_like(tokens, NO_TARGET)
+    labels[:, 3], labels[1, 7] = tokens[:, 3], tokens[1, 7]
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    (model(**inputs, labels=labels).loss * 5).backward()
+    expected = [each.grad.clone() for each in model.parameters() if each.grad is not None]
+    model.zero_grad()
+    found = token_losses(model, inputs, labels, 2, ahead=0)
+    assert find_tried_head(model) is not None, "it needs no logits of all tokens"
+    assert ((found.losses != 0) == (labels != NO_TARGET)).all()
+    found.losses.sum().backward()
+    for ours, theirs in zip((each.grad for each in model.parameters() if each.grad is not None), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_an_evaluation_hides_the_same_tokens_each_time_and_weighs_them_alike(masked: Settings, train: Train) -> None:
