@@ -86,11 +86,19 @@ KINDS: dict[str, dict[str, Any]] = {
         "adapter": "lora",
         "lora_r": 4,
     },
+    "masked tokens": {"task": "masked_lm"},
+    "masked tokens, chunks": {"task": "masked_lm", "loss_chunk_tokens": 24},
+    "masked tokens, adapter": {"task": "masked_lm", "adapter": "lora", "lora_r": 4},
+    "masked words": {"task": "masked_lm", "whole_word_mask": True},
 }
 # Folders of `build_data` with the models of tasks; those of the others are the BERT.
 MODELS = {"causal_lm": "decoder", "seq2seq_lm": "encoder-decoder"}
 # Memory changes nothing: these have the curve of another kind.
-CURVES = {"next token, padded": "next token", "next token, chunks": "next token"}
+CURVES = {
+    "next token, padded": "next token",
+    "next token, chunks": "next token",
+    "masked tokens, chunks": "masked tokens",
+}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

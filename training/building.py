@@ -33,7 +33,11 @@ from onecurve.training.models.loading import (
 from onecurve.training.models.packing import choose_layout, prepare_attention
 from onecurve.training.models.saving import save_config_and_tokenizer
 from onecurve.training.outcome import Outcome
-from onecurve.training.parallel.accelerator import build_accelerator, build_offload_operators
+from onecurve.training.parallel.accelerator import (
+    build_accelerator,
+    build_offload_operators,
+    second_names_removed,
+)
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.launch import Launch, limited_joining
 from onecurve.training.parallel.states import (
@@ -192,12 +196,13 @@ def _join(
     exact_weights = keep_exact_weights(accelerator, model)
     optimizer = optimization.build_optimizer(model, recipe)
     divide_model(accelerator, model)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    with second_names_removed(accelerator, model):
+        model, optimizer = accelerator.prepare(model, optimizer)
     set_exact_weights(model, exact_weights)
     del exact_weights  # As large as the model.
     layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.tokenizer, recipe)
     progress = start.progress if start else Progress()
-    plan = _build_plan(recipe, run, accelerator, data.train, progress, layout)
+    plan = _build_plan(recipe, run, accelerator, data.train, progress, layout, task)
     train_loader = build_loader(data.train, task, loaded.tokenizer, plan, recipe, accelerator, layout)
 
     def prepare_evaluation(split: Split) -> EvaluationData:
@@ -244,7 +249,13 @@ def _join_group(recipe: Recipe, model: torch.nn.Module, outcome: Outcome, watchd
 
 
 def _build_plan(
-    recipe: Recipe, run: RunDirectory, accelerator: Accelerator, train: Split, progress: Progress, layout: Layout
+    recipe: Recipe,
+    run: RunDirectory,
+    accelerator: Accelerator,
+    train: Split,
+    progress: Progress,
+    layout: Layout,
+    task: Task,
 ) -> TrainingPlan:
     """Which examples make up each step, the same on every topology, and which process takes which."""
     order = Order(len(train), recipe.train_batch_size, recipe.seed, train.lengths, recipe.length_window)
@@ -258,6 +269,7 @@ def _build_plan(
         counts=train.counts,
         start_step=progress.step,
         is_packed=layout.is_packed,
+        draw_counts=partial(task.draw_counts, train.examples),
     )
 
 

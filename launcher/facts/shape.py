@@ -26,7 +26,18 @@ _GATED_TYPES = (
 )
 _DECODER_TYPES = (*_GATED_TYPES[:-1], "gpt2", "gpt_neox", "opt", "phi")
 # Families whose config.json says only when output layer and embeddings do not share weights.
-_TIED_TYPES = ("gpt2", "opt", "gemma", "gemma2", "gemma3_text")
+_MASKED_TYPES = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "albert",
+    "mpnet",
+)
+_TIED_TYPES = ("gpt2", "opt", "gemma", "gemma2", "gemma3_text", *_MASKED_TYPES)
 # Outputs of the head: a config.json does not say how many, and their parameters are few beside all others.
 _HEAD_OUTPUTS = 2
 
@@ -190,6 +201,8 @@ def build_shape(
         head_outputs = 0 if is_tied else values["vocab_size"]
     count = _COUNTS.get(model_type)
     layer, rest = (count or _count_unknown)(config, values, head_outputs)
+    if is_tied and model_type in _MASKED_TYPES:  # A norm before the output layer, and its bias.
+        rest += 2 * hidden + values["vocab_size"]
     if model_type == "mixtral":
         chosen = int(config["num_experts_per_tok"])
         values["idle_parameters"] = (count_experts(config) - chosen) * 3 * hidden * values["intermediate_size"]

@@ -24,18 +24,19 @@ class PlannedExamples(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, split: Split, task: Task, tokenizer: Any, layout: Layout) -> None:
         self.split = split
+        self._task = task
         self._collator = Collator(task, tokenizer, layout)
-        self._names = split.examples.keys() - task.unbatched_features
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitems__(self, micro_batch: MicroBatch) -> dict[str, Any]:
         """The tensors of one micro-batch, by feature, and "micro_batch"."""
-        features = {
-            name: feature[micro_batch.indices] for name, feature in self.split.examples.items() if name in self._names
-        }
-        return {**self._collator(features), "micro_batch": micro_batch}
+        task, indices = self._task, micro_batch.indices
+        features = {name: feature[indices] for name, feature in self.split.examples.items()}
+        drawn = task.draw(features, indices, micro_batch.epoch)
+        batched = {name: values for name, values in drawn.items() if name not in task.unbatched_features}
+        return {**self._collator(batched), "micro_batch": micro_batch}
 
 
 def _pass_through(batch: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ near-equal length; the batches of the window are then shuffled. Any step is foun
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -171,6 +171,7 @@ class MicroBatch:
         indices: examples to load. An empty micro-batch loads one stand-in, so that every process runs a forward.
         is_empty: the stand-in's loss counts as zero.
         step: 0-based step that this belongs to; -1 in an evaluation.
+        epoch: 0-based epoch of that step; -1 in an evaluation.
         position: 0-based place among the micro-batches of its step on this process.
         num_micro_batches: how many of them there are.
         global_count: what the step's sum of losses is divided by: examples, or their weights, over all processes.
@@ -182,6 +183,7 @@ class MicroBatch:
     indices: Indices
     is_empty: bool = False
     step: int = -1
+    epoch: int = -1
     position: int = 0
     num_micro_batches: int = 1
     global_count: float = 1.0
@@ -209,6 +211,7 @@ class TrainingPlan:
         start_step: 0-based first step; a resumed run starts where its checkpoint ended.
         stop_step: 0-based step to end before.
         counts: [num_examples] what each example adds to its step's count (its class weight); None counts each as 1.
+        draw_counts: of (examples, epoch) the counts of these [examples] in the epoch; None where they are `counts`.
         is_packed: whether the sequences of a micro-batch lie one behind the other, without padding.
     """
 
@@ -220,6 +223,7 @@ class TrainingPlan:
     counts: NDArray[Any] | None = None
     start_step: int = 0
     is_packed: bool = False
+    draw_counts: Callable[[Indices, int], NDArray[Any] | None] = lambda examples, epoch: None
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for step in range(self.start_step, self.stop_step):
@@ -235,7 +239,11 @@ class TrainingPlan:
         pieces = cut_micro_batches(
             examples, lengths, self.num_processes, self.max_examples, self.max_tokens, self.is_packed
         )
-        count = float(len(examples) if self.counts is None else np.sum(self.counts[examples], dtype=np.float64))
+        epoch = step // self.order.steps_per_epoch
+        counts = self.draw_counts(examples, epoch)
+        if counts is None and self.counts is not None:
+            counts = self.counts[examples]
+        count = float(len(examples) if counts is None else np.sum(counts, dtype=np.float64))
         num_tokens = num_padded_tokens = len(examples)
         if lengths is not None:
             num_tokens = num_padded_tokens = int(lengths[examples].sum())
@@ -246,6 +254,7 @@ class TrainingPlan:
                 indices=piece if len(piece) else examples[:1],
                 is_empty=not len(piece),
                 step=step,
+                epoch=epoch,
                 position=number // self.num_processes,
                 num_micro_batches=len(pieces) // self.num_processes,
                 global_count=count,

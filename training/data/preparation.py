@@ -205,9 +205,9 @@ def _choose_rows(
             )
         chosen["train"] = (train, kept, train.origin)
         chosen["validation"] = (train, held_out, f"rows held out of {train.origin}")
-    for name, limit in (("train", recipe.max_train_samples), ("validation", recipe.max_eval_samples)):
+    for name, key in (("train", "max_train_samples"), ("validation", "max_eval_samples")):
         split, numbers, origin = chosen[name]
-        chosen[name] = (split, _subset(numbers, limit, recipe.seed, f"max_{name[:5]}_samples", origin), origin)
+        chosen[name] = (split, _subset(numbers, getattr(recipe, key), recipe.seed, key, origin), origin)
     return chosen
 
 

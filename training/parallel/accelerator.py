@@ -7,6 +7,8 @@ laptop can try what a cluster runs.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -167,6 +169,38 @@ def _choose_sharded_layers(accelerator: Accelerator, model: torch.nn.Module) -> 
     plugin.transformer_cls_names_to_wrap = sorted(
         (set(getattr(model, "_no_split_modules", None) or []) & names) - holders
     )
+
+
+@contextmanager
+def second_names_removed(accelerator: Accelerator, model: Any) -> Iterator[None]:
+    """While FSDP2 divides a model, take away second names of its output layer's parameters, such as BERT's predictions.bias.
+
+    accelerate puts the output layer into one group and what is left into another. FSDP2 refuses a parameter that both see.
+    No forward reads these names; afterwards they are there again, so that parameters are called as on other topologies.
+    """
+    output = model.get_output_embeddings() if accelerator.distributed_type == DistributedType.FSDP else None
+    if output is None:
+        yield
+        return
+    embedding = model.get_input_embeddings()
+    own = {id(parameter): name for name, parameter in output.named_parameters(recurse=False)}
+    holders = [
+        (module, dict(module._parameters))
+        for module in model.modules()
+        if module not in (output, embedding) and any(id(each) in own for each in module._parameters.values())
+    ]
+    for module, parameters in holders:
+        for name, parameter in parameters.items():
+            if id(parameter) in own:
+                del module._parameters[name]
+    yield
+    for module, parameters in holders:
+        divided = {
+            name: output._parameters[own[id(each)]] if id(each) in own else module._parameters[name]
+            for name, each in parameters.items()
+        }
+        module._parameters.clear()
+        module._parameters.update(divided)
 
 
 def forget_state() -> None:

@@ -22,6 +22,7 @@ TASKS = {
     "question_answering": ("onecurve.training.tasks.question_answering", "QuestionAnswering"),
     "seq2seq_lm": ("onecurve.training.tasks.seq2seq_lm", "Seq2SeqLM"),
     "causal_lm": ("onecurve.training.tasks.causal_lm", "CausalLM"),
+    "masked_lm": ("onecurve.training.tasks.masked_lm", "MaskedLM"),
 }
 
 

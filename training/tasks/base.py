@@ -11,6 +11,7 @@ The life of a task::
     task.encode(rows, tokenizer)                rows -> examples: features, targets; kept on disk
     task.conclude(examples)                     facts that need the chosen training examples: class weights, ...
     task.counts(examples)                       what each example adds to the number that its step's loss is divided by
+    task.draw(features, numbers, epoch)         what an epoch changes of some examples: masks, crops
     task.configure(config)                      the head
     task.forward(model, batch)                  one forward for training, evaluation and prediction
     task.compute_metrics(results)
@@ -30,6 +31,7 @@ from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
     import torch
     from numpy.typing import NDArray
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 
 # What stands in padded places of targets: cross_entropy's ignore_index.
 NO_TARGET = -100
+
+# The epoch of every evaluation: what is drawn for it is always the same.
+EVALUATION_EPOCH = -1
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,22 @@ class Forward:
     results: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+def build_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
+    """Random numbers of one example in one epoch, whichever process, batch, worker or start draws them.
+
+    A counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): seed and epoch are its key,
+    and each example has 2^192 blocks of its own.
+
+    Args:
+        epoch: from 0, or EVALUATION_EPOCH.
+        number: of the example in its split.
+    """
+    import numpy as np
+
+    key = np.array([seed, epoch % 2**64], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=number << 192))
+
+
 def sum_by_example(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """[examples] sum of what belongs to the tokens of each example, zeros at padding included.
 
@@ -119,8 +140,8 @@ class Task(ABC):
         peft_task_type: PEFT's name for the task.
         has_new_head: whether the model's head is trained for the task, and so is not in most pretrained models.
         ragged_results: results with a value for each token of an example.
-        unbatched_features: features of prepared examples that no batch carries; they stand beside the results. What joins
-            the windows of a text again is one, such as where its tokens stand in it.
+        unbatched_features: features of prepared examples that no batch carries; `draw` gets them, and they stand beside the
+            results. What joins the windows of a text again is one, such as where its tokens stand in it.
         converses: whether `answer` answers messages.
         predicts_tokens: whether the model has an output for each word of its vocabulary at each token, and losses come from
             training/tasks/token_losses.py.
@@ -230,12 +251,35 @@ class Task(ABC):
         return lengths
 
     def counts(self, examples: Mapping[str, Any]) -> Array:
-        """[examples] what each adds to the number that its step's loss is divided by: 1, a weight, its targets."""
+        """[examples] what each adds to the number that its step's loss is divided by: 1, a weight, its targets.
+
+        Where that changes from epoch to epoch, it is that of EVALUATION_EPOCH.
+        """
         import numpy as np
 
         return np.ones(len(next(iter(examples.values()))))
 
+    def draw_counts(self, examples: Mapping[str, Any], numbers: Array, epoch: int) -> Array | None:
+        """[numbers] counts of some examples in an epoch, where `draw` changes them; None where they are those of `counts`.
+
+        Every process asks this for all examples of each step.
+        """
+        return None
+
     # Examples -> batches --------------------------------------------------------------------------------------------
+
+    def draw(self, features: Mapping[str, Any], numbers: Array, epoch: int) -> Mapping[str, Any]:
+        """Some examples as an epoch shows them: with its masks, or its crops of images. By default as they were encoded.
+
+        A pure function of the recipe, each example and the epoch, or topologies and resumed runs would differ: random numbers
+        come from `build_generator`. Called on the host, possibly in a worker of the loader; not for a prediction.
+
+        Args:
+            features: of a micro-batch, memory-mapped: arrays [examples, ...] or lists of arrays. They must not be changed.
+            numbers: [examples] of these in their split.
+            epoch: from 0, or EVALUATION_EPOCH.
+        """
+        return features
 
     def configure_tokenizer(self, tokenizer: Any) -> None:
         """Give the tokenizer what the recipe says of it, such as a chat template; it is saved beside the model.

@@ -97,8 +97,8 @@ def run_with_losses(
         inputs: what its forward takes.
 
     Returns:
-        What the model returns, and what its output layer gave: [rows, length - 1] losses in float32 or wider, 0 where there
-        is no target; and [rows, length - 1] bool, whether the most likely token is the target.
+        What the model returns, and what its output layer gave: [rows, length - ahead] losses in float32 or wider, 0 where
+        there is no target; and as many bools, whether the most likely token is the target.
 
     Raises:
         NotImplementedError: the model calls the layer in another way.
@@ -110,7 +110,7 @@ def run_with_losses(
     output = Output(own_forward, head.finish, linear)
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        if hidden.shape[:-1] != (places.shape[0], places.shape[1] + 1) or found:
+        if hidden.shape[:-1] != (places.shape[0], places.shape[1] + places.ahead) or found:
             raise NotImplementedError("it does not call its output layer once, with the hidden states of a batch")
         # Now, because FSDP2 puts gathered weights in the place of its shards.
         parameters = [each for each in head.module.parameters() if each.requires_grad]

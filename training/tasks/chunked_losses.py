@@ -21,9 +21,9 @@ from onecurve.training.tasks.base import NO_TARGET
 Compute = Callable[[torch.Tensor], torch.Tensor]
 
 
-def find_target_places(labels: torch.Tensor) -> torch.Tensor:
-    """[targets] int64 places with a target among [rows, length] labels, row by row."""
-    return (labels[:, 1:] != NO_TARGET).flatten().nonzero().squeeze(-1)
+def find_target_places(labels: torch.Tensor, ahead: int = 1) -> torch.Tensor:
+    """[targets] int64 places with a target among [rows, length] labels, row by row; `ahead` as in `Places`."""
+    return (labels[:, ahead:] != NO_TARGET).flatten().nonzero().squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -50,37 +50,40 @@ class Output:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a batch has targets: a place is a token but the last of a row, and predicts the token behind it.
+    """Where a batch has targets. With `ahead` 1 a place is a token but the last of a row, and predicts the token behind it.
 
     Attributes:
-        shape: (rows, length - 1).
+        shape: (rows, length - ahead).
         numbers: [targets] int64, places with a target, row by row.
         targets: [targets] int64, what each should predict.
+        ahead: how many tokens further each target stands: 1 for the next token, 0 for the place's own.
     """
 
     shape: tuple[int, int]
     numbers: torch.Tensor
     targets: torch.Tensor
+    ahead: int = 1
 
     @classmethod
-    def find(cls, labels: torch.Tensor, numbers: torch.Tensor | None = None) -> Places:
+    def find(cls, labels: torch.Tensor, numbers: torch.Tensor | None = None, ahead: int = 1) -> Places:
         """All targets among labels.
 
         Args:
             labels: [rows, length].
             numbers: [targets] their places. Without them a GPU is waited for, as their number decides the shapes that follow.
         """
-        targets = labels[:, 1:]
+        targets = labels[:, ahead:]
         if numbers is None:
-            numbers = find_target_places(labels)
-        return cls((targets.shape[0], targets.shape[1]), numbers, targets.flatten()[numbers])
+            numbers = find_target_places(labels, ahead)
+        return cls((targets.shape[0], targets.shape[1]), numbers, targets.flatten()[numbers], ahead)
 
     def select(self, hidden: torch.Tensor) -> torch.Tensor:
         """[targets, hidden size] of [rows, length, hidden size]."""
-        return hidden.flatten(0, 1).index_select(0, self.numbers + self.numbers // max(1, self.shape[1]))
+        rows = self.numbers // max(1, self.shape[1])
+        return hidden.flatten(0, 1).index_select(0, self.numbers + self.ahead * rows)
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """[rows, length - 1] values of the targets at their places, 0 elsewhere."""
+        """[rows, length - ahead] values of the targets at their places, 0 elsewhere."""
         return values.new_zeros(self.shape).flatten().index_copy(0, self.numbers, values).view(self.shape)
 
 
@@ -96,8 +99,8 @@ def compute_losses(
         chunk_tokens: places whose logits are in memory at once.
 
     Returns:
-        [rows, length - 1] losses in float32 or wider, 0 where there is no target; and [rows, length - 1] bool, whether the
-        most likely token is the target, False where there is none.
+        [rows, length - ahead] losses in float32 or wider, 0 where there is no target; and as many bools, whether the most
+        likely token is the target, False where there is none.
     """
     tokens = places.select(hidden)
     if torch.is_grad_enabled():

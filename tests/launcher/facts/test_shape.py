@@ -85,6 +85,19 @@ def test_a_language_models_head_is_counted(model_type: str, settings: dict[str, 
         assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert"])
+def test_a_head_for_masked_tokens_is_counted(model_type: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    settings = dict(MODELS)[model_type]
+    with torch.device("meta"):
+        model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(model_type, **settings))
+    model.tie_weights()
+    shape = build_shape({"model_type": model_type, **settings}, predicts_tokens=True)
+    assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(("model_type", "settings"), MODELS)
 def test_a_last_layer_is_planned_as_it_is_trained(model_type: str, settings: dict[str, int]) -> None:
     from onecurve.training.models import last_layer

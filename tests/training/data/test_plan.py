@@ -375,6 +375,16 @@ def test_the_count_of_a_step_is_over_all_processes(case: Case, seed: int) -> Non
             assert micro_batch.global_count == len(batch)
 
 
+def test_counts_that_an_epoch_draws_go_before_those_of_the_data() -> None:
+    order = Order(10, 4, 0)
+    drawn = TrainingPlan(order, 9, 2, 2, counts=np.ones(10), draw_counts=lambda examples, epoch: examples + 100 * epoch)
+    for step in range(9):
+        batch, epoch = order.global_batch(step), step // 3
+        for micro_batch in drawn.micro_batches(step):
+            assert micro_batch.epoch == epoch
+            assert micro_batch.global_count == batch.sum() + 100 * epoch * len(batch)
+
+
 # Evaluation ----------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification
 
-from onecurve.training.models.optimization import build_optimizer, build_scheduler, needs_metric
+from onecurve.training.models.optimization import (
+    build_optimizer,
+    build_scheduler,
+    clip_gradients,
+    measure_norm,
+    needs_metric,
+)
 from onecurve.training.recipe import SCHEDULER_TYPES, Recipe
 from onecurve.training.schedule import count_steps
 
@@ -120,6 +126,29 @@ def test_steps_are_whole_epochs_or_the_limit(epochs: float, limit: int | None, e
 def test_tenths_of_an_epoch_are_rounded_up_and_never_over(tenths: int, steps_per_epoch: int) -> None:
     steps = count_steps(make_recipe(num_train_epochs=tenths / 10), steps_per_epoch)
     assert steps == -(-tenths * steps_per_epoch // 10)
+
+
+@pytest.mark.parametrize("num_values", [0, 7, 4096, 4_000_003])
+def test_a_norm_is_exact_however_many_numbers_it_has(num_values: int) -> None:
+    """Torch's own is wrong by 1e-5 for the last of these, and differs between a tensor and its parts."""
+    values = torch.randn(num_values, generator=torch.Generator().manual_seed(0)) * 1e-4
+    assert float(measure_norm(values)) == pytest.approx(float(values.double().norm()), rel=1e-7)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0, 1e6])
+def test_gradients_are_clipped_as_torch_clips_them(limit: float) -> None:
+    from accelerate import Accelerator
+
+    models = [torch.nn.Linear(5, 7), torch.nn.Linear(5, 7)]
+    for model in models:
+        for parameter in model.parameters():
+            parameter.grad = torch.arange(parameter.numel(), dtype=torch.float32).view_as(parameter)
+    expected = torch.nn.utils.clip_grad_norm_(models[0].parameters(), limit or math.inf)
+    assert float(clip_gradients(Accelerator(cpu=True), models[1], limit)) == pytest.approx(float(expected), rel=1e-6)
+    for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-6)
 
 
 def test_the_smallest_training_has_a_step() -> None:
