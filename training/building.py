@@ -22,7 +22,7 @@ from onecurve.training.data.loading import Loader, build_evaluation_plan, build_
 from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
 from onecurve.training.launch_protocol import BAD_INPUT
-from onecurve.training.models import cpu_dropout, last_layer, optimization
+from onecurve.training.models import example_dropout, last_layer, optimization
 from onecurve.training.models.adapters import check_base, has_adapter
 from onecurve.training.models.loading import (
     build_model,
@@ -183,8 +183,7 @@ def _join(
         start = agree_on_start(accelerator, run, start, data, model)
         if start.checkpoint is not None:
             load_weights(start.checkpoint, model)
-    if accelerator.device.type == "cpu":
-        cpu_dropout.install(model, recipe)
+    example_dropout.install(model, recipe, accelerator.device)
     last_layer.install(model)
     attention = prepare_attention(model, recipe)
 

@@ -210,10 +210,10 @@ class StepKeys(_Keys):
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = Field(
         42, description="of the split, the order, the new head and dropout"
     )
-    dropout_masks: Literal["bytes", "torch"] = Field(
-        "bytes",
-        description="how a CPU draws dropout: from random bytes, which is much faster, or as torch does; "
-        "other elements are dropped, as likely",
+    dropout_masks: Literal["by_example", "torch"] = Field(
+        "by_example",
+        description="what dropout masks are a function of: by_example is (seed, step, example, place in it), the same on every "
+        "topology; torch draws them for each process",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class PlannedExamples(torch.utils.data.Dataset[dict[str, Any]]):
         features = {
             name: feature[micro_batch.indices] for name, feature in self.split.examples.items() if name in self._names
         }
-        return {**self._collator(features), "micro_batch": micro_batch}
+        placement = self._collator.describe_placement(features)
+        return {**self._collator(features), "micro_batch": replace(micro_batch, placement=placement)}
 
 
 def _pass_through(batch: dict[str, Any]) -> dict[str, Any]:
