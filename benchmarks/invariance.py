@@ -4,7 +4,7 @@
     python -m benchmarks.invariance --only ddp,zero3   a part of it
 
 Every cell is a real training by `accelerate launch`: 200 examples of 3 to 100 words, batch 16, four epochs, the last
-batch of each uneven (8), 52 steps, dropout 0, float32. It is compared with one process and micro-batches of 16.
+batch of each uneven (8), 52 steps, float32, with dropout where the kind says so. It is compared with one process and micro-batches of 16.
 """
 
 from __future__ import annotations
@@ -64,9 +64,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "next token, adapter": {"task": "causal_lm", "adapter": "lora", "lora_r": 4},
     "completion": {"task": "causal_lm", "prompt_column": "prompt", "completion_column": "completion"},
     "chat": {"task": "causal_lm", "messages_column": "messages", "assistant_only_loss": True},
+    # With the model's own dropout, in its attention too; an adapter adds its own.
+    "dropout": {"dropout": None},
+    "dropout, recomputed": {"dropout": None, "gradient_checkpointing": True},
+    "dropout, next token": {"task": "causal_lm", "dropout": 0.1},
+    "dropout, next token, padded": {"task": "causal_lm", "dropout": 0.1, "layout": "padded"},
+    "dropout, adapter": {"dropout": None, "adapter": "lora", "lora_r": 4, "lora_dropout": 0.1},
 }
 # Memory changes nothing: these have the curve of another kind.
-CURVES = {"next token, padded": "next token", "next token, chunks": "next token"}
+CURVES = {
+    "next token, padded": "next token",
+    "next token, chunks": "next token",
+    "dropout, recomputed": "dropout",
+    "dropout, next token, padded": "dropout, next token",
+}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -197,6 +208,7 @@ def train(cell: Cell, folder: Path, launch: Launch = launch_for_real) -> Curve:
             **MICRO_BATCHES[cell.micro_batch],
             **KINDS[cell.kind],
         }
+        settings = {key: value for key, value in settings.items() if value is not None}
         topology = STRATEGIES.get(cell.strategy, "cpu")
         variables = {"ONECURVE_CACHE": str(folder / "cache"), "ONECURVE_FLOAT64": "1" if cell.is_float64 else "0"}
         words = build_arguments(topology, cell.num_processes, (), "training/run.py", to_flags(settings))
