@@ -30,6 +30,7 @@ from onecurve.training.models.loading import (
     describe_model,
     load_task,
 )
+from onecurve.training.models.mask_trial import try_masks
 from onecurve.training.models.packing import choose_layout, prepare_attention
 from onecurve.training.models.saving import save_config_and_tokenizer
 from onecurve.training.outcome import Outcome
@@ -157,10 +158,12 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     data = prepare_data(recipe, task, tokenizer)
     if resolved.eval_only:
         task.check_head(config)
-    notes = (describe_model(config, task, tokenizer), task.describe_left_out())
+    notes: tuple[str | None, ...] = (describe_model(config, task, tokenizer), task.describe_left_out())
     model = build_model(recipe, config, task, tokenizer)
     if resolved.eval_only:
         check_base(model, run.final)
+    else:
+        notes = (*notes, try_masks(model, task, tokenizer, data.train, recipe))
     return _Loaded(
         recipe, task, tokenizer, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model)
     )  # fmt: skip

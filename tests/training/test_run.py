@@ -35,7 +35,8 @@ def test_no_step_waits_for_the_device(
     """Forward, backward, clipping, update and log, from the second step on. The model runs as it would on a GPU."""
     monkeypatch.setattr(matrix_attention, "install", lambda model: None)
     # There a kernel draws the masks (philox_triton.py), and nothing comes from the host.
-    monkeypatch.setattr(ExampleMasks, "draw", lambda masks, site, shape, *rest: torch.ones(shape, dtype=torch.int8).neg())
+    monkeypatch.setattr(ExampleMasks, "draw", lambda masks, site, shape, *rest: torch.ones(shape, dtype=torch.bool))
+    monkeypatch.setattr(matrix_attention, "_is_on_host", lambda tensor: False)
     waits, watch = HostWaits(), contextlib.ExitStack()
     reads: list[str] = []
     numbers = {name: getattr(torch.Tensor, name) for name in ("tolist", "numpy", "cpu")}

@@ -2,7 +2,7 @@
 
 `torch.nn.functional.dropout` and `scaled_dot_product_attention` are exchanged once in a process. They ask example_masks.py for
 masks while a forward of known examples is computed, and are torch's own at any other time. What draws random numbers in
-another way is found at the start: two short examples give other losses together than one by one.
+another way is found at the start (mask_trial.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import torch
 from onecurve.training.config import Recipe
 from onecurve.training.models import matrix_attention
 from onecurve.training.models.example_masks import open_site
+
+KERNELS_WITH_DROPOUT = ("flash_attention_2", "flash_attention_3")
+"""Attentions whose dropout is inside of a kernel: their masks can't be by example."""
 
 _dropout = torch.nn.functional.dropout
 _attention = torch.nn.functional.scaled_dot_product_attention
@@ -30,14 +33,19 @@ def install(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> boo
     """
     if recipe.dropout_masks != "by_example":
         return False
-    torch.nn.functional.dropout = drop
-    torch.nn.functional.scaled_dot_product_attention = attend
+    intercept()
     has_dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
     can_replace = getattr(model, "_supports_sdpa", False) and model._can_set_attn_implementation()  # type: ignore[operator]
     gains = device.type == "cpu" and not recipe.torch_compile and (has_dropout or recipe.mixed_precision == "bf16")
     if recipe.attn_implementation is None and can_replace and gains:
         matrix_attention.install(model)
     return True
+
+
+def intercept() -> None:
+    """Exchange torch's dropout and attention in this process; without a forward of known examples they are torch's still."""
+    torch.nn.functional.dropout = drop
+    torch.nn.functional.scaled_dot_product_attention = attend
 
 
 @functools.wraps(_dropout)

@@ -159,7 +159,7 @@ def attend_by_example(
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     is_plain = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1]
-    if query.device.type == "cpu" and is_plain and (mask is None or not mask.requires_grad):
+    if _is_on_host(query) and is_plain and (mask is None or not mask.requires_grad):
         return _Attention.apply(query, key, value, mask, scale, probability, site, first_row)  # type: ignore[no-any-return, no-untyped-call]
     scores = query @ key.transpose(2, 3) * scale
     scores = scores.float() if scores.element_size() < 4 else scores
@@ -193,8 +193,12 @@ class _Dropout(torch.autograd.Function):
         return _scale_kept(gradient, kept, ctx.scale), None, None
 
 
+def _is_on_host(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
 def _scale_kept(values: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
-    if values.device.type == "cpu":
+    if _is_on_host(values):
         return keep(values.contiguous(), kept).mul_(scale)
     return torch.ops.aten.native_dropout_backward(values, kept, scale)  # type: ignore[no-any-return]  # One kernel.
 

@@ -19,7 +19,7 @@ from transformers import (
 from onecurve.training.config import Recipe
 from onecurve.training.data.layout import Collator, Layout
 from onecurve.training.data.plan import Placement
-from onecurve.training.models import attention, example_dropout, example_masks, last_layer
+from onecurve.training.models import attention, example_dropout, example_masks, last_layer, matrix_attention
 from onecurve.training.models.example_masks import ExampleMasks, checkpoint_contexts
 
 Model = Any
@@ -252,6 +252,20 @@ def test_a_vision_transformer_is_exact() -> None:
 
     for cut in CUTS.values():
         assert_same(compute(cut), compute(WHOLE))
+
+
+def test_a_gpu_computes_the_same_with_its_own_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it computes differently is tried here on the CPU; its masks are bool."""
+    layout = Layout(is_packed=True)
+    encoder = build(AutoModelForSequenceClassification, CLASSIFIERS["bert"](), attn_implementation="sdpa")
+    decoder = build(AutoModelForCausalLM, LlamaConfig(**LLAMA))
+    attention.install(decoder)
+    expected = find_gradients(encoder, PADDED, WHOLE), find_gradients(decoder, layout, WHOLE)
+    draw = ExampleMasks.draw
+    monkeypatch.setattr(ExampleMasks, "draw", lambda *arguments: draw(*arguments).bool())
+    monkeypatch.setattr(matrix_attention, "_is_on_host", lambda tensor: False)
+    assert_same(find_gradients(encoder, PADDED, WHOLE), expected[0])
+    assert_same(find_gradients(decoder, layout, WHOLE), expected[1])
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
