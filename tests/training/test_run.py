@@ -34,7 +34,7 @@ def test_no_step_waits_for_the_device(
 ) -> None:
     """Forward, backward, clipping, update and log, from the second step on. The model runs as it would on a GPU."""
     monkeypatch.setattr(matrix_attention, "install", lambda model: None)
-    # There a kernel draws the masks (philox_triton.py), and nothing comes from the host.
+    # There masks are drawn on the device (philox_torch.py), and a few counters alone come from the host.
     monkeypatch.setattr(ExampleMasks, "draw", lambda masks, site, shape, *rest: torch.ones(shape, dtype=torch.bool))
     monkeypatch.setattr(matrix_attention, "_is_on_host", lambda tensor: False)
     waits, watch = HostWaits(), contextlib.ExitStack()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onecurve.training.data.permutation import derive_key
 from onecurve.training.data.plan import Placement
 from onecurve.training.models.philox import Boxes, fill
+from onecurve.training.models.philox_torch import fill_on_device
 
 # A mask that belongs to no example, such as one over a model's relative positions, is the same for all of a step.
 _NO_EXAMPLE = 2**62
@@ -65,6 +66,10 @@ class ExampleMasks:
         exact = (1 - probability) * steps
         # The sign bit orders integers: the lowest ones are kept.
         limit = math.floor(exact) + int(derive_key(*key) / 2**64 < exact % 1) - steps // 2
+        if device.type == "cuda":
+            on_device = torch.zeros(math.prod(shape), dtype=torch.int16 if is_fine else torch.int8, device=device)
+            fill_on_device(on_device, boxes, key)
+            return (on_device.to(torch.int32) < limit).view(*shape)
         numbers = np.zeros(math.prod(shape), dtype=np.int16 if is_fine else np.int8)
         fill(numbers, boxes, key)
         drawn = torch.from_numpy(numbers)

@@ -134,7 +134,7 @@ def _add_mask(scores: torch.Tensor, mask: torch.Tensor) -> None:
 
 def _narrow(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Convert a mask. In bfloat16, float32's lowest number is -inf, and a row of -inf gives NaN, so it is clamped."""
-    return mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+    return mask.clamp(min=max(torch.finfo(dtype).min, torch.finfo(mask.dtype).min)).to(dtype)
 
 
 def attend_by_example(

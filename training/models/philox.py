@@ -2,7 +2,7 @@
 
 A counter-based generator has no state that goes on from draw to draw: a key and a counter give four numbers (Salmon et al.
 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"). Here the key is (seed and step, site) and the counter (block, example,
-row of the example, 0), so nobody has to draw in any order. NumPy's generator in C draws on the host; philox_triton.py gives
+row of the example, 0), so nobody has to draw in any order. NumPy's generator in C draws on the host; philox_torch.py gives
 the same bits on a GPU.
 """
 
@@ -46,11 +46,6 @@ class Boxes:
     def table(self) -> NDArray[np.int64]:
         """[rows, 5]: example, row of the example, queries, keys, start."""
         return np.column_stack([self.examples, self.rows, self.sizes, self.starts]).astype(np.int64)
-
-    @cached_property
-    def most_numbers(self) -> int:
-        """How many numbers the largest box has."""
-        return int(self.num_heads * self.sizes.prod(axis=1).max(initial=0))
 
 
 def fill(numbers: NDArray[Any], boxes: Boxes, key: Key) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from onecurve.training.data.plan import Placement
 from onecurve.training.models.example_masks import ExampleMasks
 from onecurve.training.models.philox import Boxes, fill
+from onecurve.training.models.philox_torch import compute_words, fill_on_device
 
 CPU = torch.device("cpu")
 _ROUND, _MASK = (0xD2E7470EE14C6C93, 0xCA5A826395121157), 2**64 - 1
@@ -46,6 +48,40 @@ def test_numbers_are_those_of_block_example_and_row() -> None:
     assert not numbers[:2].any()
     assert not numbers[72:80].any()
     assert not numbers[83:].any()
+
+
+@pytest.mark.parametrize("width", [np.int8, np.int16])
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        Boxes(np.array([4, 2**40, 7]), np.array([0, 1, 0]), np.array([[1, 70], [1, 64], [1, 3]]), np.array([2, 80, 150])),
+        Boxes(np.arange(4), np.zeros(4, int), np.array([[5, 5], [5, 5], [9, 9], [7, 7]]), np.arange(4) * 243, 3, (9, 9)),
+        Boxes(np.arange(2), np.zeros(2, int), np.array([[9, 9], [9, 9]]), np.arange(2) * 3 * 35, 3, (5, 7)),
+        Boxes(np.arange(2), np.zeros(2, int), np.array([[5, 5], [9, 9]]), np.array([40, 243]), 3, (9, 9)),
+    ],
+    ids=["in one piece", "attention", "smaller than its boxes", "padded on the left"],
+)  # fmt: skip
+def test_torchs_operations_give_the_bits_of_numpy(boxes: Boxes, width: Any) -> None:
+    for key in ((0, 1), (2**64 - 1, 12345)):
+        numbers = np.zeros(1000, width)
+        fill(numbers, boxes, key)
+        found = torch.zeros(1000, dtype=torch.from_numpy(numbers).dtype)
+        fill_on_device(found, boxes, key)
+        assert numbers.any()
+        assert torch.equal(found, torch.from_numpy(numbers))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_compiler_gives_the_bits_of_numpy() -> None:
+    """As on a GPU, where each operation would else be a kernel of its own."""
+    compiled = torch.compile(compute_words, dynamic=True)
+    for count in (1000, 5000):
+        boxes = Boxes(np.array([9, 2**40]), np.array([0, 1]), np.full((2, 2), (1, count)), np.array([0, count]))
+        numbers, found = np.zeros(2 * count, np.int8), torch.zeros(2 * count, dtype=torch.int8)
+        fill(numbers, boxes, (2**63, 3))
+        fill_on_device(found, boxes, (2**63, 3), compiled)
+        assert torch.equal(found, torch.from_numpy(numbers))
 
 
 def draw(
