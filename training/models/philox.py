@@ -43,34 +43,40 @@ class Boxes:
     shape: tuple[int, int] | None = None
 
     @cached_property
-    def table(self) -> NDArray[np.int64]:
-        """[rows, 5]: example, row of the example, queries, keys, start."""
-        return np.column_stack([self.examples, self.rows, self.sizes, self.starts]).astype(np.int64)
+    def counters(self) -> NDArray[np.uint64]:
+        """[rows, 4] before the first block of each."""
+        counters = np.zeros((len(self.examples), 4), dtype=np.uint64)
+        counters[:, 1], counters[:, 2] = self.examples, self.rows
+        return counters
+
+    @cached_property
+    def places(self) -> list[list[int]]:
+        """[rows] queries, keys and start of each."""
+        places: list[list[int]] = np.column_stack([self.sizes, self.starts]).tolist()
+        return places
 
 
 def fill(numbers: NDArray[Any], boxes: Boxes, key: Key) -> None:
     """Draw the numbers of every box: the k-th of a box are bytes k x itemsize and following of its stream.
 
     Args:
-        numbers: flat tensor of int8 or int16; what lies in no box is left as it is.
+        numbers: flat tensor of int8 or int16; what lies in no box is left as it is. Its bytes are in the order of the stream on
+            little-endian processors, which all are that PyTorch is built for here.
     """
     generator = np.random.Philox(key=np.array(key, dtype=np.uint64))
     state: Any = generator.state
-    counter, width = state["state"]["counter"], numbers.itemsize
     state["buffer_pos"] = 4  # The next number begins a new block.
-    for example, row, queries, keys, start in boxes.table.tolist():
-        counter[:] = (0, example, row, 0)
+    counter, width, num_heads = state["state"]["counter"], numbers.itemsize, boxes.num_heads
+    for counts, (queries, keys, start) in zip(boxes.counters, boxes.places, strict=True):
+        counter[:] = counts
         generator.state = state
-        count = boxes.num_heads * queries * keys
-        words = generator.random_raw(-(-count * width // 8))
-        drawn = words.astype("<u8", copy=False).view(numbers.dtype)[:count]
+        count = num_heads * queries * keys
+        drawn = generator.random_raw(-(-count * width // 8)).view(numbers.dtype)[:count]
         if boxes.shape is None or boxes.shape == (queries, keys):
             numbers[start : start + count] = drawn
             continue
         num_queries, num_keys = boxes.shape
         inside = min(queries, num_queries), min(keys, num_keys)
         strides = (num_queries * num_keys * width, num_keys * width, width)
-        box: NDArray[Any] = np.ndarray(
-            (boxes.num_heads, *inside), numbers.dtype, numbers.data, start * width, strides
-        )
-        box[...] = drawn.reshape(boxes.num_heads, queries, keys)[:, : inside[0], : inside[1]]
+        box: NDArray[Any] = np.ndarray((num_heads, *inside), numbers.dtype, numbers.data, start * width, strides)
+        box[...] = drawn.reshape(num_heads, queries, keys)[:, : inside[0], : inside[1]]

@@ -80,7 +80,7 @@ def fill_on_device(numbers: torch.Tensor, boxes: Boxes, key: Key, compute: Compu
 
 def _place(numbers: torch.Tensor, drawn: torch.Tensor, boxes: Boxes, firsts: Any) -> None:
     """Put the boxes, which lie one behind the other from `firsts` on, where they belong; equal ones together."""
-    table = [(*each[2:4], each[4], first) for each, first in zip(boxes.table.tolist(), firsts.tolist(), strict=True)]
+    table = [(*place, first) for place, first in zip(boxes.places, firsts.tolist(), strict=True)]
     for (queries, keys), run in groupby(table, key=lambda each: each[:2]):
         places = list(run)
         count, size = len(places), boxes.num_heads * queries * keys
