@@ -4,7 +4,7 @@
     python -m benchmarks.invariance --only ddp,zero3   a part of it
 
 Every cell is a real training by `accelerate launch`: 200 examples of 3 to 100 words, batch 16, four epochs, the last
-batch of each uneven (8), 52 steps, dropout 0, float32. It is compared with one process and micro-batches of 16.
+batch of each uneven (8), 52 steps, float32, with dropout where the kind says so. It is compared with one process and micro-batches of 16.
 """
 
 from __future__ import annotations
@@ -90,6 +90,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "masked tokens, chunks": {"task": "masked_lm", "loss_chunk_tokens": 24},
     "masked tokens, adapter": {"task": "masked_lm", "adapter": "lora", "lora_r": 4},
     "masked words": {"task": "masked_lm", "whole_word_mask": True},
+    # With the model's own dropout, in its attention too; an adapter adds its own.
+    "dropout": {"dropout": None},
+    "dropout, recomputed": {"dropout": None, "gradient_checkpointing": True},
+    "dropout, next token": {"task": "causal_lm", "dropout": 0.1},
+    "dropout, next token, padded": {"task": "causal_lm", "dropout": 0.1, "layout": "padded"},
+    "dropout, adapter": {"dropout": None, "adapter": "lora", "lora_r": 4, "lora_dropout": 0.1},
 }
 # Folders of `build_data` with the models of tasks; those of the others are the BERT.
 MODELS = {"causal_lm": "decoder", "seq2seq_lm": "encoder-decoder"}
@@ -98,6 +104,8 @@ CURVES = {
     "next token, padded": "next token",
     "next token, chunks": "next token",
     "masked tokens, chunks": "masked tokens",
+    "dropout, recomputed": "dropout",
+    "dropout, next token, padded": "dropout, next token",
 }
 
 CHAT_TEMPLATE = (
@@ -242,6 +250,7 @@ def train(cell: Cell, folder: Path, launch: Launch = launch_for_real) -> Curve:
             **MICRO_BATCHES[cell.micro_batch],
             **KINDS[cell.kind],
         }
+        settings = {key: value for key, value in settings.items() if value is not None}
         topology = STRATEGIES.get(cell.strategy, "cpu")
         variables = {"ONECURVE_CACHE": str(folder / "cache"), "ONECURVE_FLOAT64": "1" if cell.is_float64 else "0"}
         words = build_arguments(topology, cell.num_processes, (), "training/run.py", to_flags(settings))

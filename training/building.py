@@ -22,7 +22,7 @@ from onecurve.training.data.loading import Loader, build_evaluation_plan, build_
 from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
 from onecurve.training.launch_protocol import BAD_INPUT
-from onecurve.training.models import cpu_dropout, last_layer, optimization
+from onecurve.training.models import example_dropout, last_layer, optimization
 from onecurve.training.models.adapters import check_base, has_adapter
 from onecurve.training.models.loading import (
     build_model,
@@ -30,6 +30,7 @@ from onecurve.training.models.loading import (
     describe_model,
     load_task,
 )
+from onecurve.training.models.mask_trial import try_masks
 from onecurve.training.models.packing import choose_layout, prepare_attention
 from onecurve.training.models.saving import save_config_and_tokenizer
 from onecurve.training.outcome import Outcome
@@ -161,10 +162,12 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     data = prepare_data(recipe, task, tokenizer)
     if resolved.eval_only:
         task.check_head(config)
-    notes = (describe_model(config, task, tokenizer), task.describe_left_out())
+    notes: tuple[str | None, ...] = (describe_model(config, task, tokenizer), task.describe_left_out())
     model = build_model(recipe, config, task, tokenizer)
     if resolved.eval_only:
         check_base(model, run.final)
+    else:
+        notes = (*notes, try_masks(model, task, tokenizer, data.train, recipe))
     return _Loaded(
         recipe, task, tokenizer, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model)
     )  # fmt: skip
@@ -187,8 +190,7 @@ def _join(
         start = agree_on_start(accelerator, run, start, data, model)
         if start.checkpoint is not None:
             load_weights(start.checkpoint, model)
-    if accelerator.device.type == "cpu":
-        cpu_dropout.install(model, recipe)
+    example_dropout.install(model, recipe, accelerator.device)
     last_layer.install(model)
     attention = prepare_attention(model, recipe)
 

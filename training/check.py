@@ -21,6 +21,7 @@ from onecurve.training.data.preparation import prepare_data
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.launch_protocol import EXAMPLE_LINE
 from onecurve.training.models.loading import build_model, count_parameters, load_task
+from onecurve.training.models.mask_trial import try_masks
 from onecurve.training.outcome import Outcome, end_process, report_outcome
 from onecurve.training.record.console import quiet_third_parties
 
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     check_folders((recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name))
     task, config, tokenizer = load_task(recipe)
     data = prepare_data(recipe, task, tokenizer)
-    trained, total = count_parameters(build_model(recipe, config, task, tokenizer))
+    model = build_model(recipe, config, task, tokenizer)
+    trained, total = count_parameters(model)
+    mask_note = try_masks(model, task, tokenizer, data.train, recipe)
     for split in (data.train, data.validation, data.test):
         if split is not None:
             lengths = split.lengths
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     example = task.describe_example(data.train.examples, tokenizer)
     if example is not None:
         print(f"{EXAMPLE_LINE}{json.dumps(example)}")
-    for line in data.notes:
+    for line in (*data.notes, *filter(None, (mask_note,))):
         print(f"note      {line}")
     print(f"model     {total:,} parameters, {trained:,} trained")
 

@@ -72,6 +72,10 @@ def _to_precision(value: object) -> object:
     return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false.
 
 
+def _to_masks(value: object) -> object:
+    return "torch" if value == "bytes" else value  # Of earlier versions: drawn for each process.
+
+
 def _to_task_name(value: object) -> object:
     return value.replace("-", "_") if isinstance(value, str) and ":" not in value else value
 
@@ -218,10 +222,10 @@ class StepKeys(_Keys):
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = Field(
         42, description="of the split, the order, the new head and dropout"
     )
-    dropout_masks: Literal["bytes", "torch"] = Field(
-        "bytes",
-        description="how a CPU draws dropout: from random bytes, which is much faster, or as torch does; "
-        "other elements are dropped, as likely",
+    dropout_masks: Annotated[Literal["by_example", "torch"], BeforeValidator(_to_masks)] = Field(
+        "by_example",
+        description="what dropout masks are a function of: by_example is (seed, step, example, place in it), the same on every "
+        "topology; torch draws them for each process",
     )
 
 

@@ -111,7 +111,7 @@ def make_steps(session: Session) -> Evaluation | None:
     losses: list[torch.Tensor] = []
     for batch in session.train_loader:
         micro_batch = batch.pop("micro_batch")  # Where it stands in its step, and what the whole step counts.
-        gradient_scale = begin_micro_batch(accelerator, micro_batch, recipe.seed)
+        gradient_scale = begin_micro_batch(accelerator, micro_batch, recipe)
         with accelerator.accumulate(model):
             is_first = micro_batch.step == session.plan.start_step
             with explain_model_errors(recipe.model_name_or_path, is_first), detect_out_of_memory():

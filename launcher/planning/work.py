@@ -23,8 +23,9 @@ class Work:
         num_micro_batches: of one step on one process; with several, gradients stay in memory while later ones are computed.
         mixed_precision: the recipe's.
         gradient_checkpointing: the recipe's.
-        keeps_attention: whether attention probabilities are kept: eager attention, and on a CPU any with dropout or in bf16.
-        mask_bytes: of each entry of a dropout mask: 1 on a GPU; on a CPU 2, or 4 with torch's own dropout, which keeps the noise.
+        keeps_attention: whether attention probabilities are kept: eager attention, any with dropout by example, and on a CPU any
+            with dropout or in bf16.
+        mask_bytes: of each entry of a dropout mask: 1, or on a CPU 4 with torch's own dropout, which keeps the noise.
         logit_tokens: tokens whose logits over a vocabulary are in memory at once (training/tasks/chunked_losses.py).
         trained_parameters: of an adapter; None where all of the model's are trained.
         has_half_base: whether the weights beside an adapter have two bytes each.
@@ -53,11 +54,12 @@ def build_work(
     if recipe.per_device_batch_tokens is not None:
         micro_batch = max(1, min(micro_batch, recipe.per_device_batch_tokens // length))
     dropout = recipe.dropout if recipe.dropout is not None else (shape.dropout if shape is not None else 0.0)
-    # On a CPU training/models/cpu_dropout.py replaces dropout (masks of two bytes), and in bf16 attention by the eager one.
-    exchanges = kind == "cpu" and recipe.dropout_masks == "bytes" and not recipe.torch_compile
+    is_by_example = recipe.dropout_masks == "by_example"
     keeps_attention = recipe.attn_implementation == "eager" or (kind == "cpu" and dropout > 0)
-    if exchanges and recipe.mixed_precision == "bf16" and recipe.attn_implementation is None:
-        keeps_attention = True
+    keeps_attention |= loses_fused_kernel(recipe, dropout)
+    # There training/models/example_dropout.py exchanges the attention.
+    if kind == "cpu" and is_by_example and recipe.mixed_precision == "bf16":
+        keeps_attention |= recipe.attn_implementation is None and not recipe.torch_compile
     return Work(
         num_examples=micro_batch,
         length=length,
@@ -65,7 +67,7 @@ def build_work(
         mixed_precision=recipe.mixed_precision,
         gradient_checkpointing=recipe.gradient_checkpointing,
         keeps_attention=keeps_attention,
-        mask_bytes=0 if dropout == 0 else 2 if exchanges else 4 if kind == "cpu" else 1,
+        mask_bytes=0 if dropout == 0 else 4 if kind == "cpu" and not is_by_example else 1,
         logit_tokens=0
         if shape is None or not shape.predicts_tokens
         else min(micro_batch * length, choose_chunk_tokens(recipe.loss_chunk_tokens, shape.vocab_size)),
@@ -75,6 +77,15 @@ def build_work(
         and shape.reads_first_token
         and recipe.attn_implementation in (None, "eager", "sdpa"),
     )
+
+
+def loses_fused_kernel(recipe: Recipe, dropout: float) -> bool:
+    """Whether masks by example take SDPA's fused kernel from the attention: it draws its own.
+
+    Args:
+        dropout: of attention probabilities.
+    """
+    return recipe.dropout_masks == "by_example" and dropout > 0 and recipe.attn_implementation in (None, "sdpa")
 
 
 # By the matrices of a layer: what families call them.

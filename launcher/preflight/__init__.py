@@ -14,6 +14,7 @@ from onecurve.launcher.planning.topology import Topology
 from onecurve.launcher.preflight.accelerate_yaml import check_yaml
 from onecurve.launcher.preflight.data import check_data
 from onecurve.launcher.preflight.devices import check_devices, check_launch, check_memory, check_port, check_processes
+from onecurve.launcher.preflight.dropout import check_dropout
 from onecurve.launcher.preflight.findings import Finding
 from onecurve.launcher.preflight.hub import check_hub, check_reachability
 from onecurve.launcher.preflight.model import check_model, describe_model
@@ -52,6 +53,7 @@ def check_recipe(
             findings += check_devices(machine, topology.num_local_processes)
         if shape is not None:
             findings += check_memory(recipe, topology, machine, shape)
+            findings += check_dropout(recipe, topology, shape)
     return sorted(findings, key=lambda finding: finding.severity)
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from onecurve.training import run
-from onecurve.training.models import cpu_dropout
+from onecurve.training.models import matrix_attention
+from onecurve.training.models.example_masks import ExampleMasks
 from onecurve.training.parallel.micro_batch import begin_micro_batch
 from tests.conftest import Run
 from tests.host_waits import HostWaits
@@ -32,7 +33,10 @@ def test_no_step_waits_for_the_device(
     settings: dict[str, Any],
 ) -> None:
     """Forward, backward, clipping, update and log, from the second step on. The model runs as it would on a GPU."""
-    monkeypatch.setattr(cpu_dropout, "install", lambda model, recipe: None)
+    monkeypatch.setattr(matrix_attention, "install", lambda model: None)
+    # There masks are drawn on the device (philox_torch.py), and a few counters alone come from the host.
+    monkeypatch.setattr(ExampleMasks, "draw", lambda masks, site, shape, *rest: torch.ones(shape, dtype=torch.bool))
+    monkeypatch.setattr(matrix_attention, "_is_on_host", lambda tensor: False)
     waits, watch = HostWaits(), contextlib.ExitStack()
     reads: list[str] = []
     numbers = {name: getattr(torch.Tensor, name) for name in ("tolist", "numpy", "cpu")}
@@ -48,12 +52,12 @@ def test_no_step_waits_for_the_device(
 
     steps: list[int] = []
 
-    def begin_and_watch(accelerator: Any, micro_batch: Any, seed: int) -> float:
+    def begin_and_watch(accelerator: Any, micro_batch: Any, recipe: Any) -> float:
         if micro_batch.step == 1 and micro_batch.position == 0:
             watch.enter_context(waits)
             for name in numbers:
                 monkeypatch.setattr(torch.Tensor, name, note(name))
-        return begin_micro_batch(accelerator, micro_batch, seed)
+        return begin_micro_batch(accelerator, micro_batch, recipe)
 
     def conclude(session: Any) -> None:
         steps.append(session.progress.step)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from onecurve.training.data.columns import Array
+from onecurve.training.data.plan import Placement
 from onecurve.training.tasks.base import Task
 
 
@@ -76,6 +77,18 @@ class Collator:
             batch.update(_describe_packing(lengths) if self.layout.is_packed else self._build_mask(lengths))
         self._add_to_batch(batch)
         return batch
+
+    def describe_placement(self, features: Mapping[str, Array | Sequence[Any]]) -> Placement:
+        """Where these examples lie in the batch that is made of them."""
+        ragged = [[len(row) for row in values] for values in features.values() if not isinstance(values, np.ndarray)]
+        tokens = features.get("input_ids")
+        return Placement(
+            lengths=np.max(ragged, axis=0) if ragged else None,
+            sizes=frozenset(map(max, ragged)),
+            rows_per_example=tokens.shape[1] if isinstance(tokens, np.ndarray) and tokens.ndim == 3 else 1,
+            is_packed=self.layout.is_packed,
+            pads_left=self.layout.pads_left,
+        )
 
     def _build_mask(self, lengths: Sequence[int]) -> dict[str, torch.Tensor | None]:
         is_full = min(lengths) == max(lengths)

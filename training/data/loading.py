@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ class PlannedExamples(torch.utils.data.Dataset[dict[str, Any]]):
         features = {name: feature[indices] for name, feature in self.split.examples.items()}
         drawn = task.draw(features, indices, micro_batch.epoch)
         batched = {name: values for name, values in drawn.items() if name not in task.unbatched_features}
-        return {**self._collator(batched), "micro_batch": micro_batch}
+        placement = self._collator.describe_placement(batched)
+        return {**self._collator(batched), "micro_batch": replace(micro_batch, placement=placement)}
 
 
 def _pass_through(batch: dict[str, Any]) -> dict[str, Any]:

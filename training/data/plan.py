@@ -164,6 +164,25 @@ def count_tokens(sorted_lengths: NDArray[Any], offsets: NDArray[np.int64], is_pa
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where the examples of a micro-batch lie in its tensors, in numbers of the host.
+
+    Attributes:
+        lengths: [examples] tokens of the longest sequence of each; None where they have none.
+        sizes: padded lengths of their sequences.
+        rows_per_example: rows of the model's tensors that belong to one example: several where there are choices.
+        is_packed: sequences lie one behind the other in one row.
+        pads_left: padding comes before the tokens.
+    """
+
+    lengths: NDArray[np.int64] | None = None
+    sizes: frozenset[int] = frozenset()
+    rows_per_example: int = 1
+    is_packed: bool = False
+    pads_left: bool = False
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """What goes through the model at once on one process, and what the loop must know of its step.
 
@@ -178,6 +197,7 @@ class MicroBatch:
         num_examples: of the whole step, over all processes.
         num_tokens: of the whole step, without padding.
         num_padded_tokens: of the whole step, with padding.
+        placement: where its examples lie; the loader knows when it has collated them.
     """
 
     indices: Indices
@@ -190,6 +210,7 @@ class MicroBatch:
     num_examples: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
+    placement: Placement = Placement()
 
     @property
     def weight(self) -> float:

@@ -8,7 +8,7 @@ without a look at what they hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from inspect import signature
@@ -21,7 +21,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from onecurve.training.models import cpu_dropout
+from onecurve.training.models import matrix_attention
+from onecurve.training.models.example_masks import Site, open_site
 
 ATTENTION = "onecurve_causal"
 """The name under which transformers finds the attention below. Without a mask function of that name, it builds no mask."""
@@ -99,9 +100,9 @@ def is_causal(model: Any) -> bool:
 
 
 def install(model: Any) -> None:
-    """Exchange the attention of a causal model, after `cpu_dropout` has had its turn."""
-    draws_bytes = model.config._attn_implementation == cpu_dropout.ATTENTION
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, partial(attend, draws_bytes=draws_bytes))
+    """Exchange the attention of a causal model, after `example_dropout` has had its turn."""
+    prefers_matrices = model.config._attn_implementation == matrix_attention.ATTENTION
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, partial(attend, prefers_matrices=prefers_matrices))
     model.set_attn_implementation(ATTENTION)
 
 
@@ -109,7 +110,7 @@ def install(model: Any) -> None:
 def of_transformers(model: Any) -> Iterator[None]:
     """Let a model have one of transformers' own attentions for a while: a generation needs masks and a cache."""
     name = model.config._attn_implementation
-    if name not in (ATTENTION, cpu_dropout.ATTENTION):
+    if name not in (ATTENTION, matrix_attention.ATTENTION):
         yield
         return
     model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
@@ -132,7 +133,7 @@ def attend(
     s_aux: torch.Tensor | None = None,
     sequence_lengths: tuple[int, ...] | None = None,
     sequence_offsets: torch.Tensor | None = None,
-    draws_bytes: bool = False,
+    prefers_matrices: bool = False,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention for transformers, of rows that are padded on the right or of packed sequences.
@@ -145,7 +146,7 @@ def attend(
         s_aux: [heads] scores of a sink: what goes there is lost.
         sequence_lengths: [sequences] of packed sequences; None where each row is one.
         sequence_offsets: [sequences + 1] int32, where each begins and the last ends.
-        draws_bytes: dropout is drawn as `cpu_dropout` does.
+        prefers_matrices: in bf16 they are quicker than SDPA, as on a CPU.
 
     Returns:
         [examples, length, heads, head size], and no attention weights.
@@ -154,10 +155,10 @@ def attend(
     assert query.shape[2] == key.shape[2], "a cache needs one of transformers' own attentions"
     attend_rows = partial(
         _attend_rows, module, dropout=dropout, scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux,
-        draws_bytes=draws_bytes,
+        prefers_matrices=prefers_matrices, site=open_site() if dropout else None,
     )  # fmt: skip
     if sequence_lengths is None:
-        return attend_rows(query, key, value), None
+        return attend_rows(query, key, value, first_row=0), None
     assert sequence_offsets is not None
     dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
     if has_kernel(query.device, dtype, query.shape[-1]) and not dropout and softcap is None and s_aux is None:
@@ -170,7 +171,7 @@ def attend(
         )  # fmt: skip
         assert isinstance(context, torch.Tensor)
         return context[None], None
-    pieces, start = [], 0
+    pieces, start, first_row = [], 0, 0
     for length, run in groupby(sequence_lengths):  # Sequences are sorted by length: equal ones stand beside each other.
         count = len(list(run))
         stop = start + count * length
@@ -178,8 +179,8 @@ def attend(
             each[0, :, start:stop].view(each.shape[1], count, length, -1).transpose(0, 1)
             for each in (query, key, value)
         )
-        pieces.append(attend_rows(*rows).flatten(0, 1))
-        start = stop
+        pieces.append(attend_rows(*rows, first_row=first_row).flatten(0, 1))
+        start, first_row = stop, first_row + count
     return torch.cat(pieces)[None], None
 
 
@@ -206,17 +207,27 @@ def _attend_rows(
     window: int | None,
     softcap: float | None,
     sinks: torch.Tensor | None,
-    draws_bytes: bool,
+    prefers_matrices: bool,
+    site: Site | None,
+    first_row: int,
 ) -> torch.Tensor:
-    """Each row a sequence: [examples, heads, length, head size] -> [examples, length, heads, head size]."""
+    """Each row a sequence: [examples, heads, length, head size] -> [examples, length, heads, head size].
+
+    Args:
+        site: of the dropout, where masks are by example.
+        first_row: the example of the first row, by its number in the batch.
+    """
     length = query.shape[2]
     window = None if window is None or window >= length else window
     if softcap is not None or sinks is not None:
-        return _attend_plainly(module, query, key, value, dropout, scaling, window, softcap, sinks)
-    if draws_bytes and (dropout > 0 or query.dtype == torch.bfloat16) and torch.is_grad_enabled():
-        # What the CPU's own attention is quicker at: `cpu_dropout.attend` decides, but its way needs a mask.
+        drop = partial(_drop, dropout=dropout, is_training=module.training, site=site, first_row=first_row)
+        return _attend_plainly(query, key, value, drop, scaling, window, softcap, sinks)
+    is_quicker = prefers_matrices and not dropout and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    if site is not None or is_quicker:
         mask = _build_mask_of_rows(length, window, query.device, query.dtype)[None, None]
-        return cpu_dropout.attend(module, query, key, value, mask, dropout=dropout, scaling=scaling)[0]
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        found = matrix_attention.attend_by_example(query, key, value, mask, scale, dropout, site, first_row)
+        return found.transpose(1, 2).contiguous()
     seen = None if window is None else _build_mask_of_rows(length, window, query.device)
     context: torch.Tensor
     context, _ = sdpa_attention_forward(
@@ -243,12 +254,17 @@ def _build_large_mask(size: int, window: int | None, device: torch.device, dtype
     return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
+def _drop(weights: torch.Tensor, dropout: float, is_training: bool, site: Site | None, first_row: int) -> torch.Tensor:
+    if site is None:
+        return torch.nn.functional.dropout(weights, dropout, is_training)
+    return matrix_attention.drop(weights, dropout, site, first_row)
+
+
 def _attend_plainly(
-    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    dropout: float,
+    drop: Callable[[torch.Tensor], torch.Tensor],
     scaling: float | None,
     window: int | None,
     softcap: float | None,
@@ -265,5 +281,4 @@ def _attend_plainly(
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
     weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]].to(value.dtype)
-    weights = torch.nn.functional.dropout(weights, dropout, module.training)
-    return (weights @ value).transpose(1, 2).contiguous()
+    return (drop(weights) @ value).transpose(1, 2).contiguous()

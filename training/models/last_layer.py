@@ -16,7 +16,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS
-from onecurve.training.models.cpu_dropout import ATTENTION
+from onecurve.training.models.matrix_attention import ATTENTION
 
 # Their code is copied from BERT: the layers have the same parts, and a cross-attention with the same parameters, which takes
 # its queries from one tensor, and its keys and values from another.

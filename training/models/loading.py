@@ -24,6 +24,7 @@ from onecurve.training.models.adapters import (
     load_trained_weights,
     open_adapter,
 )
+from onecurve.training.models.example_masks import checkpoint_contexts
 from onecurve.training.models.saving import MODEL_CONFIG
 from onecurve.training.run_directory import WEIGHTS_FILE
 from onecurve.training.tasks import Task, build_task
@@ -189,7 +190,8 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
     set_seed(recipe.seed)  # So are an adapter's, whatever was drawn while the model was loaded.
     choose_trained(model, recipe, task, adapter)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        keywords = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)  # type: ignore[operator]
     return model
 
 

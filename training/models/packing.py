@@ -42,7 +42,7 @@ class Attention:
 
 
 def prepare_attention(model: Any, recipe: Recipe) -> Attention:
-    """Give a causal model the attention that needs no mask. Before the model is sharded, after `cpu_dropout.install`."""
+    """Give a causal model the attention that needs no mask. Before the model is sharded, after `example_dropout.install`."""
     attention.prevent_reads(model)
     own, obstacle = model.config._attn_implementation, attention.find_obstacle(model)
     if recipe.attn_implementation is not None:

@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, MambaConfig, T5Config
 
 from onecurve.training.data.layout import Collator, Layout
-from onecurve.training.models import attention, cpu_dropout
+from onecurve.training.data.plan import Placement
+from onecurve.training.models import attention, example_dropout, example_masks, matrix_attention
+from onecurve.training.models.example_masks import ExampleMasks
 from onecurve.training.tasks.base import NO_TARGET
 from onecurve.training.tasks.causal_lm import CausalLM
 from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe
@@ -120,22 +122,6 @@ def test_boundaries_and_positions_matter(wrong: dict[str, Any]) -> None:
     assert deviation(compute(model, {**batch, **wrong}, layout), compute(model, batch, layout)) > 0.1
 
 
-def test_dropout_of_bytes_drops_in_packed_sequences_too() -> None:
-    config = CONFIGS["gpt2"]()
-    config.attn_pdrop = 0.5
-    model = build_decoder(config)
-    cpu_dropout.install(model, _Recipe())  # type: ignore[arg-type]
-    attention.install(model)
-    layout = Layout(is_packed=True)
-    batch = collate(layout, build_sequences())
-    model.train()
-    torch.manual_seed(3)
-    dropped = compute(model, batch, layout)
-    torch.manual_seed(3)
-    assert torch.equal(compute(model, batch, layout), dropped)
-    assert deviation(dropped, compute(model.eval(), batch, layout)) > 0.1
-
-
 def test_the_mean_over_masks_is_the_attention_without_dropout() -> None:
     """A token that dropout let see what follows it, or another sequence, would shift the mean."""
     torch.manual_seed(4)
@@ -153,10 +139,15 @@ def test_the_mean_over_masks_is_the_attention_without_dropout() -> None:
             dropout,
             sequence_lengths=lengths,
             sequence_offsets=offsets,
-            draws_bytes=True,
         )[0]
 
-    mean = torch.stack([attend(0.25) for _ in range(1000)]).mean(0)
+    def attend_in(step: int) -> torch.Tensor:
+        placement = Placement(np.array(lengths), frozenset({6}), is_packed=True)
+        example_masks.begin(ExampleMasks(1, step, range(2), placement))
+        return attend(0.25)
+
+    mean = torch.stack([attend_in(step) for step in range(1000)]).mean(0)
+    example_masks.begin(None)
     assert (mean - attend(0.0)).abs().max() < 0.1
 
 
@@ -248,7 +239,7 @@ def test_a_model_writes_with_an_attention_that_knows_masks_and_caches(family: st
 # Models that keep their attention -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", cpu_dropout.ATTENTION])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", matrix_attention.ATTENTION])
 @pytest.mark.parametrize("family", ["bert", "llama"])
 @pytest.mark.parametrize("is_full", [False, True], ids=["padded", "full"])
 def test_masks_are_built_without_a_look(family: str, implementation: str, is_full: bool) -> None:
@@ -263,7 +254,7 @@ def test_masks_are_built_without_a_look(family: str, implementation: str, is_ful
     config = bert if family == "bert" else LlamaConfig(**shape, pad_token_id=0)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)
-    cpu_dropout.install(model, _Recipe())  # type: ignore[arg-type]
+    example_dropout.install(model, _Recipe(), torch.device("cpu"))  # type: ignore[arg-type]
     model.set_attn_implementation(implementation)
     sequences = build_sequences()[:2] if is_full else build_sequences()
     alone = torch.cat([model(input_ids=torch.tensor(each)[None]).logits for each in sequences])
@@ -278,7 +269,7 @@ def test_masks_are_built_without_a_look(family: str, implementation: str, is_ful
 
 
 class _Recipe:
-    dropout_masks, torch_compile, attn_implementation, mixed_precision = "bytes", False, None, "bf16"
+    dropout_masks, torch_compile, attn_implementation, mixed_precision = "by_example", False, None, "bf16"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS
 from onecurve.training.config import Recipe
-from onecurve.training.models import cpu_dropout, last_layer
+from onecurve.training.data.plan import Placement
+from onecurve.training.models import example_dropout, example_masks, last_layer, matrix_attention
+from onecurve.training.models.example_masks import ExampleMasks
 
 SHAPE = {
     "vocab_size": 100, "hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -58,13 +60,13 @@ def gradients(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {"logits": logits.detach(), **{name: parameter.grad for name, parameter in model.named_parameters()}}
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", cpu_dropout.ATTENTION])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", matrix_attention.ATTENTION])
 @pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
 def test_logits_and_gradients_are_those_of_the_whole_layer(kind: str, attention: str) -> None:
     plain = build(kind, "eager" if attention == "eager" else "sdpa").double().train()
     ours = copy.deepcopy(plain)
-    if attention == cpu_dropout.ATTENTION:
-        assert cpu_dropout.install(ours, make_recipe(mixed_precision="bf16"))
+    if attention == matrix_attention.ATTENTION:
+        assert example_dropout.install(ours, make_recipe(mixed_precision="bf16"), torch.device("cpu"))
     assert last_layer.install(ours)
     ours = copy.deepcopy(ours)  # What is exchanged follows the copy.
     batch = build_batch()
@@ -86,18 +88,26 @@ DROPOUT: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("masks", ["bytes", "torch"])
+@pytest.mark.parametrize("masks", ["by_example", "torch"])
 @pytest.mark.parametrize("kind", DROPOUT)
 def test_dropout_is_that_of_the_whole_layer_on_average(kind: str, masks: str) -> None:
     """The mean over many masks; each kind of dropout at a rate that would show."""
     plain = build(kind, **DROPOUT[kind]).train()
-    cpu_dropout.install(plain, make_recipe(dropout_masks=masks))
+    example_dropout.install(plain, make_recipe(dropout_masks=masks), torch.device("cpu"))
     ours = copy.deepcopy(plain)
     assert last_layer.install(ours)
     batch = {name: tensor.repeat(500, 1) for name, tensor in build_batch().items()}
-    with torch.no_grad():
-        torch.manual_seed(2)
-        samples = [torch.cat([model(**batch).logits for _ in range(4)]).view(-1, 4, 3) for model in (plain, ours)]
+    lengths = batch["attention_mask"].sum(1).numpy()
+
+    def compute(model: Any, step: int) -> torch.Tensor:
+        by_example = ExampleMasks(model is plain, step, range(2000), Placement(lengths, frozenset({16})))
+        example_masks.begin(by_example if masks == "by_example" else None)
+        logits: torch.Tensor = model(**batch).logits
+        return logits.detach()
+
+    torch.manual_seed(2)
+    samples = [torch.cat([compute(model, step) for step in range(4)]).view(-1, 4, 3) for model in (plain, ours)]
+    example_masks.begin(None)
     spread = samples[0].std(dim=0)
     torch.testing.assert_close(samples[1].std(dim=0), spread, rtol=0.15, atol=0)
     difference = (samples[0].mean(dim=0) - samples[1].mean(dim=0)).abs()

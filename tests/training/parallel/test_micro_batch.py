@@ -11,16 +11,19 @@ import torch
 from accelerate.utils import DistributedType
 
 from onecurve.training.data.plan import MicroBatch
+from onecurve.training.models import example_masks
 from onecurve.training.parallel.micro_batch import begin_micro_batch
+from onecurve.training.recipe import Recipe
 
 
-def draw(step: int = 0, process: int = 0, seed: int = 1, position: int = 0) -> list[float]:
-    """Random numbers, as dropout would draw them in a micro-batch."""
+def draw(step: int = 0, process: int = 0, seed: int = 1, position: int = 0, masks: str = "torch") -> list[float]:
+    """Random numbers that a model draws from torch's generator in a micro-batch."""
     accelerator: Any = SimpleNamespace(
         process_index=process, num_processes=2, distributed_type=DistributedType.MULTI_CPU, step=0
     )
     plan = MicroBatch(np.arange(2), step=step, position=position, num_micro_batches=3)
-    begin_micro_batch(accelerator, plan, seed)
+    begin_micro_batch(accelerator, plan, Recipe(model_name_or_path="m", train_file=("t",), seed=seed, dropout_masks=masks))
+    example_masks.begin(None)
     return torch.rand(4).tolist()
 
 
@@ -34,12 +37,20 @@ def test_numbers_of_python_and_numpy_are_of_the_step_as_well() -> None:
     assert found[0][1] != found[1][1]
 
 
-def test_random_numbers_are_of_seed_step_and_process() -> None:
+def test_with_torchs_masks_random_numbers_are_of_seed_step_and_process() -> None:
     first = draw()
     draw(step=7)
     assert draw() == first, "a step that is made again draws what it drew"
     assert len({tuple(numbers) for numbers in (first, draw(step=1), draw(process=1), draw(seed=2))}) == 4
 
 
-def test_later_micro_batches_of_a_step_go_on_with_its_random_numbers() -> None:
+def test_with_torchs_masks_later_micro_batches_go_on_with_a_steps_random_numbers() -> None:
     assert draw() != draw(position=1)
+
+
+def test_with_masks_by_example_every_micro_batch_of_a_step_draws_the_same() -> None:
+    """A layer that one micro-batch skips is skipped by all, on any process."""
+    first = draw(masks="by_example")
+    assert draw(process=1, position=2, masks="by_example") == first
+    assert draw(step=1, masks="by_example") != first
+    assert draw(seed=2, masks="by_example") != first

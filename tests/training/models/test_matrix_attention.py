@@ -1,20 +1,22 @@
-"""The CPU's own dropout and attention compute what transformers' plain forward computes."""
+"""Attention as matrix products computes what transformers' plain forward computes."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
-from transformers.integrations.sdpa_attention import repeat_kv
 
 from onecurve.training.config import Recipe
-from onecurve.training.models import cpu_dropout
-from onecurve.training.models.cpu_dropout import ATTENTION, ByteDropout, draw_kept
+from onecurve.training.data.plan import Placement
+from onecurve.training.models import example_dropout, example_masks, matrix_attention
+from onecurve.training.models.example_masks import ExampleMasks
+from onecurve.training.models.matrix_attention import ATTENTION, drop_elements
 
 BERT = BertConfig(
     vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=3,
@@ -27,6 +29,17 @@ LLAMA = LlamaConfig(
 )  # fmt: skip
 
 
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def masks_of_torch() -> Iterator[None]:
+    """What is installed asks for masks by example only where a test begins them."""
+    example_masks.begin(None)
+    yield
+    example_masks.begin(None)
+
+
 def make_recipe(**settings: Any) -> Recipe:
     return Recipe(model_name_or_path="none", train_file=("none",), **settings)
 
@@ -36,7 +49,7 @@ def build_pair(config: Any, dtype: torch.dtype, **settings: Any) -> tuple[torch.
     torch.manual_seed(0)
     plain = AutoModelForSequenceClassification.from_config(copy.deepcopy(config), attn_implementation="eager").to(dtype)
     ours = copy.deepcopy(plain)
-    assert cpu_dropout.install(ours, make_recipe(mixed_precision="bf16", **settings))
+    assert example_dropout.install(ours, make_recipe(mixed_precision="bf16", **settings), CPU)
     assert ours.config._attn_implementation == ATTENTION
     return plain, ours
 
@@ -64,12 +77,10 @@ def attends_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our attention in any precision: without dropout it leaves float32 to SDPA, which is faster there."""
 
     def run(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any = None, **others: Any) -> Any:
-        groups = getattr(module, "num_key_value_groups", 1)
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        context = cpu_dropout._Attention.apply(query, key, value, mask, scaling, 0.0)  # type: ignore[no-untyped-call]
+        context = matrix_attention.attend_by_example(query, key, value, mask, scaling, 0.0, None)
         return context.transpose(1, 2).contiguous(), None
 
-    monkeypatch.setattr(cpu_dropout, "attend", run)
+    monkeypatch.setattr(matrix_attention, "attend", run)
 
 
 @pytest.mark.parametrize(
@@ -104,13 +115,14 @@ def test_gradients_with_dropout_are_those_of_the_same_masks() -> None:
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     mask = torch.zeros(2, 1, 1, 10)
     mask[0, ..., -4:] = torch.finfo(torch.float32).min
-    torch.manual_seed(5)
-    ours = cpu_dropout._Attention.apply(*tensors, mask, scale, probability)  # type: ignore[no-untyped-call]
+    masks = ExampleMasks(1, 0, range(2), Placement(np.array([10, 10]), frozenset({10})))
+    example_masks.begin(masks)
+    site = example_masks.open_site()
+    ours = matrix_attention.attend_by_example(*tensors, mask, scale, probability, site)
     weight = torch.randn(shape, dtype=torch.float64)
     found = torch.autograd.grad((ours * weight).sum(), tensors)
 
-    torch.manual_seed(5)
-    kept = draw_kept(2 * 3 * 10 * 10, probability).view(2, 3, 10, 10) != 0
+    kept = masks.draw(1, (2, 3, 10, 10), probability, CPU) != 0
     queries, keys, values = tensors
     weights = torch.softmax(queries @ keys.transpose(-2, -1) * scale + mask.double(), dim=-1)
     plain = (weights * kept / (1 - probability)) @ values
@@ -121,66 +133,15 @@ def test_gradients_with_dropout_are_those_of_the_same_masks() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_dropout_keeps_and_scales_and_its_gradient_does_too(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    values = torch.ones(1000, 33, dtype=dtype, requires_grad=True)
-    dropped = ByteDropout(0.2)(values)
-    expected = torch.tensor(1 / 0.8).to(dtype)
-    assert set(dropped.unique().tolist()) == {0.0, expected.item()}
+@pytest.mark.parametrize("width", [torch.int8, torch.int16])
+def test_dropout_keeps_and_scales_and_its_gradient_does_too(dtype: torch.dtype, width: torch.dtype) -> None:
+    kept = torch.tensor([-1, 0, -1, -1, 0]).to(width).repeat(7)
+    values = torch.full((35,), -3.0, dtype=dtype, requires_grad=True)
+    dropped = drop_elements(values, kept, 0.25)
+    assert torch.equal(dropped, torch.where(kept != 0, values * (1 / 0.75), 0.0))
     dropped.sum().backward()
     assert values.grad is not None
-    assert torch.equal(values.grad, dropped.detach())
-    assert ByteDropout(0.2).eval()(values) is values
-
-
-@pytest.mark.parametrize("probability", [1 / 64, 0.1, 0.25, 0.5, 0.9])
-def test_each_element_is_dropped_as_often_as_was_asked(probability: float) -> None:
-    """Over draws, at every place: the mean of a million decisions, and no place of the eight in a word apart."""
-    torch.manual_seed(3)
-    num_draws, num_elements = 4000, 256
-    dropped = torch.stack([draw_kept(num_elements, probability) == 0 for _ in range(num_draws)]).double()
-    spread = (probability * (1 - probability)) ** 0.5
-    # Five standard deviations of the mean of independent decisions, and of the drawn threshold's.
-    assert abs(dropped.mean() - probability) < 5 * (
-        spread / (num_draws * num_elements) ** 0.5 + 0.5 / 256 / num_draws**0.5
-    )
-    assert (dropped.mean(dim=0) - probability).abs().max() < 5 * spread / num_draws**0.5
-
-
-def test_decisions_are_independent() -> None:
-    """No correlation between neighbours, nor between the two bytes of one number."""
-    torch.manual_seed(4)
-    kept = (draw_kept(2**20, 0.3) != 0).double() - 0.7
-    for distance in (1, 2, 3, 4, 7, 8, 64, 2**19):
-        correlation = (kept[:-distance] * kept[distance:]).mean() / 0.21
-        assert abs(correlation) < 5 / 2**9.5, distance
-
-
-def test_masks_are_a_function_of_the_seed() -> None:
-    torch.manual_seed(7)
-    first = draw_kept(100_003, 0.1)
-    torch.manual_seed(7)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        assert torch.equal(first, draw_kept(100_003, 0.1))
-    finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
-def test_a_recomputed_layer_draws_the_same_masks() -> None:
-    _, ours = build_pair(BERT, torch.float32)
-    batch = build_batch(4, 16)
-    found = []
-    for is_recomputed in (False, True):
-        model = copy.deepcopy(ours).train()
-        if is_recomputed:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-        torch.manual_seed(2)
-        found.append(gradients(model, batch))
-    for name, expected in found[0].items():
-        torch.testing.assert_close(found[1][name], expected, rtol=1e-6, atol=1e-9, msg=name)
+    assert torch.equal(values.grad, torch.where(kept != 0, torch.tensor(1 / 0.75, dtype=dtype), 0.0))
 
 
 def test_bf16_is_within_its_own_rounding() -> None:
@@ -210,24 +171,22 @@ def test_the_saved_model_is_plain_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(again(**batch).logits, ours.eval()(**batch).logits, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"dropout_masks": "torch"}, {"torch_compile": True}], ids=lambda settings: next(iter(settings))
-)
-def test_it_is_left_out_where_the_recipe_says_so(settings: dict[str, Any]) -> None:
+def test_torchs_masks_leave_the_model_and_its_attention_alone() -> None:
     model = AutoModelForSequenceClassification.from_config(copy.deepcopy(BERT))
-    assert not cpu_dropout.install(model, make_recipe(**settings))
-    assert not any(isinstance(module, ByteDropout) for module in model.modules())
+    assert not example_dropout.install(model, make_recipe(dropout_masks="torch"), CPU)
     assert model.config._attn_implementation in (None, "sdpa")
 
 
-def test_a_named_attention_is_kept_and_rare_dropout_is_torchs() -> None:
-    model = AutoModelForSequenceClassification.from_config(copy.deepcopy(BERT), attn_implementation="eager")
-    assert cpu_dropout.install(model, make_recipe(attn_implementation="eager"))
-    assert model.config._attn_implementation == "eager"
-    assert any(isinstance(module, ByteDropout) for module in model.modules())
-    rare = copy.deepcopy(BERT)
-    rare.hidden_dropout_prob = 0.001
-    assert not cpu_dropout.install(AutoModelForSequenceClassification.from_config(rare), make_recipe())
+@pytest.mark.parametrize(
+    ("settings", "device"),
+    [({"attn_implementation": "eager"}, "cpu"), ({"torch_compile": True}, "cpu"), ({}, "cuda")],
+    ids=str,
+)
+def test_attention_stays_where_it_is_named_compiled_or_on_a_gpu(settings: dict[str, Any], device: str) -> None:
+    named = settings.get("attn_implementation")
+    model = AutoModelForSequenceClassification.from_config(copy.deepcopy(BERT), attn_implementation=named)
+    assert example_dropout.install(model, make_recipe(**settings), torch.device(device))
+    assert model.config._attn_implementation in (named or "sdpa", named)
 
 
 Launch = Callable[..., Any]
@@ -245,12 +204,12 @@ def test_the_recipe_chooses_the_masks(train: Train, recipe: dict[str, Any], tmp_
                 "output_dir": str(tmp_path / masks),
             }
         )
-        for masks in ("bytes", "torch")
+        for masks in ("by_example", "torch")
     }
     again = train({**recipe, "dropout": 0.1, "max_train_steps": 3, "output_dir": str(tmp_path / "again")})
     assert [run.exit_code for run in (*runs.values(), again)] == [0, 0, 0]
-    assert runs["bytes"].losses != runs["torch"].losses
-    assert runs["bytes"].losses == again.losses
+    assert runs["by_example"].losses != runs["torch"].losses
+    assert runs["by_example"].losses == again.losses
 
 
 # Relative, on each of 50 steps. bf16 keeps 8 bits: sums cut elsewhere round by 2^-9 in each layer, and training carries it on.

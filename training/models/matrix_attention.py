@@ -1,17 +1,12 @@
-"""Faster dropout and attention on a CPU, where PyTorch's own dropout takes half of a step.
+"""Attention as matrix products, with dropout by example: for a CPU, and wherever a mask of its own is needed.
 
-`bernoulli_` draws one slow random number for each element, and SDPA with dropout falls back to a path that draws a mask of
-examples x heads x length^2 of them. Here one 64-bit random number decides for eight elements, and a bitwise "and" applies
-the mask. Only the computation of modules is replaced, never a parameter: the saved model is a plain transformers model.
-
-The random bytes come from torch's default generator, which `begin_micro_batch` seeds with (seed, step, rank): a resumed
-step and a recomputed layer (gradient checkpointing) draw the same mask. Compared with torch: same drop rate, different
-masks. The recipe's `dropout_masks: torch` uses torch's own.
+On a CPU SDPA has no fast kernel with dropout or in bf16; on every device its dropout draws masks that depend on the
+micro-batch. Here the attention's weights are computed as matrices, and the masks come from example_masks.py. Only computation
+is replaced, never a parameter: the saved model is a plain transformers model.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -19,66 +14,19 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirectional_mask_function, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from onecurve.training.config import Recipe
+from onecurve.training.models.example_masks import Site, open_site
 
-ATTENTION = "onecurve_cpu"
+ATTENTION = "onecurve_matrices"
 """The name under which transformers finds the attention below."""
-
-# Each decision takes one byte, which is too coarse for smaller probabilities.
-_MIN_PROBABILITY = 1 / 64
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def install(model: torch.nn.Module, recipe: Recipe) -> bool:
-    """Replace the dropout of a model that trains on a CPU, and its attention unless the recipe names one.
-
-    Not replaced: the dropout of a model with a probability too small for bytes; attention that does not use transformers'
-    common interface; dropout that a model calls as a function. With torch.compile, nothing is replaced.
-
-    Returns:
-        Whether anything was replaced.
-    """
-    if recipe.dropout_masks != "bytes" or recipe.torch_compile:
-        return False
-    found = [module for module in model.modules() if type(module) is torch.nn.Dropout and module.p > 0]
-    if not all(_MIN_PROBABILITY <= module.p < 1 for module in found):
-        return False
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child in found:
-                setattr(parent, name, ByteDropout(child.p))
-    can_replace = getattr(model, "_supports_sdpa", False) and model._can_set_attn_implementation()  # type: ignore[operator]
-    gains = bool(found) or recipe.mixed_precision == "bf16"
-    uses_attention = recipe.attn_implementation is None and can_replace and gains
-    if uses_attention:
-        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, build_attention_mask)
-        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
-    return bool(found) or uses_attention
-
-
-def draw_kept(num_elements: int, probability: float) -> torch.Tensor:
-    """Draw which elements dropout keeps.
-
-    Args:
-        probability: that an element is dropped, between 1/64 and 1.
-
-    Returns:
-        [num_elements] int16: all bits are set for an element that is kept, none for one that is dropped.
-    """
-    # An element is kept if its byte is below `threshold`. The threshold is one of the two integers around its exact value,
-    # drawn at random so that each element is dropped with exactly this probability.
-    exact = (1 - probability) * 256
-    threshold = math.floor(exact) + int(torch.rand(()).item() < exact % 1)
-    limit = threshold * 256 - 32768  # The same for the upper byte of a signed 16-bit number.
-    num_words = -(-num_elements // 8)
-    words = torch.empty(num_words, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    kept = torch.empty(2, len(words), dtype=torch.int16)
-    # clamp gives limit - 1 below the limit and limit elsewhere; minus the limit, that is -1 (all bits) and 0 (none).
-    torch.clamp(words, limit - 1, limit, out=kept[0])
-    torch.clamp(words.bitwise_left_shift_(8), limit - 1, limit, out=kept[1])
-    return kept.sub_(limit).flatten()[:num_elements]
+def install(model: Any) -> None:
+    """Give a model this attention, if its attention can be exchanged."""
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, build_attention_mask)
+    model.set_attn_implementation(ATTENTION)
 
 
 def keep(values: torch.Tensor, kept: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -86,39 +34,12 @@ def keep(values: torch.Tensor, kept: torch.Tensor, out: torch.Tensor | None = No
 
     Args:
         values: any shape, contiguous, of 2, 4 or 8 bytes a number.
-        kept: from `draw_kept`.
+        kept: of the same shape, integers of which all bits are set for what is kept, and none for what is dropped.
     """
     integers = _INTEGERS[values.element_size()]
     target = torch.empty_like(values) if out is None else out
-    torch.bitwise_and(values.view(integers), kept.view(values.shape).to(integers), out=target.view(integers))
+    torch.bitwise_and(values.view(integers), kept.to(integers), out=target.view(integers))
     return target
-
-
-class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, probability: float) -> torch.Tensor:
-        kept = draw_kept(values.numel(), probability)
-        ctx.save_for_backward(kept)
-        ctx.scale = 1 / (1 - probability)
-        return keep(values.contiguous(), kept).mul_(ctx.scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return keep(gradient.contiguous(), kept).mul_(ctx.scale), None
-
-
-class ByteDropout(torch.nn.Dropout):
-    """torch.nn.Dropout with masks of random bytes."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """In training, `input` with some elements dropped and the others scaled; else `input`."""
-        if not self.training or self.p == 0:
-            return input
-        return _Dropout.apply(input, self.p)  # type: ignore[no-any-return, no-untyped-call]
-
-
-# Attention -----------------------------------------------------------------------------------------------------------
 
 
 class _Attention(torch.autograd.Function):
@@ -137,18 +58,20 @@ class _Attention(torch.autograd.Function):
         mask: torch.Tensor | None,
         scale: float,
         probability: float,
+        site: Site | None,
+        first_row: int | None,
     ) -> torch.Tensor:
         shape = queries.shape
         ctx.scale, ctx.dropout_scale = scale, 1 / (1 - probability)
         queries = _lay_out(queries, scale)
-        keys, values = _lay_out(keys), _lay_out(values, ctx.dropout_scale if probability else None)
+        keys, values = _lay_out(keys), _lay_out(values, ctx.dropout_scale if site is not None else None)
         scores = torch.bmm(queries, keys.transpose(1, 2))
         if mask is not None:
             _add_mask(scores.view(*shape[:3], -1), mask)
         weights = _softmax(scores)
         kept, dropped = None, weights
-        if probability:
-            kept = draw_kept(weights.numel(), probability).view(weights.shape)
+        if site is not None:
+            kept = site.draw((*shape[:3], keys.shape[1]), probability, weights.device, first_row).view(weights.shape)
             dropped = keep(weights, kept)
         ctx.save_for_backward(queries, keys, values, weights, kept, dropped)
         return torch.bmm(dropped, values).view(*shape[:3], -1)
@@ -168,9 +91,7 @@ class _Attention(torch.autograd.Function):
         of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
         return (
             *(tensor.view(*outer, *tensor.shape[1:]) for tensor in (of_queries, of_keys, of_values)),
-            None,
-            None,
-            None,
+            *(None,) * 5,
         )
 
 
@@ -200,9 +121,9 @@ def _lay_out(tensor: torch.Tensor, factor: float | None = None) -> torch.Tensor:
 
 
 def _add_mask(scores: torch.Tensor, mask: torch.Tensor) -> None:
-    """Add a mask [examples, 1, queries or 1, keys] to scores [examples, heads, queries, keys], in place."""
+    """Add a mask that broadcasts to them to scores [examples, heads, queries, keys], in place."""
     num_examples, num_keys = scores.shape[0], scores.shape[-1]
-    if mask.shape[2] == 1 and num_keys > num_examples:  # Padding of a few long texts: write only the padded columns.
+    if mask.shape[:-1] == (num_examples, 1, 1) and num_keys > num_examples:  # Padding of a few long texts: write only the padded columns.
         for example, hidden in enumerate(mask[:, 0, 0] < 0):
             columns = hidden.nonzero().flatten()
             if len(columns):
@@ -213,7 +134,73 @@ def _add_mask(scores: torch.Tensor, mask: torch.Tensor) -> None:
 
 def _narrow(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Convert a mask. In bfloat16, float32's lowest number is -inf, and a row of -inf gives NaN, so it is clamped."""
-    return mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+    return mask.clamp(min=max(torch.finfo(dtype).min, torch.finfo(mask.dtype).min)).to(dtype)
+
+
+def attend_by_example(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    probability: float,
+    site: Site | None,
+    first_row: int | None = None,
+) -> torch.Tensor:
+    """dropout(softmax(query key^T scale + mask)) value; [examples, heads, queries, head size].
+
+    Args:
+        query, key, value: [examples, heads, length, head size]; keys and values may have fewer heads.
+        mask: something that broadcasts to [examples, heads, queries, keys], 0 or very negative.
+        probability: of an attention weight to be dropped.
+        site: draws what is dropped; None drops nothing.
+        first_row: as in `ExampleMasks.draw`.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    is_plain = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1]
+    if _is_on_host(query) and is_plain and (mask is None or not mask.requires_grad):
+        return _Attention.apply(query, key, value, mask, scale, probability, site, first_row)  # type: ignore[no-any-return, no-untyped-call]
+    scores = query @ key.transpose(2, 3) * scale
+    scores = scores.float() if scores.element_size() < 4 else scores
+    scores = scores if mask is None else scores + _narrow(mask, scores.dtype)
+    weights = torch.softmax(scores, dim=-1).to(value.dtype)
+    return drop(weights, probability, site, first_row) @ value
+
+
+def drop(weights: torch.Tensor, probability: float, site: Site | None, first_row: int | None = None) -> torch.Tensor:
+    """[examples, heads, queries, keys] weights of an attention, those that are kept scaled; None drops nothing."""
+    if site is None:
+        return weights
+    return drop_elements(weights, site.draw(weights.shape, probability, weights.device, first_row), probability)
+
+
+def drop_elements(values: torch.Tensor, kept: torch.Tensor, probability: float) -> torch.Tensor:
+    """`values` with zeros where they are not kept, scaled by 1 / (1 - probability) elsewhere; differentiable."""
+    return _Dropout.apply(values, kept, 1 / (1 - probability))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return _scale_kept(values, kept, scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        return _scale_kept(gradient, kept, ctx.scale), None, None
+
+
+def _is_on_host(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _scale_kept(values: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
+    if _is_on_host(values):
+        return keep(values.contiguous(), kept).mul_(scale)
+    return torch.ops.aten.native_dropout_backward(values, kept, scale)  # type: ignore[no-any-return]  # One kernel.
 
 
 def attend(
@@ -227,7 +214,7 @@ def attend(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function for transformers: ours where it is faster, else SDPA.
+    """An attention function for transformers: matrices where they are faster on a CPU, else SDPA.
 
     SDPA's fused kernel is faster without dropout in float32, and without gradients.
 
@@ -243,16 +230,15 @@ def attend(
     )
     has_more = any(others.get(name) is not None for name in ("position_bias", "cache", "softcap", "s_aux"))
     is_plain = not masks_future and not has_more and query.dtype == key.dtype == value.dtype
-    gains = (dropout >= _MIN_PROBABILITY) or (dropout == 0 and query.dtype == torch.bfloat16)
-    if not (is_plain and gains and torch.is_grad_enabled()):
+    gains = is_plain and torch.is_grad_enabled()
+    site = open_site() if gains and dropout > 0 else None
+    if not gains or (site is None and (dropout > 0 or query.dtype != torch.bfloat16)):
         mask = None if attention_mask is None else _narrow(attention_mask, query.dtype)
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **others
         )
-    num_groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, num_groups), repeat_kv(value, num_groups)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    context = _Attention.apply(query, key, value, attention_mask, scale, dropout)  # type: ignore[no-untyped-call]
+    context = attend_by_example(query, key, value, attention_mask, scale, dropout, site)
     return context.transpose(1, 2).contiguous(), None
 
 
