@@ -53,6 +53,7 @@ from onecurve.training.record.reporter import Reporter
 from onecurve.training.record.trackers import start_tracker
 from onecurve.training.recovery import out_of_memory
 from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
+from onecurve.training.recovery.dealing import find_writers
 from onecurve.training.recovery.milestones import Milestones, Progress
 from onecurve.training.recovery.resumption import Start, agree_on_start, restore, tidy
 from onecurve.training.recovery.room import check_room
@@ -272,7 +273,8 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
     def prepare_directory() -> str | None:
         trained, total = loaded.parameters
         final_bytes = 4 * (trained if has_adapter(loaded.model) else total)
-        check_room(run, loaded.state_bytes, final_bytes, num_checkpoints)
+        local_share = Launch.from_environment().num_local_processes / accelerator.num_processes
+        check_room(run, loaded.state_bytes, final_bytes, num_checkpoints, local_share)
         owner = (
             run
             if run.environment.exists() or start.checkpoint is None
@@ -284,12 +286,13 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
         return "\n".join(filter(None, (changes, tidy(run, start)))) or None
 
     note = ask_main_process(prepare_directory)
+    session.checkpoints.writers, writers_note = find_writers(accelerator, run)
     session.outcome.add_status_file(run.status, session.progress.step)
     start_tracker(accelerator, run, resolved, session.progress.step)
     arithmetic = describe_arithmetic(
         session.recipe, accelerator, session.plan.stop_step, session.plan, loaded.parameters
     )
-    for line in (start.message, note, *loaded.notes, arithmetic):
+    for line in (start.message, note, writers_note, *loaded.notes, arithmetic):
         session.reporter.say(line)
 
 

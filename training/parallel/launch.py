@@ -37,6 +37,7 @@ class Launch:
     rank: int
     local_rank: int
     num_processes: int
+    num_local_processes: int
     is_distributed: bool
     uses_deepspeed: bool
     uses_fsdp: bool
@@ -50,13 +51,14 @@ class Launch:
             BadInput: one of them is not a number.
         """
         environment = os.environ
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             if not environment.get(name, "0").isdecimal():
                 raise BadInput(f"${name} is {environment[name]!r}, not a number: left over? Then `unset {name}`")
         return cls(
             rank=int(environment.get("RANK", "0")),
             local_rank=int(environment.get("LOCAL_RANK", "0")),
             num_processes=int(environment.get("WORLD_SIZE", "1")),
+            num_local_processes=int(environment.get("LOCAL_WORLD_SIZE", "1")),
             is_distributed="LOCAL_RANK" in environment,
             uses_deepspeed=environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",
             uses_fsdp=environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
