@@ -32,6 +32,7 @@ from onecurve.training.models.loading import (
 )
 from onecurve.training.models.packing import choose_layout, prepare_attention
 from onecurve.training.models.saving import save_config_and_tokenizer
+from onecurve.training.models.shares import Shares
 from onecurve.training.outcome import Outcome
 from onecurve.training.parallel.accelerator import build_accelerator, build_offload_operators
 from onecurve.training.parallel.agreement import ask_main_process
@@ -41,6 +42,7 @@ from onecurve.training.parallel.states import (
     keep_exact_weights,
     load_weights,
     set_exact_weights,
+    set_shares,
 )
 from onecurve.training.parallel.topology import describe_topology
 from onecurve.training.parallel.zero3 import divide_model
@@ -101,6 +103,7 @@ class _Loaded:
         notes: lines for the user.
         parameters: trained and all.
         state_bytes: of weights, buffers and moments.
+        shares: this process's parts of the weights, where it does not hold the whole model.
     """
 
     recipe: Recipe
@@ -111,6 +114,7 @@ class _Loaded:
     notes: tuple[str | None, ...]
     parameters: tuple[int, int]
     state_bytes: int
+    shares: Shares | None
 
 
 def build(
@@ -159,11 +163,13 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     if resolved.eval_only:
         task.check_head(config)
     notes = (describe_model(config, task, tokenizer), task.describe_left_out())
-    model = build_model(recipe, config, task, tokenizer)
+    cut = Launch.from_environment().find_cut() if recipe.adapter == "none" else None
+    shares = None if cut is None else Shares(cut)
+    model = build_model(recipe, config, task, tokenizer, shares)
     if resolved.eval_only:
         check_base(model, run.final)
     return _Loaded(
-        recipe, task, tokenizer, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model)
+        recipe, task, tokenizer, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model), shares
     )  # fmt: skip
 
 
@@ -177,24 +183,25 @@ def _join(
     watchdog: Watchdog,
 ) -> Session:
     """Join the process group, prepare everything for it, and restore what the start asks for."""
-    recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
+    recipe, task, data, model, shares = loaded.recipe, loaded.task, loaded.data, loaded.model, loaded.shares
     accelerator = _join_group(recipe, model, outcome, watchdog)
     build_offload_operators(accelerator)
     if start is not None:
         start = agree_on_start(accelerator, run, start, data, model)
         if start.checkpoint is not None:
-            load_weights(start.checkpoint, model)
+            load_weights(start.checkpoint, model, shares)
     if accelerator.device.type == "cpu":
         cpu_dropout.install(model, recipe)
     last_layer.install(model)
     attention = prepare_attention(model, recipe)
 
     describe = partial(save_config_and_tokenizer, model, loaded.tokenizer)
-    exact_weights = keep_exact_weights(accelerator, model)
+    exact_weights = keep_exact_weights(accelerator, model, shares)
     optimizer = optimization.build_optimizer(model, recipe)
-    divide_model(accelerator, model)
+    divide_model(accelerator, model, shares)
     model, optimizer = accelerator.prepare(model, optimizer)
-    set_exact_weights(model, exact_weights)
+    set_exact_weights(model, exact_weights, shares)
+    set_shares(model, shares)
     del exact_weights  # As large as the model.
     layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.tokenizer, recipe)
     progress = start.progress if start else Progress()

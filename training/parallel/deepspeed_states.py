@@ -41,22 +41,34 @@ def write_weight(parameter: Any, whole: torch.Tensor) -> None:
     from deepspeed.utils import safe_set_full_fp32_param
 
     if _is_partitioned(parameter):
-        _write_own_weight(parameter, _cut_own_part(parameter, whole))
+        write_own_weight(parameter, _cut_own_part(parameter, whole))
     else:
         safe_set_full_fp32_param(parameter, whole)
 
 
-def _write_own_weight(parameter: Any, own: torch.Tensor) -> None:
+def write_own_weight(parameter: Any, own: torch.Tensor) -> None:
+    """Set this rank's part of a float32 weight under ZeRO-3 from that part, without padding."""
     from deepspeed.utils import safe_set_local_fp32_param
 
-    safe_set_local_fp32_param(parameter, own)
+    safe_set_local_fp32_param(parameter, _pad(parameter, own))
+
+
+def put_own_part(parameter: Any, own: torch.Tensor) -> None:
+    """Set this rank's part of a weight that ZeRO-3 has divided, before the engine starts."""
+    parameter.ds_tensor.data.copy_(_pad(parameter, own).view_as(parameter.ds_tensor))
+
+
+def _pad(parameter: Any, own: torch.Tensor) -> torch.Tensor:
+    """The last ranks' parts are padded to the size of the others, on the parameter's device."""
+    own = own if own.dtype == torch.float64 else own.float()
+    return torch.nn.functional.pad(own, (0, parameter.ds_tensor.numel() - len(own))).to(parameter.device)
 
 
 def replace_weight(parameter: Any, file: TensorFiles, name: str) -> None:
     """Set a weight from a saved tensor: the float32 one, and the one of any precision that the forward uses."""
     if _is_partitioned(parameter):
         own = _read_own_part(parameter, file, name)
-        _write_own_weight(parameter, own)
+        write_own_weight(parameter, own)
         parameter.ds_tensor.data.copy_(own.view_as(parameter.ds_tensor))
         if parameter.data.shape == parameter.ds_shape:  # Small parameters stay gathered.
             parameter.data.copy_(file.read(name))
@@ -117,15 +129,13 @@ def _is_partitioned(parameter: Any) -> bool:
 def _cut_own_part(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
     """What this rank holds of a parameter under ZeRO-3, with the padding of the last rank."""
     begin, size = _find_own_part(parameter)
-    own = whole.flatten()[begin : begin + size]
-    return torch.nn.functional.pad(own, (0, size - len(own)))
+    return _pad(parameter, whole.flatten()[begin : begin + size])
 
 
 def _read_own_part(parameter: Any, file: TensorFiles, name: str) -> torch.Tensor:
     """As `_cut_own_part`, read from a file, on the parameter's device."""
     begin, size = _find_own_part(parameter)
-    own = file.read_flat(name, begin, begin + size)
-    return torch.nn.functional.pad(own, (0, size - len(own))).to(parameter.device)
+    return _pad(parameter, file.read_flat(name, begin, begin + size))
 
 
 def _find_own_part(parameter: Any) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from accelerate.tracking import get_available_trackers
 from onecurve.training import launch_protocol
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, LostLauncher, SlowPrecision, WrongDevice, WrongTopology
+from onecurve.training.models.shares import Cut
 from onecurve.training.parallel.product_timing import measure_product_rates
 from onecurve.training.product_rates import ProductRates
 
@@ -70,6 +71,16 @@ class Launch:
         """Whether the variables of a process group are set, but neither by torch's agent nor by MPI."""
         mpi = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
         return self.is_distributed and not any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", *mpi))
+
+    def find_cut(self) -> Cut | None:
+        """This process's part of each weight, where the strategy divides all of them; None where each holds a replica."""
+        if self.num_processes == 1 or not self.is_distributed:
+            return None
+        if self.uses_fsdp and os.environ.get("FSDP_VERSION") == "2":
+            return Cut(self.rank, self.num_processes, is_flat=False)
+        if self.uses_deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+            return Cut(self.rank, self.num_processes, is_flat=True)
+        return None
 
     def find_device_type(self) -> str:
         """The type of device to train on: cuda, mps, xpu, ... or cpu."""

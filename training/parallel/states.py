@@ -18,6 +18,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from onecurve.training.errors import BadInput
 from onecurve.training.models.adapters import has_adapter
+from onecurve.training.models.shares import Shares, is_reserved
 from onecurve.training.models.tensor_files import TensorFiles
 from onecurve.training.parallel import deepspeed_states
 from onecurve.training.run_directory import MOMENTS_FILE, WEIGHTS_FILE
@@ -41,13 +42,17 @@ def count_weight_bytes(model: torch.nn.Module) -> int:
     return sum(4 * int(getattr(value, "ds_numel", value.numel())) for _, value in _list_saved(model))
 
 
-def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+def load_weights(checkpoint: Path, model: torch.nn.Module, shares: Shares | None = None) -> None:
     """Load a checkpoint's weights into a model that is not prepared yet, under any strategy.
+
+    Args:
+        shares: takes this process's parts of those weights of which it has parts.
 
     Raises:
         BadInput: the checkpoint is of another model.
     """
     own = {name: value.detach() for name, value in _list_saved(model)}
+    parts = {} if shares is None else shares.parts
     with TensorFiles(checkpoint / WEIGHTS_FILE) as file:
         if names := set(own) ^ file.names():
             raise BadInput(f"{checkpoint} is of another model: only one of them has {', '.join(sorted(names)[:5])}")
@@ -57,7 +62,20 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
                     f"{checkpoint} is of another model: {name} has shape {list(file.shape(name))} there, "
                     f"{list(value.shape)} here"
                 )
-            value.copy_(file.read(name))
+            if shares is not None and name in parts:
+                parts[name] = shares.cut.read(file, name)
+            elif not is_reserved(value):  # Of tied weights, which have several names, one has the part.
+                value.copy_(file.read(name))
+
+
+def set_shares(model: torch.nn.Module, shares: Shares | None) -> None:
+    """Under FSDP2, put this process's parts into a prepared model, and let go of them."""
+    if shares is None or shares.cut.is_flat:
+        return
+    with torch.no_grad():
+        for name, parameter in unwrap(model).named_parameters():
+            if _plain(name) in shares.parts:
+                parameter.to_local().copy_(shares.parts.pop(_plain(name)))
 
 
 def _list_saved(model: torch.nn.Module) -> NamedTensors:
@@ -140,7 +158,7 @@ def _read_like(value: torch.Tensor, file: TensorFiles, name: str) -> torch.Tenso
     return whole
 
 
-def keep_exact_weights(accelerator: Accelerator, model: torch.nn.Module) -> Tensors:
+def keep_exact_weights(accelerator: Accelerator, model: torch.nn.Module, shares: Shares | None = None) -> Tensors:
     """The float32 weights of a model that is not prepared yet, if preparing it rounds them; else none.
 
     In bf16 and fp16, DeepSpeed rounds a model's weights when it is prepared, and makes its float32 weights from the rounded
@@ -149,15 +167,20 @@ def keep_exact_weights(accelerator: Accelerator, model: torch.nn.Module) -> Tens
     """
     if not _uses_deepspeed(accelerator) or accelerator.mixed_precision == "no":
         return {}
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parts = {} if shares is None else shares.parts
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if name not in parts} | parts
 
 
-def set_exact_weights(model: torch.nn.Module, weights: Tensors) -> None:
+def set_exact_weights(model: torch.nn.Module, weights: Tensors, shares: Shares | None = None) -> None:
     """Set the weights that `keep_exact_weights` kept, after DeepSpeed has prepared the model."""
     if not weights:
         return
     for name, parameter in unwrap(model).named_parameters():
-        deepspeed_states.write_weight(parameter, weights[_plain(name)].to(parameter.device))
+        weight = weights[_plain(name)]
+        if shares is not None and _plain(name) in shares.parts:
+            deepspeed_states.write_own_weight(parameter, weight)
+        else:
+            deepspeed_states.write_weight(parameter, weight.to(parameter.device))
 
 
 def replace_weights(checkpoint: Path, accelerator: Accelerator, model: torch.nn.Module) -> None:
