@@ -88,7 +88,9 @@ def watch(settings: dict[str, Any], topology: str, folder: Path, first_phase: st
     ranks, peaks = job.ranks(), dict.fromkeys(PHASES, 0)
     while job.is_running():
         for rank, process in enumerate(ranks):
-            with contextlib.suppress(OSError, ValueError, IndexError):
+            with contextlib.suppress(
+                OSError, KeyError, IndexError
+            ):  # A mark that is half written, or a process that has ended.
                 phase = (phases / str(rank)).read_text()
                 peaks[phase] = max(peaks[phase], _read_anonymous(process.pid))
         time.sleep(0.005)
