@@ -104,22 +104,30 @@ def _read_anonymous(pid: int) -> int:
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
-def measure() -> dict[str, Any]:
-    """Peaks by case and phase, and the number of parameters."""
+def measure(dtypes: list[str]) -> dict[str, Any]:
+    """Peaks by case and phase, and the number of parameters.
+
+    Args:
+        dtypes: of the model's files.
+    """
     os.environ.update(HF_HUB_OFFLINE="1")
     peaks: dict[str, dict[str, int]] = {}
     parameters = 0
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             os.environ["ONECURVE_CACHE"] = str(folder / "cache")
             build_news(folder)
+            validation = folder / "validation.jsonl"
+            validation.write_text(
+                "".join(validation.read_text(encoding="utf-8").splitlines(keepends=True)[:8]), encoding="utf-8"
+            )
             model, parameters = build_llama(folder / "model", dtype)
             for strategy, topology in TOPOLOGIES.items():
                 settings = {
                     "model_name_or_path": str(model), "train_file": str(folder / "train.jsonl"),
-                    "validation_file": str(folder / "validation.jsonl"), "output_dir": str(folder / f"run_{topology}"),
-                    "max_length": 32, "train_batch_size": 4, "per_device_batch_size": 2, "max_train_steps": 10,
+                    "validation_file": str(validation), "output_dir": str(folder / f"run_{topology}"),
+                    "max_length": 16, "train_batch_size": 2, "per_device_batch_size": 1, "max_train_steps": 10,
                     "checkpointing_steps": 10,
                 }  # fmt: skip
                 found = watch(settings, topology, folder, "load")
@@ -143,7 +151,7 @@ def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
         "<!-- Written by benchmarks/sharding.py. -->",
         "",
         f"{NUM_PROCESSES} processes on a CPU, a Llama of {after['parameters'] / 1e6:.0f} million parameters with random weights,",
-        f"float32, 32 tokens. Its share of weights, gradients and moments is {share / GB:.2f} GB a process; what is allowed is",
+        f"float32, 16 tokens. Its share of weights, gradients and moments is {share / GB:.2f} GB a process; what is allowed is",
         f"1.25 times as much and 1.5 GB: {bound / GB:.2f} GB. Each cell: before this way of loading and saving, and with it, in",
         "GB, of the process that has more. `start` is Python with its packages, before the training begins.",
         "",
@@ -160,10 +168,11 @@ def main() -> None:
     """Measure, or write the page from two measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", type=Path)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--page", type=Path, nargs=2)
     arguments = parser.parse_args()
     if arguments.measure:
-        arguments.measure.write_text(json.dumps(measure(), indent=2), encoding="utf-8")
+        arguments.measure.write_text(json.dumps(measure(arguments.dtypes), indent=2), encoding="utf-8")
     if arguments.page:
         write_page(*(json.loads(path.read_text(encoding="utf-8")) for path in arguments.page))
 
