@@ -34,7 +34,7 @@ def _kill_all(job: Job) -> None:
 
 def _flip_a_byte(job: Job) -> None:
     job.strike("all")
-    file = _newest(job.path) / "model.safetensors"
+    file = max(_newest(job.path).glob("model*.safetensors"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

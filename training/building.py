@@ -33,6 +33,7 @@ from onecurve.training.models.loading import (
 from onecurve.training.models.mask_trial import try_masks
 from onecurve.training.models.packing import choose_layout, prepare_attention
 from onecurve.training.models.saving import save_config_and_tokenizer
+from onecurve.training.models.shares import Shares
 from onecurve.training.outcome import Outcome
 from onecurve.training.parallel.accelerator import (
     build_accelerator,
@@ -46,6 +47,7 @@ from onecurve.training.parallel.states import (
     keep_exact_weights,
     load_weights,
     set_exact_weights,
+    set_shares,
 )
 from onecurve.training.parallel.topology import describe_topology
 from onecurve.training.parallel.zero3 import divide_model
@@ -58,6 +60,7 @@ from onecurve.training.record.reporter import Reporter
 from onecurve.training.record.trackers import start_tracker
 from onecurve.training.recovery import out_of_memory
 from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
+from onecurve.training.recovery.dealing import find_writers
 from onecurve.training.recovery.milestones import Milestones, Progress
 from onecurve.training.recovery.resumption import Start, agree_on_start, restore, tidy
 from onecurve.training.recovery.room import check_room
@@ -105,6 +108,7 @@ class _Loaded:
         notes: lines for the user.
         parameters: trained and all.
         state_bytes: of weights, buffers and moments.
+        shares: this process's parts of the weights, where it does not hold the whole model.
     """
 
     recipe: Recipe
@@ -115,6 +119,7 @@ class _Loaded:
     notes: tuple[str | None, ...]
     parameters: tuple[int, int]
     state_bytes: int
+    shares: Shares | None
 
 
 def build(
@@ -163,13 +168,15 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     if resolved.eval_only:
         task.check_head(config)
     notes: tuple[str | None, ...] = (describe_model(config, task, tokenizer), task.describe_left_out())
-    model = build_model(recipe, config, task, tokenizer)
+    cut = Launch.from_environment().find_cut() if recipe.adapter == "none" else None
+    shares = None if cut is None else Shares(cut)
+    model = build_model(recipe, config, task, tokenizer, shares)
     if resolved.eval_only:
         check_base(model, run.final)
     else:
         notes = (*notes, try_masks(model, task, tokenizer, data.train, recipe))
     return _Loaded(
-        recipe, task, tokenizer, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model)
+        recipe, task, tokenizer, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model), shares
     )  # fmt: skip
 
 
@@ -183,24 +190,25 @@ def _join(
     watchdog: Watchdog,
 ) -> Session:
     """Join the process group, prepare everything for it, and restore what the start asks for."""
-    recipe, task, data, model = loaded.recipe, loaded.task, loaded.data, loaded.model
+    recipe, task, data, model, shares = loaded.recipe, loaded.task, loaded.data, loaded.model, loaded.shares
     accelerator = _join_group(recipe, model, outcome, watchdog)
     build_offload_operators(accelerator)
     if start is not None:
         start = agree_on_start(accelerator, run, start, data, model)
         if start.checkpoint is not None:
-            load_weights(start.checkpoint, model)
+            load_weights(start.checkpoint, model, shares)
     example_dropout.install(model, recipe, accelerator.device)
     last_layer.install(model)
     attention = prepare_attention(model, recipe)
 
     describe = partial(save_config_and_tokenizer, model, loaded.tokenizer)
-    exact_weights = keep_exact_weights(accelerator, model)
+    exact_weights = keep_exact_weights(accelerator, model, shares)
     optimizer = optimization.build_optimizer(model, recipe)
-    divide_model(accelerator, model)
+    divide_model(accelerator, model, shares)
     with second_names_removed(accelerator, model):
         model, optimizer = accelerator.prepare(model, optimizer)
-    set_exact_weights(model, exact_weights)
+    set_exact_weights(model, exact_weights, shares)
+    set_shares(model, shares)
     del exact_weights  # As large as the model.
     layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.tokenizer, recipe)
     progress = start.progress if start else Progress()
@@ -287,7 +295,8 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
         trained, total = loaded.parameters
         final_bytes = 4 * (trained if has_adapter(loaded.model) else total)
         final_bytes += 4 * total * session.recipe.merge_adapter
-        check_room(run, loaded.state_bytes, final_bytes, num_checkpoints)
+        local_share = Launch.from_environment().num_local_processes / accelerator.num_processes
+        check_room(run, loaded.state_bytes, final_bytes, num_checkpoints, local_share)
         owner = (
             run
             if run.environment.exists() or start.checkpoint is None
@@ -299,12 +308,13 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
         return "\n".join(filter(None, (changes, tidy(run, start)))) or None
 
     note = ask_main_process(prepare_directory)
+    session.checkpoints.writers, writers_note = find_writers(accelerator, run)
     session.outcome.add_status_file(run.status, session.progress.step)
     start_tracker(accelerator, run, resolved, session.progress.step)
     arithmetic = describe_arithmetic(
         session.recipe, accelerator, session.plan.stop_step, session.plan, loaded.parameters
     )
-    for line in (start.message, note, *loaded.notes, arithmetic):
+    for line in (start.message, note, writers_note, *loaded.notes, arithmetic):
         session.reporter.say(line)
 
 

@@ -12,7 +12,7 @@ from onecurve.training.config import Recipe
 CHECKPOINT_PATTERN = "step_*"
 """Of the names of checkpoint folders, in the order of their steps."""
 
-# Files of one checkpoint.
+# Files of one checkpoint. Where several processes write, the first two are `part_of` names beside an `index_of` name.
 WEIGHTS_FILE = "model.safetensors"
 """Weights and saved buffers by parameter name."""
 MOMENTS_FILE = "optimizer.safetensors"
@@ -21,6 +21,17 @@ PROGRESS_FILE = "progress.json"
 """Step, schedule, best metric so far."""
 MANIFEST_FILE = "manifest.json"
 """Size and sha256 of every other file; written last."""
+
+
+def part_of(name: str, part: int, num_parts: int) -> str:
+    """The file of one of several processes, counted from 0, as transformers names parts: model-00001-of-00002.safetensors."""
+    stem, _, ending = name.rpartition(".")
+    return name if num_parts == 1 else f"{stem}-{part + 1:05d}-of-{num_parts:05d}.{ending}"
+
+
+def index_of(name: str) -> str:
+    """The file that says which part holds which tensor."""
+    return f"{name}.index.json"
 
 
 @dataclass(frozen=True)

@@ -180,13 +180,32 @@ def count_checkpoint_bytes(shape: ModelShape, trained_parameters: int | None = N
     return 12 * (shape.num_parameters if trained_parameters is None else trained_parameters)
 
 
-def count_loading_bytes(shape: ModelShape, strategy: Strategy, mixed_precision: str, num_local_processes: int) -> int:
-    """Host bytes of a machine at a start: each process loads the whole model in float32, and moves or divides it then.
+def divides_loading(strategy: Strategy, trained_parameters: int | None = None) -> bool:
+    """Whether each process reads only its share of a model (training/models/shares.py); with an adapter none does."""
+    return strategy.removesuffix(" offload") in ("FSDP2", "ZeRO-3") and trained_parameters is None
 
-    In bf16 and fp16 DeepSpeed makes a copy of 2 bytes a parameter beside it.
+
+def count_loading_bytes(
+    shape: ModelShape, strategy: Strategy, mixed_precision: str, num_local_processes: int, num_processes: int,
+    trained_parameters: int | None = None,
+) -> int:  # fmt: skip
+    """Host bytes of a machine at a start, until the model is on the devices, in float32.
+
+    Each process loads the whole model, or its share and one tensor at a time. In bf16 and fp16 DeepSpeed makes a copy of 2 bytes
+    a parameter beside it.
     """
     copies = 2 if strategy.startswith("ZeRO") and mixed_precision != "no" else 0
-    return (4 + copies) * shape.num_parameters * num_local_processes
+    if not divides_loading(strategy, trained_parameters):
+        return (4 + copies) * shape.num_parameters * num_local_processes
+    share = (4 + copies) * -(-shape.num_parameters // num_processes)
+    return (share + 4 * max(shape.embedding_parameters, shape.layer_parameters)) * num_local_processes
+
+
+def count_saving_bytes(
+    shape: ModelShape, num_local_processes: int, num_processes: int, trained_parameters: int | None = None
+) -> int:
+    """Host bytes of a machine for the copy of a checkpoint that is being written: its processes' shares."""
+    return -(-count_checkpoint_bytes(shape, trained_parameters) * num_local_processes // num_processes)
 
 
 def count_final_bytes(shape: ModelShape, trained_parameters: int | None = None) -> int:

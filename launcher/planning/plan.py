@@ -23,6 +23,8 @@ from onecurve.launcher.planning.memory import (
     count_checkpoint_bytes,
     count_final_bytes,
     count_loading_bytes,
+    count_saving_bytes,
+    divides_loading,
     estimate_memory,
     fits,
     fits_host,
@@ -71,6 +73,8 @@ class Plan:
     seconds: float | None
     mixed_precision: str
     loading_bytes: int
+    divides_loading: bool
+    saving_bytes: int
     host_bytes: int
     checkpoint_bytes: int
     final_bytes: int
@@ -97,6 +101,8 @@ def build_plan(recipe: Recipe, shape: ModelShape, data: DataEstimate, cluster: C
     peak = devices.teraflops(recipe.mixed_precision)
     seconds = None if flops is None or peak is None else flops / (peak * 1e12 * mfu * num_processes)
     strategies = _plan_strategies(shape, work, cluster)
+    recommended = _recommend(strategies, list_candidates(devices.kind, num_processes, num_nodes))
+    loads_as, trained = recommended or "DDP", work.trained_parameters
     return Plan(
         shape=shape,
         data=data,
@@ -114,12 +120,16 @@ def build_plan(recipe: Recipe, shape: ModelShape, data: DataEstimate, cluster: C
         mfu=mfu,
         seconds=seconds,
         mixed_precision=recipe.mixed_precision,
-        loading_bytes=count_loading_bytes(shape, "DDP", recipe.mixed_precision, devices.count),
+        loading_bytes=count_loading_bytes(
+            shape, loads_as, recipe.mixed_precision, devices.count, num_processes, trained
+        ),
+        divides_loading=divides_loading(loads_as, trained),
+        saving_bytes=count_saving_bytes(shape, devices.count, num_processes, trained),
         host_bytes=cluster.host_bytes,
         checkpoint_bytes=count_checkpoint_bytes(shape, work.trained_parameters),
         final_bytes=count_final_bytes(shape, work.trained_parameters),
         strategies=tuple(strategies),
-        recommended=_recommend(strategies, list_candidates(devices.kind, num_processes, num_nodes)),
+        recommended=recommended,
     )
 
 
@@ -145,7 +155,7 @@ def _plan_strategies(shape: ModelShape, work: Work, cluster: Cluster) -> list[St
     return plans
 
 
-def _recommend(strategies: Sequence[StrategyPlan], candidates: Sequence[tuple[Strategy, str]]) -> str | None:
+def _recommend(strategies: Sequence[StrategyPlan], candidates: Sequence[tuple[Strategy, str]]) -> Strategy | None:
     """The first candidate of `run` that fits."""
     fitting = {plan.memory.strategy for plan in strategies if plan.fits}
     return next((strategy for strategy, _ in candidates if strategy in fitting), None)

@@ -18,6 +18,7 @@ from onecurve.launcher.planning.memory import (
     USABLE_SHARE,
     count_loading_bytes,
     describe_host_need,
+    divides_loading,
     estimate_memory,
     fits,
     fits_host,
@@ -43,11 +44,19 @@ def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: Mo
     memory = estimate_memory(shape, topology.strategy, work, topology.num_processes)
     here = topology.num_local_processes
     findings = []
-    loading = count_loading_bytes(shape, topology.strategy, recipe.mixed_precision, here)
+    trained = work.trained_parameters
+    loading = count_loading_bytes(
+        shape, topology.strategy, recipe.mixed_precision, here, topology.num_processes, trained
+    )
     if loading > machine.memory_bytes * USABLE_HOST_SHARE:
+        what = (
+            "read their shares of the model"
+            if divides_loading(topology.strategy, trained)
+            else "load the whole model each"
+        )
         findings.append(
             warning(
-                f"memory: {here} processes load the whole model each, {loading / GIB:.1f} GiB together, but this machine has "
+                f"memory: {here} processes {what}, {loading / GIB:.1f} GiB together, but this machine has "
                 f"{machine.memory_bytes / GIB:.1f}; use fewer processes on each machine, or a machine with more memory"
             )
         )

@@ -103,10 +103,12 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
     if not shape.knows_activations:
         lines.append(("memory", "of activations is unknown for this family: peak and batch below are without it"))
     loading = f"{format_gib(plan.loading_bytes)} of {format_gib(plan.host_bytes)} GiB of a node's memory"
-    lines.append(("loading", f"{loading}: each process loads the whole model"))
+    how = "reads its share of the model" if plan.divides_loading else "loads the whole model"
+    lines.append(("loading", f"{loading}: each process {how}"))
     lines.append(
         ("files", f"{format_gib(plan.checkpoint_bytes)} GiB per checkpoint, {format_gib(plan.final_bytes)} GiB final/")
     )
+    lines.append(("saving", f"{format_gib(plan.saving_bytes)} GiB of a node's memory, until a checkpoint is written"))
     return lines
 
 

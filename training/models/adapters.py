@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, Fault
 from onecurve.training.models.saving import MODEL_CONFIG, save_config
+from onecurve.training.models.tensor_files import TensorFiles
 from onecurve.training.tasks.base import Task
 
 CONFIG_FILE = "adapter_config.json"
@@ -219,9 +220,9 @@ def merge_adapter(model: torch.nn.Module) -> None:
 
 def load_trained_weights(model: torch.nn.Module, path: Path) -> None:
     """Load a checkpoint's weights into the parameters that are trained, under the same names."""
-    with safe_open(path, "pt") as file:
+    with TensorFiles(path) as file:
         for name, parameter in list_trained(model):
-            parameter.data.copy_(file.get_tensor(name))
+            parameter.data.copy_(file.read(name))
 
 
 def list_trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from onecurve.training.models.adapters import (
 )
 from onecurve.training.models.example_masks import checkpoint_contexts
 from onecurve.training.models.saving import MODEL_CONFIG
+from onecurve.training.models.shares import Shares
 from onecurve.training.run_directory import WEIGHTS_FILE
 from onecurve.training.tasks import Task, build_task
 
@@ -153,8 +155,13 @@ def load_model_class(task: Task) -> Any:
     return getattr(transformers, task.auto_class)
 
 
-def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torch.nn.Module:
+def build_model(
+    recipe: Recipe, config: Any, task: Task, tokenizer: Any, shares: Shares | None = None
+) -> torch.nn.Module:
     """The pretrained model with the task's head; a new head's weights depend on the seed alone.
+
+    Args:
+        shares: takes this process's parts of the weights, of which the model holds none then.
 
     Raises:
         BadInput: the weights can't be loaded, the attention implementation is not there, or names of what is trained fit
@@ -172,18 +179,20 @@ def build_model(recipe: Recipe, config: Any, task: Task, tokenizer: Any) -> torc
             if getattr(config, key, None) is not None:
                 setattr(config, key, recipe.dropout)
     set_seed(recipe.seed)  # A new head's weights are the same on every process.
+    load = partial(
+        load_model_class(task).from_pretrained,
+        name,
+        config=config,
+        revision=recipe.model_revision,
+        trust_remote_code=recipe.trust_remote_code,
+        attn_implementation=recipe.attn_implementation,
+        use_safetensors=True,
+        # A head of another size is replaced by a new one; the task's `describe_head` says so.
+        ignore_mismatched_sizes=True,
+        dtype=_master_dtype(),
+    )
     try:
-        model: torch.nn.Module = load_model_class(task).from_pretrained(
-            name,
-            config=config,
-            revision=recipe.model_revision,
-            trust_remote_code=recipe.trust_remote_code,
-            attn_implementation=recipe.attn_implementation,
-            use_safetensors=True,
-            # A head of another size is replaced by a new one; the task's `describe_head` says so.
-            ignore_mismatched_sizes=True,
-            dtype=_master_dtype(),
-        )
+        model: torch.nn.Module = load() if shares is None else shares.load(load)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise BadInput(_describe_load_error("model_name_or_path", name, error)) from None
     task.configure_model(model, tokenizer)

@@ -1,4 +1,4 @@
-"""Agreement of all ranks on what rank 0 found."""
+"""Agreement of all ranks on what one of them found."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from onecurve.training.errors import Fault
 from onecurve.training.process import is_main_process
@@ -32,6 +32,35 @@ def ask_main_process(question: Callable[[], Answer]) -> Answer:
         raise answer_and_error[1]
     answer: Answer = answer_and_error[0]
     return answer
+
+
+def raise_together(problem: str | None) -> None:
+    """Raise the problem of the first rank that has one, on every rank.
+
+    Raises:
+        Fault: with that problem.
+    """
+    problems = gather_object([problem])
+    _finish_sending()
+    first = next((each for each in problems if each is not None), None)
+    if first is not None:
+        raise Fault(first)
+
+
+def work_together(work: Callable[[], Answer], describe: Callable[[Exception], str]) -> list[Answer]:
+    """Do this rank's part of a work; returns what each rank's part gave, in the order of ranks.
+
+    Raises:
+        Fault: on every rank, if the part of one failed, as `describe` says it.
+    """
+    answer, problem = None, None
+    try:
+        answer = work()
+    except Exception as error:
+        problem = describe(error)
+    raise_together(problem)
+    answers: list[Answer] = gather_object([answer])
+    return answers
 
 
 def _finish_sending() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from onecurve.training.models.tensor_files import TensorFiles
+
 # Attributes of the engine's optimizer: ZeRO-3, ZeRO-1 and 2, and bf16 without ZeRO's partitions.
 _PARTITIONS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
 
@@ -36,32 +38,55 @@ def read_moment(parameter: torch.nn.Parameter, key: str) -> torch.Tensor | None:
 
 def write_weight(parameter: Any, whole: torch.Tensor) -> None:
     """Set a float32 weight from the whole tensor."""
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+    from deepspeed.utils import safe_set_full_fp32_param
 
     if _is_partitioned(parameter):
-        safe_set_local_fp32_param(parameter, _cut_own_part(parameter, whole))
+        write_own_weight(parameter, _cut_own_part(parameter, whole))
     else:
         safe_set_full_fp32_param(parameter, whole)
 
 
-def replace_weight(parameter: Any, whole: torch.Tensor) -> None:
-    """Set a weight from the whole tensor: the float32 one, and the one of any precision that the forward uses."""
-    write_weight(parameter, whole)
+def write_own_weight(parameter: Any, own: torch.Tensor) -> None:
+    """Set this rank's part of a float32 weight under ZeRO-3 from that part, without padding."""
+    from deepspeed.utils import safe_set_local_fp32_param
+
+    safe_set_local_fp32_param(parameter, _pad(parameter, own))
+
+
+def put_own_part(parameter: Any, own: torch.Tensor) -> None:
+    """Set this rank's part of a weight that ZeRO-3 has divided, before the engine starts."""
+    parameter.ds_tensor.data.copy_(_pad(parameter, own).view_as(parameter.ds_tensor))
+
+
+def _pad(parameter: Any, own: torch.Tensor) -> torch.Tensor:
+    """The last ranks' parts are padded to the size of the others, on the parameter's device."""
+    own = own if own.dtype == torch.float64 else own.float()
+    return torch.nn.functional.pad(own, (0, parameter.ds_tensor.numel() - len(own))).to(parameter.device)
+
+
+def replace_weight(parameter: Any, file: TensorFiles, name: str) -> None:
+    """Set a weight from a saved tensor: the float32 one, and the one of any precision that the forward uses."""
     if _is_partitioned(parameter):
-        parameter.ds_tensor.data.copy_(_cut_own_part(parameter, whole).view_as(parameter.ds_tensor))
-    if parameter.data.shape == whole.shape:  # Under ZeRO-3 only small parameters stay gathered.
-        parameter.data.copy_(whole)
+        own = _read_own_part(parameter, file, name)
+        write_own_weight(parameter, own)
+        parameter.ds_tensor.data.copy_(own.view_as(parameter.ds_tensor))
+        if parameter.data.shape == parameter.ds_shape:  # Small parameters stay gathered.
+            parameter.data.copy_(file.read(name))
+        return
+    whole = file.read(name).to(parameter.device)
+    write_weight(parameter, whole)
+    parameter.data.copy_(whole)
 
 
-def write_moment(parameter: Any, key: str, whole: torch.Tensor) -> None:
-    """Set one of AdamW's moments from the whole tensor, after `create_states`."""
+def write_moment(parameter: Any, key: str, file: TensorFiles, name: str) -> None:
+    """Set one of AdamW's moments from a saved tensor, after `create_states`."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     # ZeRO-3's setter of whole tensors fails if parts are padded.
     if _is_partitioned(parameter):
-        safe_set_local_optimizer_state(parameter, _cut_own_part(parameter, whole), key)
+        safe_set_local_optimizer_state(parameter, _read_own_part(parameter, file, name), key)
     else:
-        safe_set_full_optimizer_state(parameter, whole, key)
+        safe_set_full_optimizer_state(parameter, file.read(name).to(parameter.device), key)
 
 
 def create_states(engine_optimizer: Any, inner: torch.optim.Optimizer, step: float, keys: tuple[str, ...]) -> None:
@@ -103,6 +128,17 @@ def _is_partitioned(parameter: Any) -> bool:
 
 def _cut_own_part(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
     """What this rank holds of a parameter under ZeRO-3, with the padding of the last rank."""
-    size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
-    padded = torch.nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size()))
-    return padded.narrow(0, size * rank, size)
+    begin, size = _find_own_part(parameter)
+    return _pad(parameter, whole.flatten()[begin : begin + size])
+
+
+def _read_own_part(parameter: Any, file: TensorFiles, name: str) -> torch.Tensor:
+    """As `_cut_own_part`, read from a file, on the parameter's device."""
+    begin, size = _find_own_part(parameter)
+    return _pad(parameter, file.read_flat(name, begin, begin + size))
+
+
+def _find_own_part(parameter: Any) -> tuple[int, int]:
+    """Where this rank's part of a flattened parameter begins, and its size."""
+    size: int = parameter.ds_tensor.numel()
+    return size * torch.distributed.get_rank(), size

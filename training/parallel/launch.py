@@ -20,6 +20,7 @@ from accelerate.tracking import get_available_trackers
 from onecurve.training import launch_protocol
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, LostLauncher, SlowPrecision, WrongDevice, WrongTopology
+from onecurve.training.models.shares import Cut
 from onecurve.training.parallel.product_timing import measure_product_rates
 from onecurve.training.product_rates import ProductRates
 
@@ -37,6 +38,7 @@ class Launch:
     rank: int
     local_rank: int
     num_processes: int
+    num_local_processes: int
     is_distributed: bool
     uses_deepspeed: bool
     uses_fsdp: bool
@@ -50,13 +52,14 @@ class Launch:
             BadInput: one of them is not a number.
         """
         environment = os.environ
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             if not environment.get(name, "0").isdecimal():
                 raise BadInput(f"${name} is {environment[name]!r}, not a number: left over? Then `unset {name}`")
         return cls(
             rank=int(environment.get("RANK", "0")),
             local_rank=int(environment.get("LOCAL_RANK", "0")),
             num_processes=int(environment.get("WORLD_SIZE", "1")),
+            num_local_processes=int(environment.get("LOCAL_WORLD_SIZE", "1")),
             is_distributed="LOCAL_RANK" in environment,
             uses_deepspeed=environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",
             uses_fsdp=environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
@@ -68,6 +71,16 @@ class Launch:
         """Whether the variables of a process group are set, but neither by torch's agent nor by MPI."""
         mpi = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
         return self.is_distributed and not any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", *mpi))
+
+    def find_cut(self) -> Cut | None:
+        """This process's part of each weight, where the strategy divides all of them; None where each holds a replica."""
+        if self.num_processes == 1 or not self.is_distributed:
+            return None
+        if self.uses_fsdp and os.environ.get("FSDP_VERSION") == "2":
+            return Cut(self.rank, self.num_processes, is_flat=False)
+        if self.uses_deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+            return Cut(self.rank, self.num_processes, is_flat=True)
+        return None
 
     def find_device_type(self) -> str:
         """The type of device to train on: cuda, mps, xpu, ... or cpu."""

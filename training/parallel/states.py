@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from safetensors import safe_open
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from onecurve.training.errors import BadInput
 from onecurve.training.models.adapters import has_adapter
+from onecurve.training.models.shares import Shares, is_reserved
+from onecurve.training.models.tensor_files import TensorFiles
 from onecurve.training.parallel import deepspeed_states
 from onecurve.training.run_directory import MOMENTS_FILE, WEIGHTS_FILE
 
@@ -35,24 +37,45 @@ def count_state_bytes(model: torch.nn.Module) -> int:
     return weights + len(MOMENTS) * trained
 
 
-def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+def count_weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the weights and buffers that a checkpoint holds, in float32, of a model that may be divided."""
+    return sum(4 * int(getattr(value, "ds_numel", value.numel())) for _, value in _list_saved(model))
+
+
+def load_weights(checkpoint: Path, model: torch.nn.Module, shares: Shares | None = None) -> None:
     """Load a checkpoint's weights into a model that is not prepared yet, under any strategy.
+
+    Args:
+        shares: takes this process's parts of those weights of which it has parts.
 
     Raises:
         BadInput: the checkpoint is of another model.
     """
     own = {name: value.detach() for name, value in _list_saved(model)}
-    with safe_open(checkpoint / WEIGHTS_FILE, "pt") as file:
-        if names := set(own) ^ set(file.keys()):
+    parts = {} if shares is None else shares.parts
+    with TensorFiles(checkpoint / WEIGHTS_FILE) as file:
+        if names := set(own) ^ file.names():
             raise BadInput(f"{checkpoint} is of another model: only one of them has {', '.join(sorted(names)[:5])}")
         for name, value in own.items():
-            saved = file.get_tensor(name)
-            if saved.shape != value.shape:
+            if file.shape(name) != value.shape:
                 raise BadInput(
-                    f"{checkpoint} is of another model: {name} has shape {list(saved.shape)} there, "
+                    f"{checkpoint} is of another model: {name} has shape {list(file.shape(name))} there, "
                     f"{list(value.shape)} here"
                 )
-            value.copy_(saved)
+            if shares is not None and name in parts:
+                parts[name] = shares.cut.read(file, name)
+            elif not is_reserved(value):  # Of tied weights, which have several names, one has the part.
+                value.copy_(file.read(name))
+
+
+def set_shares(model: torch.nn.Module, shares: Shares | None) -> None:
+    """Under FSDP2, put this process's parts into a prepared model, and let go of them."""
+    if shares is None or shares.cut.is_flat:
+        return
+    with torch.no_grad():
+        for name, parameter in unwrap(model).named_parameters():
+            if _plain(name) in shares.parts:
+                parameter.to_local().copy_(shares.parts.pop(_plain(name)))
 
 
 def _list_saved(model: torch.nn.Module) -> NamedTensors:
@@ -103,8 +126,8 @@ def load_moments(
         step: updates that AdamW had made.
     """
     inner = _torch_optimizer(optimizer)
-    with safe_open(checkpoint / MOMENTS_FILE, "pt") as file:
-        names = set(file.keys())
+    with TensorFiles(checkpoint / MOMENTS_FILE) as file:
+        names = file.names()
         if not names:
             return
         if _uses_deepspeed(accelerator):
@@ -112,25 +135,30 @@ def load_moments(
         for name, parameter in unwrap(model).named_parameters():
             if f"{_plain(name)}.{MOMENTS[0]}" not in names:
                 continue
-            moments = {key: file.get_tensor(f"{_plain(name)}.{key}").to(parameter.device) for key in MOMENTS}
             if _uses_deepspeed(accelerator):
-                for key, whole in moments.items():
-                    deepspeed_states.write_moment(parameter, key, whole)
+                for key in MOMENTS:
+                    deepspeed_states.write_moment(parameter, key, file, f"{_plain(name)}.{key}")
                 continue
-            if isinstance(parameter, DTensor):  # Each rank cuts its own part; nothing is sent.
-                mesh, placements = parameter.device_mesh, parameter.placements
-                moments = {
-                    key: distribute_tensor(whole, mesh, placements, src_data_rank=None)
-                    for key, whole in moments.items()
-                }
             # The fused AdamW needs its counter on the device of the weights.
             inner.state[parameter] = {
                 "step": torch.tensor(step, dtype=torch.float32, device=parameter.device),
-                **moments,
+                **{key: _read_like(parameter, file, f"{_plain(name)}.{key}") for key in MOMENTS},
             }
 
 
-def keep_exact_weights(accelerator: Accelerator, model: torch.nn.Module) -> Tensors:
+def _read_like(value: torch.Tensor, file: TensorFiles, name: str) -> torch.Tensor:
+    """A saved tensor, divided as `value` is: each rank reads its own part of it, and nothing is sent."""
+    if not isinstance(value, DTensor):
+        return file.read(name).to(value.device)
+    size, begin = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
+    part = file.read_part(name, tuple(begin), tuple(size)).to(value.device)
+    whole: torch.Tensor = DTensor.from_local(
+        part, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
+    )
+    return whole
+
+
+def keep_exact_weights(accelerator: Accelerator, model: torch.nn.Module, shares: Shares | None = None) -> Tensors:
     """The float32 weights of a model that is not prepared yet, if preparing it rounds them; else none.
 
     In bf16 and fp16, DeepSpeed rounds a model's weights when it is prepared, and makes its float32 weights from the rounded
@@ -139,15 +167,20 @@ def keep_exact_weights(accelerator: Accelerator, model: torch.nn.Module) -> Tens
     """
     if not _uses_deepspeed(accelerator) or accelerator.mixed_precision == "no":
         return {}
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parts = {} if shares is None else shares.parts
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if name not in parts} | parts
 
 
-def set_exact_weights(model: torch.nn.Module, weights: Tensors) -> None:
+def set_exact_weights(model: torch.nn.Module, weights: Tensors, shares: Shares | None = None) -> None:
     """Set the weights that `keep_exact_weights` kept, after DeepSpeed has prepared the model."""
     if not weights:
         return
     for name, parameter in unwrap(model).named_parameters():
-        deepspeed_states.write_weight(parameter, weights[_plain(name)].to(parameter.device))
+        weight = weights[_plain(name)]
+        if shares is not None and _plain(name) in shares.parts:
+            deepspeed_states.write_own_weight(parameter, weight)
+        else:
+            deepspeed_states.write_weight(parameter, weight.to(parameter.device))
 
 
 def replace_weights(checkpoint: Path, accelerator: Accelerator, model: torch.nn.Module) -> None:
@@ -155,15 +188,12 @@ def replace_weights(checkpoint: Path, accelerator: Accelerator, model: torch.nn.
 
     The moments stay those of the last step: the model can be evaluated and saved afterwards, and not be trained on.
     """
-    with torch.no_grad(), safe_open(checkpoint / WEIGHTS_FILE, "pt") as file:
+    with torch.no_grad(), TensorFiles(checkpoint / WEIGHTS_FILE) as file:
         for name, value in _list_saved(unwrap(model)):
-            whole = file.get_tensor(_plain(name)).to(value.device)
             if _uses_deepspeed(accelerator) and isinstance(value, torch.nn.Parameter):
-                deepspeed_states.replace_weight(value, whole)
-                continue
-            if isinstance(value, DTensor):
-                whole = distribute_tensor(whole, value.device_mesh, value.placements, src_data_rank=None)
-            value.copy_(whole)
+                deepspeed_states.replace_weight(value, file, _plain(name))
+            else:
+                value.copy_(_read_like(value, file, _plain(name)))
 
 
 def unwrap(model: torch.nn.Module) -> Any:

@@ -1,36 +1,43 @@
 """Writes checkpoints, while the training continues, and the final model.
 
-Training waits only while the state is copied to host memory. A thread of rank 0 writes the copy, reads it back and
-publishes it. Rank 0 needs host memory for the whole state: in float32, 12 bytes a parameter (weight and two moments).
+Training waits only while the state is copied to host memory: tensors are gathered one at a time, and each is kept by one
+process, so that none holds more than its share of the state and one tensor. A thread of each process writes what it keeps
+and reads it back; that of rank 0 publishes the checkpoint when all have done so.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from onecurve.training.errors import Fault
-from onecurve.training.models.adapters import has_adapter, save_adapter
-from onecurve.training.parallel.agreement import ask_main_process
+from onecurve.training.parallel.agreement import ask_main_process, raise_together
 from onecurve.training.parallel.loss_scale import read_loss_scale
-from onecurve.training.parallel.states import NamedTensors, Tensors, count_updates, unwrap, whole_moments, whole_weights
+from onecurve.training.parallel.states import NamedTensors, count_updates, unwrap, whole_moments, whole_weights
 from onecurve.training.recovery.checkpoints import find_checkpoint
+from onecurve.training.recovery.dealing import Dealing
+from onecurve.training.recovery.final_model import choose_writers, group_converted, write_final
 from onecurve.training.recovery.host_copy import HostCopy
 from onecurve.training.recovery.manifest import write_manifest
 from onecurve.training.recovery.milestones import Progress
-from onecurve.training.recovery.publishing import link_best, publish, remove, sync
+from onecurve.training.recovery.parts import collect_receipts, write_indexes, write_part
+from onecurve.training.recovery.publishing import begin, describe_failure, discard, finish, link_best, remove
 from onecurve.training.recovery.room import check_free_space
 from onecurve.training.run_directory import MOMENTS_FILE, PROGRESS_FILE, WEIGHTS_FILE, RunDirectory
+
+# How long rank 0 waits, at the end of a training that failed, for the parts of processes that may have died: at least this,
+# and twice as long as its own part took.
+_GRACE_SECONDS = 10.0
 
 
 @dataclass
@@ -39,6 +46,7 @@ class CheckpointWriter:
 
     Attributes:
         save_description: writes what makes a checkpoint a model that `from_pretrained` loads: its config and tokenizer.
+        writers: ranks that write; all, unless some do not see the run directory.
 
     Leaving it as a context waits for a write in progress, however the training ended.
     """
@@ -50,12 +58,21 @@ class CheckpointWriter:
     run: RunDirectory
     save_total_limit: int | None
     save_description: Callable[[Path], None] = lambda folder: None
+    writers: tuple[int, ...] = ()
     _weights: HostCopy = field(default_factory=HostCopy)
     _moments: HostCopy = field(default_factory=HostCopy)
+    _dealing: Dealing = field(default_factory=lambda: Dealing((0,)))
     _thread: threading.Thread | None = None
+    _part_is_done: threading.Event = field(default_factory=threading.Event)
+    _give_up: threading.Event = field(default_factory=threading.Event)
+    _part_seconds: float = 0.0
+    _staging: Path | None = None
     _problem: str | None = None
     _is_held: bool = False
     _description: dict[str, bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.writers = self.writers or tuple(range(self.accelerator.num_processes))
 
     def save(self, progress: Progress, is_best: bool = False) -> None:
         """Copy the state of all ranks, and start to write it as checkpoints/step_N; `best` will link to it if it is best.
@@ -67,12 +84,17 @@ class CheckpointWriter:
         """
         self.hold(progress)
         self._is_held = False
-        if self.accelerator.is_main_process:
-            best = None if progress.best_step is None else self.run.checkpoint(progress.best_step)
-            arguments = (self.run.checkpoint(progress.step), json.dumps(progress.to_dict()), best, is_best)
-            # Not a daemon thread: the interpreter waits for it before it exits.
-            self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
-            self._thread.start()
+        target = self.run.checkpoint(progress.step)
+        staging = self._begin(target)
+        if staging is None:
+            return  # The next steps tell of it.
+        best = None if progress.best_step is None else self.run.checkpoint(progress.best_step)
+        publish = partial(self._publish, staging, target, json.dumps(progress.to_dict()), best, is_best)
+        self._part_is_done.clear()
+        self._give_up.clear()
+        # Not a daemon thread: the interpreter waits for it before it exits.
+        self._thread = threading.Thread(target=self._write, args=(staging, target, publish), name="checkpoint")
+        self._thread.start()
 
     def hold(self, progress: Progress) -> None:
         """Copy the state of all ranks now: the next `save` writes it, whatever the model has become by then.
@@ -86,8 +108,9 @@ class CheckpointWriter:
         progress.scheduler = self.scheduler.state_dict()
         progress.optimizer_step = count_updates(self.optimizer)
         progress.loss_scale = read_loss_scale(self.accelerator, self.optimizer)
-        self._copy(whole_weights(self.accelerator, self.model), self._weights)
-        self._copy(whole_moments(self.accelerator, self.model, self.optimizer), self._moments)
+        self._dealing = Dealing(self.writers)
+        self._copy(whole_weights(self.accelerator, self.model), self._weights, WEIGHTS_FILE)
+        self._copy(whole_moments(self.accelerator, self.model, self.optimizer), self._moments, MOMENTS_FILE)
         self._is_held = True
 
     def has_failed(self) -> bool:
@@ -98,91 +121,144 @@ class CheckpointWriter:
         """Wait until the last checkpoint is complete under its name. Every rank must call it.
 
         Raises:
-            Fault: on every rank, if rank 0 could not write it. Earlier checkpoints are intact.
+            Fault: on every rank, if one could not write it. Earlier checkpoints are intact.
         """
-        self._join()
-        self._agree(self._problem)
+        if self._thread is not None:
+            self._part_is_done.wait()
+        try:
+            raise_together(self._problem)
+            self._join()  # Every part is written, so rank 0 does not wait for any.
+            raise_together(self._problem)
+        except Fault:
+            self._give_up.set()
+            self._join()
+            self._discard()
+            raise
 
     def describe_last(self) -> str:
         """The last good checkpoint, in a sentence."""
-        self._join()
+        self._join(gives_up=True)
         last, _ = find_checkpoint(self.run.checkpoints)
         return "There is no checkpoint yet" if last is None else f"The last good checkpoint is {last}"
 
     def save_final(self, tokenizer: Any, model_card: str, target: Path) -> None:
-        """Write final/ with save_pretrained, and compare the weights that are read back with the trained ones.
+        """Write final/ as save_pretrained does, and compare the weights that are read back with the trained ones.
+
+        Large models are written by several processes, each its share.
 
         Raises:
             Fault: on every rank: a checkpoint or final/ could not be written, or weights differ when read back.
         """
         self.wait()
         self._moments.tensors.clear()  # Room for the model that is read back.
+        self._weights.tensors.clear()  # Other processes may keep them.
         self._is_held = False
-        self._copy(whole_weights(self.accelerator, self.model), self._weights)
-        inner = unwrap(self.model)
 
-        def fill(staging: Path) -> None:
-            check_free_space(target, self._weights.count_bytes())
+        def add_more(staging: Path) -> None:
             tokenizer.save_pretrained(staging)
             (staging / "README.md").write_text(model_card, encoding="utf-8")
-            if has_adapter(inner):
-                save_adapter(inner, self._weights.tensors, staging)
-                return
-            inner.save_pretrained(staging, state_dict=dict(self._weights.tensors))
-            dtype = next(each.dtype for each in self._weights.tensors.values() if each.is_floating_point())
-            again = type(inner).from_pretrained(staging, dtype=dtype).state_dict()
-            for name, tensor in self._weights.tensors.items():
-                if name not in again or not torch.equal(again[name], tensor):
-                    raise Fault(f"{name} differs from the trained weights when read back")
 
-        self._agree(publish(target, fill) if self.accelerator.is_main_process else None)
+        inner = unwrap(self.model)
+        self._dealing = Dealing(choose_writers(inner, self.writers), group_converted(inner))
+        self._copy(whole_weights(self.accelerator, self.model), self._weights, WEIGHTS_FILE)
+        staging = self._begin(target)
+        raise_together(self._problem)
+        assert staging is not None  # Or there is a problem.
+        try:
+            write_final(self.accelerator, inner, self._weights.tensors, self._dealing, staging, target, add_more)
+        except Fault:
+            self._discard()
+            raise
 
     def __enter__(self) -> CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._join()
+        self._join(gives_up=True)
+        self._discard()
 
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def _begin(self, target: Path) -> Path | None:
+        """Let rank 0 make the staging folder; None where it can't, which it notes."""
+        num_bytes = sum(self._dealing.num_bytes.values())
 
-    def _agree(self, problem: str | None) -> None:
-        """Raise rank 0's problem, if there is one, on every rank."""
-        agreed = ask_main_process(lambda: problem)
-        if agreed is not None:
-            raise Fault(agreed)
-
-    def _copy(self, tensors: NamedTensors, target: HostCopy) -> None:
-        """Take part in gathering each tensor, and keep it on rank 0."""
-        for name, tensor in tensors:
-            if self.accelerator.is_main_process:
-                target.store(name, tensor)
-
-    def _write(self, target: Path, progress: str, best: Path | None, is_best: bool) -> None:
-        def fill(staging: Path) -> None:
-            check_free_space(target, self._weights.count_bytes() + self._moments.count_bytes())
-            self._describe(staging)
-            _save_tensors(self._weights.tensors, staging / WEIGHTS_FILE)
-            _save_tensors(self._moments.tensors, staging / MOMENTS_FILE)
-            (staging / PROGRESS_FILE).write_text(progress, encoding="utf-8")
-            write_manifest(staging)
-
-        self._problem = publish(target, fill)
-        if self._problem is None:
+        def begin_here() -> tuple[Path | None, str | None]:
             try:
-                if is_best:
-                    link_best(self.run, target)
-                self._remove_old(best)
-            except OSError as error:
-                self._problem = f"old checkpoints in {self.run.checkpoints} could not be removed: {error}"
+                check_free_space(target, num_bytes)
+                return begin(target), None
+            except Exception as error:
+                return None, describe_failure(target, error)
+
+        self._staging, self._problem = ask_main_process(begin_here)
+        return self._staging
+
+    def _join(self, gives_up: bool = False) -> None:
+        """Wait for this rank's thread.
+
+        Args:
+            gives_up: other ranks may have died: do not wait for their parts for ever.
+        """
+        if self._thread is None:
+            return
+        if gives_up:
+            self._part_is_done.wait()
+            self._thread.join(max(_GRACE_SECONDS, 2 * self._part_seconds))
+            self._give_up.set()
+        self._thread.join()
+        self._thread = None
+
+    def _discard(self) -> None:
+        """Remove what was not published."""
+        if self.accelerator.is_main_process:
+            discard(self._staging)
+
+    def _copy(self, tensors: NamedTensors, target: HostCopy, file: str) -> None:
+        """Take part in gathering each tensor, and keep those that are dealt to this rank."""
+        kept = set()
+        for name, tensor in tensors:
+            if self._dealing.deal(file, name, tensor.nbytes) == self.accelerator.process_index:
+                target.store(name, tensor)
+                kept.add(name)
+        target.keep_only(kept)
+
+    def _write(self, staging: Path, target: Path, publish: Callable[[], None]) -> None:
+        """This rank's part; and on rank 0 the rest, when all parts are there."""
+        started = time.monotonic()
+        part, num_parts = self._dealing.find_part(self.accelerator.process_index), len(self._dealing.writers)
+        try:
+            if part is not None:
+                write_part(staging, part, num_parts, self._weights.tensors, self._moments.tensors)
+            self._part_seconds = time.monotonic() - started
+            self._part_is_done.set()
+            if self.accelerator.is_main_process:
+                publish()
+        except Exception as error:  # safetensors has its own exception for a full disk.
+            self._problem = describe_failure(target, error)
+        finally:
+            self._part_is_done.set()
+
+    def _publish(self, staging: Path, target: Path, progress: str, best: Path | None, is_best: bool) -> None:
+        facts = collect_receipts(staging, len(self._dealing.writers), self._give_up)
+        if facts is None:
+            return
+        self._describe(staging)
+        write_indexes(staging, self._dealing)
+        (staging / PROGRESS_FILE).write_text(progress, encoding="utf-8")
+        write_manifest(staging, facts)
+        finish(staging, target)
+        try:
+            if is_best:
+                link_best(self.run, target)
+            self._remove_old(best)
+        except OSError as error:
+            self._problem = f"old checkpoints in {self.run.checkpoints} could not be removed: {error}"
 
     def _describe(self, staging: Path) -> None:
         """Config and tokenizer never change: they are made once."""
         if self._description is None:
+            before = set(staging.iterdir())
             self.save_description(staging)
-            self._description = {path.name: path.read_bytes() for path in staging.iterdir() if path.is_file()}
+            made = (path for path in staging.iterdir() if path not in before and path.is_file())
+            self._description = {path.name: path.read_bytes() for path in made}
         for name, content in self._description.items():
             (staging / name).write_bytes(content)
 
@@ -193,17 +269,3 @@ class CheckpointWriter:
         for old in self.run.list_checkpoints()[: -self.save_total_limit]:
             if old != best:
                 remove(old)
-
-
-def _save_tensors(tensors: Tensors, path: Path) -> None:
-    """Write a safetensors file, and compare each tensor with what is read back, bit for bit."""
-    save_file(tensors, path, {"format": "pt"})
-    sync(path)
-    with safe_open(path, "pt") as file:
-        for name, tensor in tensors.items():
-            if not torch.equal(_bits(file.get_tensor(name)), _bits(tensor)):
-                raise Fault(f"{name} differs from what was written when read back")
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.flatten().view(torch.uint8)  # As numbers, NaN differs from itself.

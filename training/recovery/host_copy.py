@@ -6,6 +6,7 @@ of two, for each tensor, and never gives it back. So tensors pass through one sm
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +33,11 @@ class HostCopy:
         if self._buffer is None:
             self._buffer = torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=True)
         copy_in_pieces(tensor, self.tensors[name], self._buffer)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Free what is not of these names."""
+        for name in self.tensors.keys() - set(names):
+            del self.tensors[name]
 
     def count_bytes(self) -> int:
         """Bytes of all tensors."""

@@ -5,21 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from onecurve.training.errors import BadInput
-from onecurve.training.run_directory import MANIFEST_FILE, MOMENTS_FILE, PROGRESS_FILE, WEIGHTS_FILE
+from onecurve.training.run_directory import MANIFEST_FILE, MOMENTS_FILE, PROGRESS_FILE, WEIGHTS_FILE, index_of
 
-# Raise it when older versions cannot read what this one writes, or this one cannot read what older ones wrote.
-_FORMAT = 1
+# Raise it when older versions cannot read what this one writes. In format 1 one process wrote all tensors, in one file of
+# weights and one of moments.
+_FORMAT = 2
+_READABLE = (1, 2)
 
-_REQUIRED = (WEIGHTS_FILE, MOMENTS_FILE, PROGRESS_FILE)
+FileFacts = dict[str, Any]
+"""A file's "bytes" and "sha256"."""
 
 
-def write_manifest(folder: Path) -> None:
-    """Record size and sha256 of every file of a checkpoint."""
-    files = {path.name: _describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
+def write_manifest(folder: Path, known: Mapping[str, FileFacts] | None = None) -> None:
+    """Record size and sha256 of every file of a checkpoint.
+
+    Args:
+        known: of files whose writers have computed them already.
+    """
+    known = known or {}
+    files = {
+        path.name: known.get(path.name) or describe_file(path)
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST_FILE
+    }
     (folder / MANIFEST_FILE).write_text(json.dumps({"format": _FORMAT, "files": files}, indent=2), encoding="utf-8")
 
 
@@ -34,21 +47,21 @@ def find_fault(folder: Path, reads_content: bool = True) -> str | None:
     """
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        if manifest["format"] != _FORMAT:
+        if manifest["format"] not in _READABLE:
             raise BadInput(
                 f"{folder} was written by another version of Onecurve (format {manifest['format']}, this one reads "
-                f"{_FORMAT}): resume with that version, or choose another output_dir"
+                f"up to {_FORMAT}): resume with that version, or choose another output_dir"
             )
-        for name in _REQUIRED:
-            if name not in manifest["files"]:
-                return f"{MANIFEST_FILE} does not list {name}"
+        for names in ((WEIGHTS_FILE, index_of(WEIGHTS_FILE)), (MOMENTS_FILE, index_of(MOMENTS_FILE)), (PROGRESS_FILE,)):
+            if not any(name in manifest["files"] for name in names):
+                return f"{MANIFEST_FILE} does not list {names[0]}"
         for name, expected in manifest["files"].items():
             path = folder / name
             if not path.exists():
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if reads_content and _describe_file(path) != expected:
+            if reads_content and describe_file(path) != expected:
                 return f"{name} is corrupt: its checksum differs"
     except FileNotFoundError:
         return f"{MANIFEST_FILE} is missing"
@@ -57,7 +70,8 @@ def find_fault(folder: Path, reads_content: bool = True) -> str | None:
     return None
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> FileFacts:
+    """Size and checksum of a file."""
     size = path.stat().st_size
     digest = hashlib.sha256()
     if size:

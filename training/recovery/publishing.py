@@ -1,12 +1,13 @@
 """Publish a folder: it appears under its name complete and synced to disk, or not at all.
 
-A folder is filled under a staging name, synced, and renamed. If a folder with the name exists, it gets a "replaced" name
-first. After a kill in between, `clean_up` finishes or undoes the rename.
+A folder is filled under a staging name, by one process or several, synced, and renamed. If a folder with the name exists, it
+gets a "replaced" name first. After a kill in between, `clean_up` finishes or undoes the rename.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,25 +23,48 @@ def publish(target: Path, fill: Callable[[Path], None]) -> str | None:
     Returns:
         The error message if that failed; then `target` is as it was before, and the staging folder is removed.
     """
-    staging, replaced = staging_path(target), _replaced_path(target)
+    staging = None
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+        staging = begin(target)
         fill(staging)
-        _follow_umask(staging)
-        _sync_folder(staging)
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)  # A killed process may have left both.
-            target.rename(replaced)
-        staging.rename(target)
-        sync(target.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        finish(staging, target)
     except Exception as error:  # safetensors has its own exception for a full disk.
-        shutil.rmtree(staging, ignore_errors=True)
-        return (
-            f"{str(target)!r} could not be written: {error}. Earlier checkpoints are intact: start it again to resume"
-        )
+        discard(staging)
+        return describe_failure(target, error)
     return None
+
+
+def begin(target: Path) -> Path:
+    """Make an empty staging folder. No two have the same name: a process of a killed start may still write into an old one."""
+    for left in list_staging(target):
+        shutil.rmtree(left, ignore_errors=True)
+    staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_STAGING}")
+    staging.mkdir(parents=True)
+    return staging
+
+
+def finish(staging: Path, target: Path) -> None:
+    """Sync the staging folder and give it its name."""
+    replaced = _replaced_path(target)
+    _follow_umask(staging)
+    _sync_folder(staging)
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)  # A killed process may have left both.
+        target.rename(replaced)
+    staging.rename(target)
+    sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def discard(staging: Path | None) -> None:
+    """Remove a staging folder that will not be published."""
+    if staging is not None:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def describe_failure(target: Path, error: Exception) -> str:
+    """One line for a folder that could not be published."""
+    return f"{str(target)!r} could not be written: {error}. Earlier checkpoints are intact: start it again to resume"
 
 
 def _follow_umask(folder: Path) -> None:
@@ -53,7 +77,7 @@ def _follow_umask(folder: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Remove a published folder; if a kill interrupts that, no part of it is left under its name."""
-    shutil.rmtree(folder.rename(staging_path(folder)))
+    shutil.rmtree(folder.rename(_staging_path(folder)))
 
 
 def link_best(run: RunDirectory, checkpoint: Path) -> str | None:
@@ -65,7 +89,7 @@ def link_best(run: RunDirectory, checkpoint: Path) -> str | None:
     line = None
     if run.best.is_dir() and not run.best.is_symlink():
         line = _replace_copy(run)
-    link = staging_path(run.best)
+    link = _staging_path(run.best)
     link.unlink(missing_ok=True)
     link.symlink_to(checkpoint.relative_to(run.path))
     link.replace(run.best)
@@ -104,8 +128,12 @@ def clean_up(folder: Path) -> None:
             replaced.rename(target)
 
 
-def staging_path(target: Path) -> Path:
-    """Where `target` is written before it gets its name."""
+def list_staging(target: Path) -> list[Path]:
+    """Folders in which `target` is, or was, written before it gets its name."""
+    return [*target.parent.glob(f".{target.name}.*{_STAGING}"), *target.parent.glob(f".{target.name}{_STAGING}")]
+
+
+def _staging_path(target: Path) -> Path:
     return target.with_name(f".{target.name}{_STAGING}")
 
 

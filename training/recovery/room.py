@@ -7,28 +7,32 @@ from pathlib import Path
 
 from onecurve.training.errors import BadInput, Fault
 from onecurve.training.recovery.host_memory import measure_available_memory
-from onecurve.training.recovery.publishing import list_unpublished, staging_path
+from onecurve.training.recovery.publishing import list_staging, list_unpublished
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.units import GIB
 from onecurve.training.writable import find_existing_parent
 
 
-def check_room(run: RunDirectory, state_bytes: int, weight_bytes: int, num_checkpoints: int) -> None:
+def check_room(
+    run: RunDirectory, state_bytes: int, weight_bytes: int, num_checkpoints: int, local_share: float = 1.0
+) -> None:
     """Refuse, before the first step, a training whose checkpoints do not fit into host memory or on the disk.
 
     Args:
         state_bytes: size of one checkpoint: weights and moments.
         weight_bytes: size of final/.
         num_checkpoints: the most that exist at once.
+        local_share: how much of a checkpoint the processes of this machine hold before they write it.
 
     Raises:
         BadInput: there is too little memory or disk space.
     """
     memory = measure_available_memory()
-    if state_bytes > memory:
+    held = int(state_bytes * local_share)
+    if held > memory:
         raise BadInput(
-            f"a checkpoint takes {state_bytes / GIB:.3g} GiB of host memory on rank 0, "
-            f"{memory / GIB:.3g} GiB are available: use a smaller model, or a machine with more memory"
+            f"a checkpoint takes {held / GIB:.3g} GiB of host memory on this machine, {memory / GIB:.3g} GiB are available: "
+            "use a smaller model, or machines with more memory"
         )
     needed = num_checkpoints * state_bytes + weight_bytes - _count_existing_bytes(run)
     free = _count_free_bytes(run.path)
@@ -53,7 +57,7 @@ def check_free_space(target: Path, num_bytes: int) -> None:
 
 def _count_existing_bytes(run: RunDirectory) -> int:
     """Bytes that are on the disk already: checkpoints count in the limit, and what a killed process left is removed."""
-    folders = [*run.list_checkpoints(), *list_unpublished(run.checkpoints), staging_path(run.final)]
+    folders = [*run.list_checkpoints(), *list_unpublished(run.checkpoints), *list_staging(run.final)]
     return sum(path.stat().st_size for folder in folders for path in folder.glob("*") if path.is_file())
 
 

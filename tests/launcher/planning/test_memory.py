@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.memory import MODELS, Case, describe_case, list_cases, predict
 from onecurve.launcher.facts.shape import build_shape
-from onecurve.launcher.planning.memory import STRATEGIES, count_loading_bytes, estimate_memory
+from onecurve.launcher.planning.memory import STRATEGIES, count_loading_bytes, count_saving_bytes, estimate_memory
 from onecurve.launcher.planning.work import Work
 from onecurve.launcher.units import MIB
 from tests.launcher.conftest import ROOT
@@ -38,8 +38,19 @@ def test_deepspeeds_bucket_is_whole_however_small_the_model() -> None:
     assert zero.peak > ddp.peak
 
 
-def test_each_process_of_a_machine_loads_the_whole_model() -> None:
+def test_a_machine_loads_a_model_for_each_process_or_each_process_its_share() -> None:
     shape = build_shape(BERT)
-    assert count_loading_bytes(shape, "FSDP2", "bf16", 8) == 8 * 4 * shape.num_parameters
-    assert count_loading_bytes(shape, "ZeRO-3", "bf16", 8) == 8 * 6 * shape.num_parameters
-    assert count_loading_bytes(shape, "ZeRO-3", "no", 1) == 4 * shape.num_parameters
+    whole = shape.num_parameters
+    assert count_loading_bytes(shape, "DDP", "bf16", 8, 16) == 8 * 4 * whole
+    assert count_loading_bytes(shape, "ZeRO-2", "bf16", 8, 16) == 8 * 6 * whole
+    assert count_loading_bytes(shape, "FSDP2", "no", 8, 16, trained_parameters=10) == 8 * 4 * whole
+    one_tensor = 4 * max(shape.embedding_parameters, shape.layer_parameters)
+    assert count_loading_bytes(shape, "FSDP2", "bf16", 8, 16) == pytest.approx(4 * whole / 2 + 8 * one_tensor, abs=100)
+    assert count_loading_bytes(shape, "ZeRO-3", "bf16", 8, 16) == pytest.approx(6 * whole / 2 + 8 * one_tensor, abs=100)
+
+
+def test_a_machine_holds_its_processes_shares_of_a_checkpoint() -> None:
+    shape = build_shape(BERT)
+    assert count_saving_bytes(shape, 8, 8) == 12 * shape.num_parameters
+    assert count_saving_bytes(shape, 8, 512) == pytest.approx(12 * shape.num_parameters / 64, abs=1)
+    assert count_saving_bytes(shape, 1, 2, trained_parameters=100) == 600

@@ -69,6 +69,7 @@ def test_70b_on_512_gpus() -> None:
     assert len(rows) == len(plan.strategies)
     assert max(map(len, rows)) <= 80
     assert "recommended" in text.getvalue()
+    assert names(text.getvalue(), "loading", "share of the model")
 
 
 @pytest.mark.parametrize(

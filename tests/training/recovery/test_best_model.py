@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.conftest import Launch, Run
 from tests.messages import names
+from tests.tensors import load_tensors
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -33,8 +33,7 @@ def find_best(run: Run) -> dict[str, Any]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
-    return found
+    return load_tensors(folder / "model.safetensors")
 
 
 def is_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

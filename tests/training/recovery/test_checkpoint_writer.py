@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from onecurve.training.errors import Fault
 from onecurve.training.parallel.states import count_state_bytes
-from onecurve.training.recovery import checkpoint_writer, publishing
+from onecurve.training.recovery import checkpoint_writer, parts, publishing
 from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
 from onecurve.training.recovery.checkpoints import find_checkpoint, load_progress
 from onecurve.training.recovery.manifest import find_fault
@@ -120,10 +120,10 @@ def test_the_final_model_needs_no_memory_for_moments(writer: CheckpointWriter, m
     save(writer, Progress(1))
     held: list[int] = []
 
-    def note(target: Path, fill: Any) -> None:
+    def note(*arguments: Any) -> None:
         held.append(len(writer._moments.tensors))
 
-    monkeypatch.setattr(checkpoint_writer, "publish", note)
+    monkeypatch.setattr(checkpoint_writer, "write_final", note)
     writer.save_final(None, "", writer.run.final)
     assert held == [0]
 
@@ -137,7 +137,8 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(publishing if function == "sync" else checkpoint_writer, function, fail)
+    module = {"save_file": parts, "write_manifest": checkpoint_writer, "sync": publishing}[function]
+    monkeypatch.setattr(module, function, fail)
     with pytest.raises(Fault, match=naming("step_00000002'", "No space left on device")):
         save(writer, Progress(2))
     assert names(writer.run.checkpoints) == {"step_00000001"}
@@ -162,7 +163,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         assert may_write.wait(10)
         write(*arguments)
 
-    monkeypatch.setattr(checkpoint_writer, "save_file", hold)
+    monkeypatch.setattr(parts, "save_file", hold)
     before = {name: parameter.detach().clone() for name, parameter in writer.model.named_parameters()}
     writer.save(Progress(1))
     with torch.no_grad():
@@ -191,7 +192,7 @@ def test_a_failed_write_is_known_before_the_next_one(writer: CheckpointWriter, m
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_writer, "save_file", fail)
+        patch.setattr(parts, "save_file", fail)
         writer.save(Progress(1))
         writer._join()
     assert writer.has_failed()
@@ -207,7 +208,7 @@ def test_what_the_disk_gives_back_is_compared_with_what_was_saved(
     def spoil_one(tensors: Any, path: Path, *others: Any) -> None:
         write({name: tensor + (name == "0.bias") for name, tensor in tensors.items()}, path, *others)
 
-    monkeypatch.setattr(checkpoint_writer, "save_file", spoil_one)
+    monkeypatch.setattr(parts, "save_file", spoil_one)
     with pytest.raises(Fault, match=naming("0.bias")):
         save(writer, Progress(1))
     assert names(writer.run.checkpoints) == set()

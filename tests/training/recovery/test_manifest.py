@@ -78,13 +78,13 @@ def test_only_rank_0_reads_the_newest_checkpoint(tmp_path: Path, monkeypatch: py
     make_checkpoint(tmp_path)
     monkeypatch.setenv("RANK", str(rank))
     read: list[str] = []
-    describe = manifest._describe_file
+    describe = manifest.describe_file
 
     def note(path: Path) -> dict[str, Any]:
         read.append(path.name)
         return describe(path)
 
-    monkeypatch.setattr(manifest, "_describe_file", note)
+    monkeypatch.setattr(manifest, "describe_file", note)
     found, faults = find_checkpoint(tmp_path)
     assert (found, faults) == (tmp_path / "step_00000005", {})
     assert bool(read) == (rank == 0)
