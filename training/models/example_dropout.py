@@ -8,7 +8,6 @@ another way is found at the start (mask_trial.py).
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 

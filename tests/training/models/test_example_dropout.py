@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from transformers import (
-    AlbertConfig, AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification, BartConfig, BertConfig, DebertaConfig, DebertaV2Config, DistilBertConfig, Gemma2Config,
-    GPT2Config,    LlamaConfig, ModernBertConfig, RobertaConfig, T5Config, ViTConfig,
+    AlbertConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BertConfig,
+    DebertaConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    RobertaConfig,
+    T5Config,
+    ViTConfig,
 )  # fmt: skip
 
 from onecurve.training.config import Recipe
@@ -137,7 +150,9 @@ def find_gradients(
         found = [weigh(piece, example) for piece, example in zip(pieces, examples, strict=True)]
         torch.stack(found).sum().backward()  # type: ignore[no-untyped-call]
         losses.update(zip(examples, (each.detach() for each in found), strict=True))
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     return {**gradients, "losses": torch.stack([losses[example] for example in range(len(LENGTHS))])}
 
 
@@ -161,7 +176,9 @@ def assert_exact(model: Model, layouts: Sequence[Layout], **more: list[Any]) -> 
         for cut in (WHOLE, *CUTS.values()):
             assert_same(find_gradients(model, layout, cut, **more), whole)
     other = find_gradients(model, layouts[0], WHOLE, step=STEP + 1, **more)
-    assert float(torch.dist(other["losses"], whole["losses"])) > 1e-2 * float(whole["losses"].norm()), "nothing is dropped"
+    assert float(torch.dist(other["losses"], whole["losses"])) > 1e-2 * float(whole["losses"].norm()), (
+        "nothing is dropped"
+    )
 
 
 PADDED = Layout(mask="padding")

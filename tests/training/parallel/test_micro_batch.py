@@ -22,7 +22,9 @@ def draw(step: int = 0, process: int = 0, seed: int = 1, position: int = 0, mask
         process_index=process, num_processes=2, distributed_type=DistributedType.MULTI_CPU, step=0
     )
     plan = MicroBatch(np.arange(2), step=step, position=position, num_micro_batches=3)
-    begin_micro_batch(accelerator, plan, Recipe(model_name_or_path="m", train_file=("t",), seed=seed, dropout_masks=masks))
+    begin_micro_batch(
+        accelerator, plan, Recipe(model_name_or_path="m", train_file=("t",), seed=seed, dropout_masks=masks)
+    )
     example_masks.begin(None)
     return torch.rand(4).tolist()
 
