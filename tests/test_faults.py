@@ -20,7 +20,7 @@ from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Run, to_flags
 from tests.messages import names
-from tools.jobs import Job, read_status, without_time, write_script
+from tools.jobs import Job, read_status, without_time, write_held_task, write_script
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -41,12 +41,14 @@ def list_checkpoints(path: Path) -> list[str]:
 def test_a_kill_ends_the_others_and_loses_nothing(
     recipe: Settings, tmp_path: Path, jobs: list[Job], victim: str
 ) -> None:
-    settings = {**recipe, **LONG}
+    settings = {**recipe, **LONG, "max_train_steps": 40}
     whole = Job({**settings, "output_dir": str(tmp_path / "whole")}, "multi_cpu", 2).finish()
     assert whole.exit_code == 0, whole.stderr
+    held = write_held_task(tmp_path, step=25)
+    settings["task"] = held.task
     job = Job(settings, "multi_cpu", 2)
     jobs.append(job)
-    job.wait_for_step(20)
+    job.wait_until(held.reached.exists)
     job.strike(victim)
     assert job.wait_for_end() < 30
     if victim == "launcher":

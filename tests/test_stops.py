@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 from onecurve.training.tasks.text_classification import TextClassification
 from tests.conftest import ROOT, Launch, Run, to_flags
 from tests.messages import names
-from tools.jobs import Job, cut_short, read_status, without_time, write_script
+from tools.jobs import Job, cut_short, read_status, without_time, write_held_task, write_script
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -192,13 +191,6 @@ def start(
     return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_step(metrics: Path, step: int, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not (metrics.exists() and f'"step": {step},' in metrics.read_text(encoding="utf-8")):
-        assert time.monotonic() < deadline, "the training did not get so far"
-        time.sleep(0.02)
-
-
 WAYS = ["SIGTERM", "SIGINT", "SIGUSR1", "STOP", "ONECURVE_STOP_FILE"]
 
 
@@ -206,12 +198,13 @@ WAYS = ["SIGTERM", "SIGINT", "SIGUSR1", "STOP", "ONECURVE_STOP_FILE"]
 def test_a_stop_writes_a_checkpoint_and_the_next_start_goes_on(
     recipe: Settings, train: Train, tmp_path: Path, way: str
 ) -> None:
-    settings = {**recipe, **LONG, "max_train_steps": 160, "checkpointing_steps": 1000, "eval_steps": 20}
+    settings = {**recipe, **LONG, "checkpointing_steps": 1000}
     whole = train({**settings, "output_dir": str(tmp_path / "whole")})
-    stop_file = tmp_path / "please-stop"
+    stop_file, held = tmp_path / "please-stop", write_held_task(tmp_path, step=20)
+    settings["task"] = held.task
     process = start(settings, {"ONECURVE_STOP_FILE": str(stop_file)})
     folder = Path(recipe["output_dir"])
-    wait_for_step(folder / "metrics.jsonl", 20)  # Lines are flushed at each evaluation.
+    held.wait_until_reached(process)
     if way.startswith("SIG"):
         process.send_signal(getattr(signal, way))
     elif way == "STOP":
@@ -225,7 +218,7 @@ def test_a_stop_writes_a_checkpoint_and_the_next_start_goes_on(
     assert names(stderr, f"step {status['step']}")
     assert "Traceback" not in stderr
     assert not (folder / "STOP").exists()
-    assert 20 <= status["step"] < 160
+    assert 20 < status["step"] < 30
     stop_file.unlink(missing_ok=True)
     resumed = train(settings)
     assert resumed.exit_code == 0, resumed.stderr
@@ -356,15 +349,16 @@ def test_told_to_end_a_process_that_is_stuck_ends_within_seconds(stuck: subproce
 
 @pytest.mark.slow
 def test_a_stop_reaches_ranks_that_have_loader_workers(recipe: Settings, tmp_path: Path, jobs: list[Job]) -> None:
-    settings = {**recipe, **LONG, "max_train_steps": 200, "checkpointing_steps": 1000}
+    held = write_held_task(tmp_path, step=20)
+    settings = {**recipe, **LONG, "checkpointing_steps": 1000, "task": held.task}
     job = Job({**settings, "dataloader_num_workers": 1}, "multi_cpu", 2)
     jobs.append(job)
-    job.wait_for_step(30)
+    job.wait_until(held.reached.exists)
     job.process.terminate()  # torch's agent passes it on to each rank and its workers.
     job.wait_for_end()
     assert read_status(job.path)["exit_code"] == 75, job.output
     assert "DataLoader worker" not in job.output
-    assert 30 <= read_status(job.path)["step"] < 200
+    assert 20 < read_status(job.path)["step"] < 30
     with_workers = Job({**settings, "dataloader_num_workers": 1}, "multi_cpu", 2).finish()
     assert with_workers.exit_code == 0, with_workers.stderr
     without = Job({**settings, "output_dir": str(tmp_path / "without")}, "multi_cpu", 2).finish()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,61 @@ def write_script(path: Path, changes: str, at_end: str = "") -> str:
     """
     path.write_text(_SCRIPT.format(changes=changes.strip(), at_end=at_end.strip()), encoding="utf-8")
     return str(path)
+
+
+_HELD_TASK = """\
+\"\"\"Text classification whose training waits in one step, once, until a stop is asked for.\"\"\"
+
+import sys
+import time
+from pathlib import Path
+
+from onecurve.training.process import is_main_process
+from onecurve.training.tasks.text_classification import TextClassification
+
+REACHED = Path({reached!r})
+
+
+class Held(TextClassification):
+    def loss_sum(self, model, batch):
+        if is_main_process() and not REACHED.exists():
+            kept = getattr(sys.modules["__main__"], "_KEPT", None) or sys.modules["onecurve.training.run"]._KEPT
+            session = kept[-1]
+            if session.progress.step == {step}:
+                REACHED.touch()
+                deadline = time.monotonic() + 120  # A test whose request is lost fails, and does not hang.
+                while not session.stop_flag.is_raised() and time.monotonic() < deadline:
+                    time.sleep(0.005)
+        return super().loss_sum(model, batch)
+"""
+
+
+@dataclass(frozen=True)
+class HeldTask:
+    """A task whose training can't end before it is interrupted, however quick the machine is.
+
+    Attributes:
+        task: the recipe's `task`; text classification in all else.
+        reached: this file is there once rank 0 waits. A later start goes on without waiting.
+    """
+
+    task: str
+    reached: Path
+
+    def wait_until_reached(self, process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
+        """Wait until the training has come to the step in which it waits."""
+        deadline = time.monotonic() + seconds
+        while not self.reached.exists():
+            assert time.monotonic() < deadline, "the training did not get so far"
+            assert process is None or process.poll() is None, "the training ended before"
+            time.sleep(0.02)
+
+
+def write_held_task(folder: Path, step: int) -> HeldTask:
+    """A task that has made `step` steps when its training waits for a request to stop."""
+    path, reached = folder / "held_task.py", folder / "held_task.reached"
+    path.write_text(_HELD_TASK.format(reached=str(reached), step=step), encoding="utf-8")
+    return HeldTask(f"{path}:Held", reached)
 
 
 class Job:

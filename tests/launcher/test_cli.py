@@ -24,6 +24,7 @@ from tests.launcher.conftest import ROOT, Onecurve
 from tests.messages import names
 from tests.training.tasks.templates import CHATML
 from tools.decoders import build_decoder
+from tools.jobs import write_held_task
 
 COMMANDS = (
     "run", "check", "plan", "compare", "watch", "report", "resume", "predict", "chat", "submit", "cancel", "fetch",
@@ -388,9 +389,10 @@ def test_a_signal_at_the_very_end_does_not_replace_the_exit_code(name: str) -> N
 
 @pytest.mark.slow
 def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(
-    recipe_file: Path, recipe: dict[str, Any], onecurve: Onecurve
+    recipe_file: Path, recipe: dict[str, Any], tmp_path: Path, onecurve: Onecurve
 ) -> None:
-    words = ["run", str(recipe_file), "--topology", "multi_cpu", "--max_train_steps", "200", "--eval_steps", "200"]
+    held = write_held_task(tmp_path, step=3)
+    words = ["run", str(recipe_file), "--topology", "multi_cpu", "--max_train_steps", "20", "--task", held.task]
     process = subprocess.Popen(
         [sys.executable, "-m", "onecurve", *words],
         cwd=ROOT,
@@ -399,7 +401,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(
         text=True,
     )
     try:
-        _wait_for_steps(Path(recipe["output_dir"]), process)
+        held.wait_until_reached(process)
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=60)
     finally:
@@ -410,7 +412,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(
     assert "step_000000" in result.stdout
     lines = (Path(recipe["output_dir"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line["step"] for line in map(json.loads, lines) if line["event"] == "train"]
-    assert steps == list(range(1, 201))
+    assert steps == list(range(1, 21))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import pytest
 
 from tests.launcher.conftest import ROOT
 from tests.messages import names
+from tools.jobs import write_held_task
 
 Terminal = Callable[..., Any]
 
@@ -199,14 +200,16 @@ def test_a_screen_of_fetch(terminal: Terminal, recipe_file: Path) -> None:
 def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_the_training(
     terminal: Terminal, recipe_file: Path, recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    child = terminal("run", recipe_file, "--max_train_steps", "600", "--eval_steps", "600")
+    held = write_held_task(tmp_path, step=3)
+    child = terminal("run", recipe_file, "--max_train_steps", "20", "--task", held.task)
     child.timeout = 300
     child.expect(r"tokens/s")
+    held.wait_until_reached()
     child.sendintr()
     child.expect("SIGINT")
     assert _finish(child)[0] == 75
     steps = (Path(recipe["output_dir"]) / "metrics.jsonl").read_text(encoding="utf-8").count("\n")
-    assert 0 < steps < 600
+    assert 3 < steps < 20
     child = terminal("resume", recipe["output_dir"])
     child.timeout = 300
     child.expect("step_000000")

@@ -15,6 +15,7 @@ import pytest
 
 from tests.launcher.conftest import ROOT, Onecurve
 from tests.messages import names
+from tools.jobs import HeldTask, write_held_task
 
 pytestmark = pytest.mark.slow
 
@@ -42,31 +43,44 @@ def _find_rank(rank: int, recipe: Path) -> int | None:
     return None
 
 
-def _kill_rank(rank: int, recipe: Path, run: Path, process: subprocess.Popen[str]) -> None:
+def _wait_for_checkpoint(run: Path, held: HeldTask, process: subprocess.Popen[str]) -> None:
+    """Wait until one checkpoint is there, and steps behind it that will be lost."""
+    held.wait_until_reached(process)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        # One checkpoint is there, and steps behind it that will be lost.
-        if (run / "checkpoints" / "step_00000010" / "manifest.json").exists():
-            found = _find_rank(rank, recipe)
-            assert found is not None
-            os.kill(found, signal.SIGKILL)
-            return
+    while not (run / "checkpoints" / "step_00000010" / "manifest.json").exists():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    raise AssertionError("no checkpoint was written")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
-def test_a_killed_rank_costs_nothing_but_time(recipe_file: Path, recipe: dict[str, Any], onecurve: Onecurve) -> None:
+def test_a_killed_rank_costs_nothing_but_time(
+    recipe_file: Path, recipe: dict[str, Any], tmp_path: Path, onecurve: Onecurve
+) -> None:
+    held = write_held_task(tmp_path, step=15)
     run, whole = Path(recipe["output_dir"]), Path(recipe["output_dir"] + "_whole")
     process = subprocess.Popen(
-        [sys.executable, "-m", "onecurve", "run", str(recipe_file), *_WORDS, "--max-restarts", "1"],
+        [
+            sys.executable,
+            "-m",
+            "onecurve",
+            "run",
+            str(recipe_file),
+            *_WORDS,
+            "--task",
+            held.task,
+            "--max-restarts",
+            "1",
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        _kill_rank(1, recipe_file, run, process)
+        _wait_for_checkpoint(run, held, process)
+        rank = _find_rank(1, recipe_file)
+        assert rank is not None
+        os.kill(rank, signal.SIGKILL)
         out, told = process.communicate(timeout=300)
     finally:
         process.kill()
@@ -78,21 +92,30 @@ def test_a_killed_rank_costs_nothing_but_time(recipe_file: Path, recipe: dict[st
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the launcher in /proc")
-def test_a_killed_accelerate_costs_nothing_but_time(recipe_file: Path, recipe: dict[str, Any]) -> None:
+def test_a_killed_accelerate_costs_nothing_but_time(recipe_file: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
     """Its processes are writing a checkpoint when the next start could begin."""
+    held = write_held_task(tmp_path, step=15)
     run = Path(recipe["output_dir"])
     process = subprocess.Popen(
-        [sys.executable, "-m", "onecurve", "run", str(recipe_file), *_WORDS, "--max-restarts", "1"],
+        [
+            sys.executable,
+            "-m",
+            "onecurve",
+            "run",
+            str(recipe_file),
+            *_WORDS,
+            "--task",
+            held.task,
+            "--max-restarts",
+            "1",
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        deadline = time.monotonic() + 120
-        while not (run / "checkpoints" / "step_00000010" / "manifest.json").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        _wait_for_checkpoint(run, held, process)
         rank = _find_rank(1, recipe_file)
         assert rank is not None
         launcher = Path(f"/proc/{rank}/status").read_text(encoding="utf-8").partition("PPid:")[2].split()[0]
