@@ -219,6 +219,11 @@ def _find_adapter_contradictions(recipe: Recipe) -> list[str]:
         return ["base_dtype: bfloat16 needs mixed_precision: bf16, because a product has one type"]
     if recipe.freeze:
         return ["freeze: an adapter leaves all weights of the model as they are; remove one of them"]
+    if recipe.layerwise_lr_decay != 1:
+        return [
+            "layerwise_lr_decay: an adapter leaves the model's layers as they are, and begins as new in each of them; remove "
+            "one of them"
+        ]
     return []
 
 

@@ -186,6 +186,11 @@ class StepKeys(_Keys):
         32, description="examples in one step, over all processes (DeepSpeed's word for the global batch)"
     )
     learning_rate: Annotated[Number, Field(gt=0)] = Field(5e-5, description="peak learning rate of AdamW")
+    layerwise_lr_decay: Annotated[Number, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="factor of the learning rate from each layer to the one below it: the head has learning_rate, the "
+        "embeddings the least; 1 is the same rate for all",
+    )
     weight_decay: Annotated[Number, Field(ge=0)] = Field(0.0, description="decoupled decay; never on biases and norms")
     lr_scheduler_type: SCHEDULER_TYPES = Field("linear", description="a name of transformers.get_scheduler")
     num_warmup_steps: Annotated[Integer, Field(ge=0)] = Field(0, description="steps of linear warm-up")

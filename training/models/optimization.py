@@ -11,21 +11,42 @@ from accelerate.utils import DistributedType
 from transformers import get_scheduler
 
 from onecurve.training.config import Recipe
+from onecurve.training.models.depths import count_layers_above
 
 
 def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) with decoupled decay on weight matrices and embeddings only."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Biases and the weights of norms are vectors. To decay them would shrink activations, not regularize.
-    decayed = [parameter for parameter in trained if parameter.ndim >= 2]
-    undecayed = [parameter for parameter in trained if parameter.ndim < 2]
+    """AdamW (Loshchilov and Hutter 2019) with decoupled decay on weight matrices and embeddings only.
+
+    With layerwise_lr_decay, the learning rate falls by this factor from each layer to the one below it (Howard and Ruder
+    2018; the rates are those of BEiT, Bao et al. 2022). The first group has the highest rate.
+
+    Raises:
+        BadInput: layerwise_lr_decay, and the model has no layers.
+    """
     return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        _build_groups(model, recipe),
         lr=recipe.learning_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         eps=recipe.adam_epsilon,
         fused=True,
     )
+
+
+def _build_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    is_layerwise = recipe.layerwise_lr_decay != 1
+    above = count_layers_above(model) if is_layerwise else dict.fromkeys((name for name, _ in trained), 0)
+    groups: list[dict[str, Any]] = []
+    for depth in sorted({above[name] for name, _ in trained}):
+        rate = {"lr": recipe.learning_rate * recipe.layerwise_lr_decay**depth} if is_layerwise else {}
+        of_depth = [parameter for name, parameter in trained if above[name] == depth]
+        # Biases and the weights of norms are vectors. To decay them would shrink activations, not regularize.
+        decayed = [parameter for parameter in of_depth if parameter.ndim >= 2]
+        undecayed = [parameter for parameter in of_depth if parameter.ndim < 2]
+        groups.append({"params": decayed, "weight_decay": recipe.weight_decay, **rate})
+        groups.append({"params": undecayed, "weight_decay": 0.0, **rate})
+    # A checkpoint's schedule has a rate for each group, so without layers there are two, one of them empty at times.
+    return [group for group in groups if group["params"]] if is_layerwise else groups
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, num_steps: int) -> Any:

@@ -160,6 +160,7 @@ def test_an_adapter_is_trained_on(recipe: dict[str, Any], train: Train, tmp_path
         ({"adapter": "lora", "adapter_name_or_path": "nowhere"}, ("adapter_name_or_path", "nowhere")),
         ({"adapter": "lora", "adapter_name_or_path": "x", "lora_r": 4}, ("lora_r", "adapter_name_or_path")),
         ({"adapter": "lora", "freeze": ["bert.*"]}, ("freeze",)),
+        ({"adapter": "lora", "layerwise_lr_decay": 0.9}, ("layerwise_lr_decay",)),
         ({"freeze": ["nowhere.*"]}, ("freeze", "nowhere.*")),
         ({"freeze": ["*"]}, ("freeze",)),
     ],

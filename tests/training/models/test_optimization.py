@@ -89,6 +89,22 @@ def test_the_recipe_sets_adam() -> None:
         assert (group["betas"], group["eps"], group["lr"]) == ((0.5, 0.6), 1e-3, 0.25)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_lower_layers_have_lower_rates_and_keep_their_ratio(name: str) -> None:
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
+    model = BertForSequenceClassification(config)
+    recipe = make_recipe(layerwise_lr_decay=0.5, weight_decay=0.3, lr_scheduler_type=name)
+    optimizer = build_optimizer(model, recipe)
+    scheduler = build_scheduler(optimizer, recipe, 20)
+    trained = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(trained) == sorted(id(parameter) for parameter in model.parameters())
+    for _ in range(9):
+        advance(recipe, optimizer, scheduler)
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    assert rates == pytest.approx([rates[0] * ratio for ratio in (1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125)])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0] * 4
+
+
 # Steps ---------------------------------------------------------------------------------------------------------------
 
 
