@@ -272,6 +272,7 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
     def prepare_directory() -> str | None:
         trained, total = loaded.parameters
         final_bytes = 4 * (trained if has_adapter(loaded.model) else total)
+        final_bytes += 4 * total * session.recipe.merge_adapter
         check_room(run, loaded.state_bytes, final_bytes, num_checkpoints)
         owner = (
             run

@@ -212,7 +212,7 @@ def _find_adapter_contradictions(recipe: Recipe) -> list[str]:
     changed = [key for key in ADAPTER_KEYS if getattr(recipe, key) != Recipe.model_fields[key].default]
     if recipe.adapter == "none":
         return [f"{key}: only an adapter reads it; set adapter: lora, or remove it" for key in changed]
-    own = [key for key in changed if key not in ("adapter_name_or_path", "base_dtype")]
+    own = [key for key in changed if key not in ("adapter_name_or_path", "base_dtype", "merge_adapter")]
     if recipe.adapter_name_or_path is not None and own:
         return [f"{key}: adapter_name_or_path brings its own; remove one of them" for key in own]
     if recipe.base_dtype == "bfloat16" and recipe.mixed_precision != "bf16":

@@ -152,7 +152,10 @@ class AdapterKeys(_Keys):
 
 
 # Keys that only adapters read.
-ADAPTER_KEYS = tuple(name for name in AdapterKeys.model_fields if name not in ("adapter", "freeze"))
+ADAPTER_KEYS = (
+    *(name for name in AdapterKeys.model_fields if name not in ("adapter", "freeze")),
+    "merge_adapter",
+)
 
 
 class DataKeys(_Keys):
@@ -281,6 +284,9 @@ class OutputKeys(_Keys):
     )
     resume: PathText = Field(
         "auto", min_length=1, description="auto (go on if the run directory can), never, or a checkpoint's path"
+    )
+    merge_adapter: bool = Field(
+        False, description="of an adapter: write the whole model to merged/ at the end, as onecurve merge does"
     )
     output_dir: PathText = Field("runs/onecurve", min_length=1, description="the run directory")
     report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(

@@ -9,6 +9,7 @@ The recipe says what is trained, the accelerate YAML where. The losses are the s
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -25,6 +26,7 @@ from onecurve.training.errors import Diverged, Preempted
 from onecurve.training.lasting_output import protect_output
 from onecurve.training.models import optimization
 from onecurve.training.models.failures import explain_model_errors
+from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.launch import check_launch
 from onecurve.training.parallel.loss_scale import check_updates
 from onecurve.training.parallel.micro_batch import begin_micro_batch
@@ -33,6 +35,7 @@ from onecurve.training.record.evaluation import Evaluation, evaluate, save_evalu
 from onecurve.training.record.model_card import build_model_card
 from onecurve.training.record.samples import write_samples
 from onecurve.training.recovery.best_model import load_best_model
+from onecurve.training.recovery.merging import write_merged
 from onecurve.training.recovery.out_of_memory import MicroBatchTooLarge, detect_out_of_memory
 from onecurve.training.recovery.resumption import find_start
 from onecurve.training.recovery.run_lock import RunLock
@@ -201,6 +204,10 @@ def save(session: Session, evaluation: Evaluation) -> None:
     card = build_model_card(session.recipe, task, evaluation.metrics)
     with session.watchdog.slow_phase():
         session.checkpoints.save_final(session.tokenizer, card, run.final)
+        if session.recipe.merge_adapter:
+            examples = session.validation.split.examples
+            merge = partial(write_merged, session.recipe, run.final, run.merged, examples)
+            session.reporter.say(ask_main_process(merge))
     if accelerator.is_main_process:
         save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)
         if test is not None:

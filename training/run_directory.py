@@ -90,6 +90,11 @@ class RunDirectory:
         """The trained model and its tokenizer, as save_pretrained writes them."""
         return self.path / "final"
 
+    @property
+    def merged(self) -> Path:
+        """The whole model that an adapter makes."""
+        return self.path / "merged"
+
     def find_model(self, name: str | None) -> Path | None:
         """The folder of a model of this run: "final", "best", a checkpoint's name or its step; None if there is none.
 

@@ -47,6 +47,26 @@ def test_the_whole_model_gives_the_same_logits(recipe: dict[str, Any], train: Tr
     torch.testing.assert_close(compute_logits(merged), compute_logits(own), rtol=1e-4, atol=1e-5)
 
 
+def test_a_training_merges_by_itself(recipe: dict[str, Any], train: Train, tmp_path: Path) -> None:
+    run = train({**recipe, **LORA, "merge_adapter": True})
+    assert run.exit_code == 0, run.stderr
+    assert names(run.stdout, str(run.path / "merged"))
+    assert merge(run, tmp_path / "merged") == 0
+    weights = [(path / "model.safetensors").read_bytes() for path in (run.path / "merged", tmp_path / "merged")]
+    assert weights[0] == weights[1]
+    assert (run.path / "final" / "adapter_model.safetensors").is_file()
+
+
+def test_a_training_whose_adapter_cannot_be_merged_keeps_it(causal: dict[str, Any], train: Train) -> None:
+    run = train({**causal, **LORA, "lora_target_modules": ["q_proj", "lm_head"], "merge_adapter": True})
+    assert run.exit_code == 1
+    assert names(run.stderr, "deviate")
+    assert (run.path / "final" / "adapter_model.safetensors").is_file()
+    assert not (run.path / "merged").exists()
+    again = train({**causal, **LORA, "lora_target_modules": ["q_proj", "lm_head"]})
+    assert again.exit_code == 0, again.stderr
+
+
 def test_an_adapter_of_a_tied_head_alone_is_refused(
     causal: dict[str, Any], train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

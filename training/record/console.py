@@ -82,7 +82,9 @@ def print_next(console: Console, task: Task, run: RunDirectory, seconds: float) 
     console.print(f"Run directory  {run.path}  ({seconds:.0f} s)", markup=False, soft_wrap=True)
     console.print("Next", style="bold")
     load = ("load it", f'{task.auto_class}.from_pretrained("{run.final}")')
-    if open_adapter(run.final) is not None:
+    if run.merged.is_dir():
+        load = ("load it", f'{task.auto_class}.from_pretrained("{run.merged}")')
+    elif open_adapter(run.final) is not None:
         load = ("make it whole", f"onecurve merge {shlex.quote(str(run.path))}")
     for what, how in (
         load,
