@@ -14,8 +14,12 @@ from onecurve.training.errors import BadInput
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BYTES_PER_TABLE = 8 << 20
+# Small enough that the same memory serves one table after another: to get new pages took longer than to decode.
+_BYTES_PER_TABLE = 2 << 20
 _MAX_ROWS_PER_TABLE = 65_536
+
+# Read at once of each column. By default pyarrow reads whole row groups ahead, which may be a whole file.
+_BYTES_PER_READ = 1 << 18
 
 # What `datasets` writes beside the columns: the names of classes among them.
 _FEATURES = b"huggingface"
@@ -30,7 +34,7 @@ def iterate_tables(path: Path) -> Iterator[pa.Table]:
     import pyarrow as pa
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BYTES_PER_READ) as file:
         check_names(file.schema_arrow.names, path)
         features = (file.schema_arrow.metadata or {}).get(_FEATURES)
         schema = pa.schema(
