@@ -67,7 +67,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "completion": {"task": "causal_lm", "prompt_column": "prompt", "completion_column": "completion"},
     "chat": {"task": "causal_lm", "messages_column": "messages", "assistant_only_loss": True},
     "words": {"task": "token_classification"},
-    "choices": {"task": "multiple_choice", "context_column": "prompt", "label_column": "choice"},
+    # Random weights score all choices nearly alike, and AdamW scales the small gradients up, with what is rounded in them.
+    "choices": {
+        "task": "multiple_choice",
+        "context_column": "prompt",
+        "label_column": "choice",
+        "learning_rate": 3e-4,
+    },
     # Most contexts become several windows: more examples than rows. What adds the same to all tokens (the biases of the head
     # and of the last layer norm) changes no loss: its gradient is the rounding of zero, which AdamW's default epsilon would
     # turn into steps. This one is BERT's own.

@@ -233,6 +233,18 @@ class MultipleChoice(Task):
 
     # Model ----------------------------------------------------------------------------------------------------------
 
+    def configure_model(self, model: Any, tokenizer: Any) -> None:
+        """Leave the bias of the scores as it is: added to all choices of a row, it changes nothing.
+
+        Its gradient is 0 but for rounding, which AdamW would scale up to steps that differ from topology to topology.
+        """
+        import torch
+
+        for name, module in model.named_children():
+            is_head = name != model.base_model_prefix and isinstance(module, torch.nn.Linear)
+            if is_head and module.out_features == 1 and module.bias is not None:
+                module.bias.requires_grad_(False)
+
     def describe_head(self, config: Any) -> str | None:
         """Nothing: a head has one output, whatever it was trained on."""
         return None

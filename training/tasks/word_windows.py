@@ -121,6 +121,7 @@ def build_features(
         labels: [words] the label of each; None without targets.
         inner: [labels] the label of a word's further tokens; None if these have no target.
     """
+    assert all(pieces), "each word has a token"
     tokens: list[int] = []
     begins: list[int] = []
     targets: list[int] = []

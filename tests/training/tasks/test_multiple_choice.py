@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
 from onecurve.training.config import load_recipe
 from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.multiple_choice import MultipleChoiceRecipe
-from tests.conftest import TINY, Launch, Run
+from tests.conftest import TINY, Launch, Run, to_flags
 from tests.messages import names
 from tests.training.conftest import stop_and_resume
 
@@ -83,6 +84,8 @@ def test_it_learns_and_its_accuracy_is_that_of_scikit_learn(choices: Settings, t
     found = accuracy_score([line["label"] for line in lines], [line["prediction"] for line in lines])
     assert run.read("eval_report.json")["metrics"]["eval_accuracy"] == found
     assert found > 0.9, "chance is 0.32"
+    weights = load_file(run.path / "final" / "model.safetensors")
+    assert weights["classifier.bias"].item() == 0, "it adds the same to all choices, and would learn what is rounded"
     assert "pipeline_tag: multiple-choice" in (run.path / "final" / "README.md").read_text(encoding="utf-8")
 
 
@@ -185,6 +188,13 @@ def test_it_predicts_what_transformers_does(choices: Settings, train: Train, tmp
         assert found["probabilities"] == pytest.approx(expected.tolist(), abs=1e-5)
         assert found["prediction"] == int(expected.argmax())
         assert {name: found[name] for name in row} == row
+
+
+def test_check_knows_the_task(choices: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    from onecurve.training import check
+
+    assert report_outcome(check.main, to_flags(choices)) == 0
+    assert any(line.startswith("data") and "203 rows" in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_choices_may_stand_in_columns_with_a_question_before_them(

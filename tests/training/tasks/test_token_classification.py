@@ -14,7 +14,7 @@ from seqeval.metrics import accuracy_score, classification_report, f1_score, pre
 
 from onecurve.training.config import load_recipe
 from onecurve.training.outcome import report_outcome
-from tests.conftest import TINY, Launch, Run
+from tests.conftest import TINY, Launch, Run, to_flags
 from tests.messages import names
 from tests.training.conftest import stop_and_resume
 
@@ -201,6 +201,20 @@ def test_it_predicts_what_transformers_does(words: Settings, train: Train, tmp_p
     assert code == 0
     code, _ = predict(run, tmp_path / "in.conll", tmp_path / "out.conll")
     assert code == 2
+
+
+def test_check_shows_labels_and_an_example(words: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    from onecurve.training import check
+    from onecurve.training.launch_protocol import EXAMPLE_LINE
+
+    assert report_outcome(check.main, to_flags(words)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("labels") and "B-NAME" in line for line in lines)
+    assert any(line.startswith("note") and names(line, "BIO") for line in lines)
+    [example] = [json.loads(line.removeprefix(EXAMPLE_LINE)) for line in lines if line.startswith(EXAMPLE_LINE)]
+    first = read(Path(words["train_file"]))[0]
+    assert [text.strip().rpartition("/")[2] for text, is_target in example if is_target] == first["ner_tags"]
+    assert example[0] == ["[CLS] ", False]
 
 
 def test_words_without_tokens_keep_their_label(words: Settings, train: Train, tmp_path: Path) -> None:

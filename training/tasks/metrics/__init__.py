@@ -5,6 +5,7 @@ Each is an `evaluate.Metric`, fed by `add_batch` and computed by scikit-learn, S
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from onecurve.training.cache import find_cache
@@ -36,6 +37,7 @@ def build_metrics(problem_type: str, num_labels: int) -> list[Metric]:
     return metrics
 
 
+@cache
 def metric_names(problem_type: str) -> list[str]:
     """What `build_metrics` will measure, found by measuring two examples."""
     example: Any = {"regression": [0.0, 1.0], "multi_label_classification": [[0, 1], [1, 0]]}.get(problem_type, [0, 1])
@@ -50,6 +52,7 @@ def build_entity_metric() -> Metric:
     return Entities(keep_in_memory=True, cache_dir=str(find_cache() / "metrics"))
 
 
+@cache
 def entity_metric_names() -> list[str]:
     """What `build_entity_metric` will measure."""
     return list(build_entity_metric().compute(predictions=[["O", "B-X"]], references=[["O", "B-X"]]))
