@@ -57,6 +57,7 @@ class Collator:
         self.layout = layout or Layout(mask="always", pads_left=task.padding_side(tokenizer) == "left")
         self._pad_values = task.pad_values(tokenizer)
         self._add_to_batch = task.add_to_batch
+        self._sequence_lengths = task.sequence_lengths
 
     def __call__(self, features: Mapping[str, Array | Sequence[Any]]) -> dict[str, Any]:
         """The batch of some examples, as `Task.forward` describes it.
@@ -80,6 +81,10 @@ class Collator:
 
     def describe_placement(self, features: Mapping[str, Array | Sequence[Any]]) -> Placement:
         """Where these examples lie in the batch that is made of them."""
+        if (sequences := self._sequence_lengths(features)) is not None:
+            lengths = np.concatenate(sequences)
+            counts = np.array([len(each) for each in sequences])
+            return Placement(lengths, frozenset({int(lengths.max())}), rows_per_example=counts)
         ragged = [[len(row) for row in values] for values in features.values() if not isinstance(values, np.ndarray)]
         tokens = features.get("input_ids")
         return Placement(

@@ -168,16 +168,18 @@ class Placement:
     """Where the examples of a micro-batch lie in its tensors, in numbers of the host.
 
     Attributes:
-        lengths: [examples] tokens of the longest sequence of each; None where they have none.
+        lengths: [examples] tokens of the longest sequence of each, or [rows] where examples have different numbers of rows;
+            None where they have none.
         sizes: padded lengths of their sequences.
-        rows_per_example: rows of the model's tensors that belong to one example: several where there are choices.
+        rows_per_example: rows of the model's tensors that belong to one example: several where there are choices. Where
+            examples have different numbers of them, [examples].
         is_packed: sequences lie one behind the other in one row.
         pads_left: padding comes before the tokens.
     """
 
     lengths: NDArray[np.int64] | None = None
     sizes: frozenset[int] = frozenset()
-    rows_per_example: int = 1
+    rows_per_example: int | NDArray[np.int64] = 1
     is_packed: bool = False
     pads_left: bool = False
 

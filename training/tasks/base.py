@@ -308,6 +308,16 @@ class Task(ABC):
         Called on the host; tensors that are added go to the device with the others.
         """
 
+    def sequence_lengths(self, features: Mapping[str, Any]) -> Sequence[Sequence[int]] | None:
+        """[examples] tokens of each sequence of an example; None where each example is one sequence.
+
+        Dropout masks are by example: they need to know which rows of the model's tensors are whose.
+
+        Args:
+            features: of some examples, before they are collated.
+        """
+        return None
+
     def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What a batch gives to the model: all but targets, and what only the task reads."""
         return {name: values for name, values in batch.items() if name != "labels"}

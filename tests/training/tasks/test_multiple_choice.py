@@ -167,6 +167,20 @@ def test_choices_of_other_lengths_are_masked_though_rows_are_as_long() -> None:
     assert collator({"input_ids": [[1, 2], [4, 5]], "sizes": [[1, 1], [1, 1]]})["attention_mask"] is None
 
 
+def test_dropout_is_that_of_the_row_whatever_the_micro_batches_are(
+    choices: Settings, train: Train, tmp_path: Path
+) -> None:
+    del choices["dropout"]
+    runs = [
+        train({**choices, "per_device_batch_size": size, "output_dir": str(tmp_path / f"by_{size}")})
+        for size in (16, 3)
+    ]
+    assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-5)
+    assert "statistically" not in runs[0].stdout + runs[0].stderr
+    still = train({**choices, "dropout": 0.0, "output_dir": str(tmp_path / "still")})
+    assert still.losses[0] != pytest.approx(runs[0].losses[0], rel=1e-5), "it is on"
+
+
 def test_it_resumes_to_the_same_bits(choices: Settings, train: Train, tmp_path: Path) -> None:
     del choices["dropout"]
     whole = train({**choices, "output_dir": str(tmp_path / "whole")})
