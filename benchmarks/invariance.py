@@ -101,6 +101,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "dropout, recomputed": {"dropout": None, "gradient_checkpointing": True},
     "dropout, next token": {"task": "causal_lm", "dropout": 0.1},
     "dropout, next token, padded": {"task": "causal_lm", "dropout": 0.1, "layout": "padded"},
+    "dropout, words": {"task": "token_classification", "dropout": None},
+    "dropout, choices": {
+        "task": "multiple_choice",
+        "context_column": "prompt",
+        "label_column": "choice",
+        "learning_rate": 3e-4,
+        "dropout": None,
+    },
     "dropout, adapter": {"dropout": None, "adapter": "lora", "lora_r": 4, "lora_dropout": 0.1},
 }
 # Folders of `build_data` with the models of tasks; those of the others are the BERT.
