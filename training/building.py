@@ -24,6 +24,7 @@ from onecurve.training.data.preparation import PreparedData, Split, prepare_data
 from onecurve.training.launch_protocol import BAD_INPUT
 from onecurve.training.models import example_dropout, last_layer, optimization
 from onecurve.training.models.adapters import check_base, has_adapter
+from onecurve.training.models.compilation import compile_layers
 from onecurve.training.models.loading import (
     build_model,
     count_parameters,
@@ -200,6 +201,8 @@ def _join(
     example_dropout.install(model, recipe, accelerator.device)
     last_layer.install(model)
     attention = prepare_attention(model, recipe)
+    if recipe.torch_compile:
+        compile_layers(model)
 
     describe = partial(save_config_and_tokenizer, model, loaded.tokenizer)
     exact_weights = keep_exact_weights(accelerator, model, shares)

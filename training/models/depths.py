@@ -25,7 +25,7 @@ def count_layers_above(model: Any) -> dict[str, int]:
     prefix = "" if body is model else f"{model.base_model_prefix}."
     above = {
         f"{prefix}{name}.{index}.": len(layers) - index
-        for name, layers in _list_stacks(body).items()
+        for name, layers in list_stacks(body).items()
         for index in range(len(layers))
     }
     if not above:
@@ -36,7 +36,7 @@ def count_layers_above(model: Any) -> dict[str, int]:
     return {name: _count_above(name, prefix, above, embeddings) for name, _ in model.named_parameters()}
 
 
-def _list_stacks(body: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:
+def list_stacks(body: torch.nn.Module) -> dict[str, torch.nn.ModuleList]:
     """The outermost lists of modules; the experts of a layer are a list inside one."""
     lists = {name: module for name, module in body.named_modules() if isinstance(module, torch.nn.ModuleList)}
     return {name: each for name, each in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}

@@ -58,7 +58,9 @@ def choose_layout(
     accelerator: Accelerator, model: Any, prepared: Attention, task: Task, tokenizer: Any, recipe: Recipe
 ) -> tuple[Layout, str | None]:
     """The layout of all batches, and what to say of it. All processes call this together, with the prepared model."""
-    own = Layout(mask="always" if prepared.is_causal else "padding", pads_left=task.padding_side(tokenizer) == "left")
+    # A batch with a mask and one without are two programs for a compiler.
+    has_mask = prepared.is_causal or recipe.torch_compile
+    own = Layout(mask="always" if has_mask else "padding", pads_left=task.padding_side(tokenizer) == "left")
     layout, obstacle = own, prepared.obstacle
     if obstacle is None:
         candidates = [Layout(mask="never")]

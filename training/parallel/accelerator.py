@@ -20,7 +20,6 @@ from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
-    TorchDynamoPlugin,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -52,7 +51,6 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
     shards = launch.is_distributed and (launch.uses_deepspeed or launch.uses_fsdp)
     if shards and not has_accelerator:
         rehearsal.join_group(launch.uses_deepspeed, timeout)
-    allows_tf32 = torch.backends.cuda.matmul.allow_tf32
     accelerator = Accelerator(
         cpu=not has_accelerator and not shards,
         mixed_precision=recipe.mixed_precision,
@@ -66,15 +64,9 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
         step_scheduler_with_optimizer=False,
-        # Layer by layer: all layers share one compilation. The whole model would be compiled again for each length.
-        dynamo_plugin=TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
-        if recipe.torch_compile
-        else None,
         log_with=None if recipe.report_to == "none" else recipe.report_to,
         project_dir=recipe.output_dir,
     )
-    # With torch.compile, accelerate turns float32 products on a GPU into TF32. Precision is for the recipe to choose.
-    torch.backends.cuda.matmul.allow_tf32 = allows_tf32
     if accelerator.num_processes != launch.num_processes:
         raise WrongTopology(
             f"the launcher started {launch.num_processes} processes, but the process group has "
