@@ -4,7 +4,8 @@
     python -m benchmarks.invariance --only ddp,zero3   a part of it
 
 Every cell is a real training by `accelerate launch`: 200 examples of 3 to 100 words, batch 16, four epochs, the last
-batch of each uneven (8), 52 steps, float32, with dropout where the kind says so. It is compared with one process and micro-batches of 16.
+batch of each uneven (8), 52 steps, float32, with dropout where the kind says so. It is compared with one process and
+micro-batches of 16.
 """
 
 from __future__ import annotations
