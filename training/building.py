@@ -40,6 +40,7 @@ from onecurve.training.parallel.accelerator import (
     build_accelerator,
     build_offload_operators,
     second_names_removed,
+    shared_embeddings_at_the_root,
 )
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.launch import Launch, limited_joining
@@ -208,7 +209,7 @@ def _join(
     exact_weights = keep_exact_weights(accelerator, model, shares)
     optimizer = optimization.build_optimizer(model, recipe)
     divide_model(accelerator, model, shares)
-    with second_names_removed(accelerator, model):
+    with shared_embeddings_at_the_root(accelerator, model), second_names_removed(accelerator, model):
         model, optimizer = accelerator.prepare(model, optimizer)
     set_exact_weights(model, exact_weights, shares)
     set_shares(model, shares)

@@ -40,9 +40,9 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     mask_note = try_masks(model, task, tokenizer, data.train, recipe)
     for split in (data.train, data.validation, data.test):
         if split is not None:
-            lengths = split.lengths
+            lengths, kind = split.lengths, "examples" if "row" in split.examples else "rows"
             print(
-                f"data      {len(split)} rows of {split.origin}: {lengths.mean():.0f} tokens on average, "
+                f"data      {len(split)} {kind} of {split.origin}: {lengths.mean():.0f} tokens on average, "
                 f"{lengths.max()} at most"
             )
     first = data.train.examples["input_ids"][[0]][0][:_NUM_TOKENS_SHOWN].tolist()

@@ -198,3 +198,23 @@ def second_names_removed(accelerator: Accelerator, model: Any) -> Iterator[None]
 def forget_state() -> None:
     """Reset accelerate's global state, so that a process can train again."""
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def shared_embeddings_at_the_root(accelerator: Accelerator, model: Any) -> Iterator[None]:
+    """Let FSDP2 shard embeddings that more than two modules share (T5, BART) with the rest of the model; around `prepare`.
+
+    accelerate puts the input and the output embedding into a group of their own. Encoder and decoder hold the same weights in
+    modules of theirs, which then belong to no group that is gathered for them, and torch refuses that.
+    """
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    weight = getattr(embedding, "weight", None)
+    holders = {module for module in model.modules() if getattr(module, "weight", None) is weight}
+    if accelerator.distributed_type != DistributedType.FSDP or weight is None or not holders - {embedding, output}:
+        yield
+        return
+    model.get_input_embeddings = model.get_output_embeddings = lambda: None
+    try:
+        yield
+    finally:
+        del model.get_input_embeddings, model.get_output_embeddings

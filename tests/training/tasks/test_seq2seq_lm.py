@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from onecurve.training.outcome import report_outcome
+from onecurve.training.tasks.metrics.written import score_texts
 from tests.conftest import TINY, Launch, Run
 from tests.messages import names
 from tests.training.conftest import stop_and_resume
@@ -262,3 +263,10 @@ def test_a_model_that_can_not_is_refused(
     run = train({**settings, "tokenizer_name": str(decoder)})
     assert run.exit_code == 2
     assert names(run.stderr, "tokenizer_name"), "its tokenizer does not end a text"
+
+
+def test_rouge_compares_stems_and_bleu_words() -> None:
+    found = score_texts(["two cats running home", "x"], ["two cat run home", "x"])
+    assert found["rouge1"] == found["rougeL"] == 100
+    assert found["bleu"] < 100
+    assert found["chrf"] < 100
