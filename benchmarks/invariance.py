@@ -95,6 +95,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dropout, recomputed": {"dropout": None, "gradient_checkpointing": True},
     "dropout, next token": {"task": "causal_lm", "dropout": 0.1},
     "dropout, next token, padded": {"task": "causal_lm", "dropout": 0.1, "layout": "padded"},
+    "dropout, masked words": {"task": "masked_lm", "whole_word_mask": True, "dropout": 0.1},
     "dropout, adapter": {"dropout": None, "adapter": "lora", "lora_r": 4, "lora_dropout": 0.1},
 }
 # Folders of `build_data` with the models of tasks; those of the others are the BERT.

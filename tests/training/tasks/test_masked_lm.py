@@ -290,6 +290,7 @@ def test_a_roberta_with_a_head_is_evaluated_as_it_came(masked: Settings, train: 
 def test_memory_workers_and_a_stop_change_no_mask(masked: Settings, train: Train, tmp_path: Path) -> None:
     """Two epochs and more, so that masks that were drawn anew by each start, batch or worker would be seen."""
     settings = {**masked, "train_batch_size": 16, "max_train_steps": 9, "whole_word_mask": True, "max_eval_samples": 8}
+    settings["dropout"] = 0.1
     whole = train({**settings, "output_dir": str(tmp_path / "whole"), "per_device_batch_size": 16})
     assert whole.exit_code == 0, whole.stderr
     small = {**settings, "per_device_batch_size": 5, "dataloader_num_workers": 1}
