@@ -4,7 +4,8 @@
     python -m benchmarks.invariance --only ddp,zero3   a part of it
 
 Every cell is a real training by `accelerate launch`: 200 examples of 3 to 100 words, batch 16, four epochs, the last
-batch of each uneven (8), 52 steps, float32, with dropout where the kind says so. It is compared with one process and micro-batches of 16.
+batch of each uneven (8), 52 steps, float32, with dropout where the kind says so. It is compared
+with one process and micro-batches of 16.
 """
 
 from __future__ import annotations
@@ -394,9 +395,9 @@ def format_page(found: list[tuple[Cell, Deviation]], revision: str) -> str:
         "",
         f"Written by `make invariance` at commit {revision}. Every line is a real training: 200 examples of 3 to 100",
         "words, batch 16, four epochs (the last batch of each has 8 examples), 52 steps, AdamW with decay and clipping,",
-        "dropout 0, float32, a BERT with two layers or, for what predicts tokens, a Llama or a T5 with two. Kinds with `padded` and",
-        "`chunks` are compared with the packed layout and whole logits; an adapter is LoRA, and its weights are compared. A cell",
-        "is compared, step by step, with one process that puts each batch through the model at once. The figures",
+        "dropout 0, float32, a BERT with two layers or, for what writes tokens, a Llama or a T5 with two. Kinds with `padded`",
+        "and `chunks` are compared with the packed layout and whole logits; an adapter is LoRA, and its weights are compared.",
+        "A cell is compared, step by step, with one process that puts each batch through the model at once. The figures",
         "are the largest relative deviation of any step; the bounds are 1e-5 (loss), 1e-4 (gradient norm) and 1e-5 (final",
         "weights, of their norm). In float64, 1e-9 on all three: what is left in float32 is the order of sums.",
         "",
