@@ -110,6 +110,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "dropout": None,
     },
+    "dropout, masked words": {"task": "masked_lm", "whole_word_mask": True, "dropout": 0.1},
     "dropout, adapter": {"dropout": None, "adapter": "lora", "lora_r": 4, "lora_dropout": 0.1},
 }
 # Folders of `build_data` with the models of tasks; those of the others are the BERT.
@@ -408,9 +409,9 @@ def format_page(found: list[tuple[Cell, Deviation]], revision: str) -> str:
         "",
         f"Written by `make invariance` at commit {revision}. Every line is a real training: 200 examples of 3 to 100",
         "words, batch 16, four epochs (the last batch of each has 8 examples), 52 steps, AdamW with decay and clipping,",
-        "dropout 0, float32, a BERT with two layers or, for what writes, a Llama or a T5 with two. Kinds with `padded` and",
-        "`chunks` are compared with the packed layout and whole logits; an adapter is LoRA, and its weights are compared. A cell",
-        "is compared, step by step, with one process that puts each batch through the model at once. The figures",
+        "dropout 0, float32, a BERT with two layers or, for what writes tokens, a Llama or a T5 with two. Kinds with `padded`",
+        "and `chunks` are compared with the packed layout and whole logits; an adapter is LoRA, and its weights are compared.",
+        "A cell is compared, step by step, with one process that puts each batch through the model at once. The figures",
         "are the largest relative deviation of any step; the bounds are 1e-5 (loss), 1e-4 (gradient norm) and 1e-5 (final",
         "weights, of their norm). In float64, 1e-9 on all three: what is left in float32 is the order of sums.",
         "",

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from onecurve.training.data.layout import Collator, Layout
+from onecurve.training.data.permutation import Indices
 from onecurve.training.data.plan import EvaluationPlan, MicroBatch, TrainingPlan
 from onecurve.training.data.preparation import Split
 from onecurve.training.launch_protocol import STOP_SIGNALS
@@ -18,6 +19,13 @@ from onecurve.training.recipe import Recipe
 from onecurve.training.tasks.base import Task
 
 Loader = DataLoader[dict[str, Any]]
+
+
+def draw_features(split: Split, task: Task, indices: Indices, epoch: int) -> dict[str, Any]:
+    """What a batch of some examples carries in an epoch, by feature: an array [examples, ...] or a list of arrays."""
+    features = {name: feature[indices] for name, feature in split.examples.items()}
+    drawn = task.draw(features, indices, epoch)
+    return {name: values for name, values in drawn.items() if name not in task.unbatched_features}
 
 
 class PlannedExamples(torch.utils.data.Dataset[dict[str, Any]]):
@@ -33,10 +41,7 @@ class PlannedExamples(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitems__(self, micro_batch: MicroBatch) -> dict[str, Any]:
         """The tensors of one micro-batch, by feature, and "micro_batch"."""
-        task, indices = self._task, micro_batch.indices
-        features = {name: feature[indices] for name, feature in self.split.examples.items()}
-        drawn = task.draw(features, indices, micro_batch.epoch)
-        batched = {name: values for name, values in drawn.items() if name not in task.unbatched_features}
+        batched = draw_features(self.split, self._task, micro_batch.indices, micro_batch.epoch)
         placement = self._collator.describe_placement(batched)
         return {**self._collator(batched), "micro_batch": replace(micro_batch, placement=placement)}
 

@@ -15,6 +15,7 @@ import torch
 
 from onecurve.training.config import Recipe
 from onecurve.training.data.layout import Collator
+from onecurve.training.data.loading import draw_features
 from onecurve.training.data.preparation import Split
 from onecurve.training.models import example_dropout, example_masks
 from onecurve.training.models.example_masks import ExampleMasks
@@ -64,8 +65,7 @@ def _compute(
 ) -> torch.Tensor:
     """[examples] losses, with dropout on."""
     collator = Collator(task, tokenizer)
-    names = split.examples.keys() - task.unbatched_features
-    features = {name: feature[np.array(examples)] for name, feature in split.examples.items() if name in names}
+    features = draw_features(split, task, np.array(examples), epoch=0)
     example_masks.begin(ExampleMasks(recipe.seed, 0, examples, collator.describe_placement(features)))
     is_mixed = recipe.mixed_precision == "bf16"
     with torch.no_grad(), torch.random.fork_rng([]), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):

@@ -71,7 +71,6 @@ class MaskedLM(Task):
     auto_class = "AutoModelForMaskedLM"
     has_new_head = False
     ragged_results = frozenset({"filled", "score"})
-    unbatched_features = frozenset({"row", "units"})
     predicts_tokens = True
 
     def __init__(self, recipe: MaskedLMRecipe) -> None:
@@ -267,7 +266,7 @@ class MaskedLM(Task):
             shown[places] = np.where(fates < SHARE_MASKED, self._tokenizer.mask_token_id, kept_or_replaced)
             drawn["input_ids"].append(shown)
             drawn["labels"].append(labels)
-        return {**features, **drawn}
+        return {**{name: values for name, values in features.items() if name != "units"}, **drawn}
 
     def add_to_batch(self, batch: dict[str, Any]) -> None:
         """Where targets are."""
@@ -275,6 +274,10 @@ class MaskedLM(Task):
 
         if "labels" in batch:
             batch["target_places"] = find_target_places(batch["labels"], ahead=0)
+
+    def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Neither targets nor units."""
+        return {name: each for name, each in batch.items() if name not in ("labels", "target_places", "units")}
 
     def padding_side(self, tokenizer: Any) -> str:
         """Right: models count positions from the first place on."""
@@ -314,9 +317,8 @@ class MaskedLM(Task):
     def _compute(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> TokenLosses:
         from onecurve.training.tasks.token_losses import token_losses
 
-        inputs = {name: each for name, each in batch.items() if name not in ("labels", "target_places")}
         size, places = self.recipe.loss_chunk_tokens, batch.get("target_places")
-        return token_losses(model, inputs, batch["labels"], size, places, ahead=0)
+        return token_losses(model, self.model_inputs(batch), batch["labels"], size, places, ahead=0)
 
     def predict(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """ "filled": the tokens, the most likely ones where a mask stood; "score": their probabilities there, -1 elsewhere."""

@@ -25,7 +25,7 @@ from onecurve.training.tasks.token_losses import token_losses
 from tests.conftest import Run, to_flags
 from tests.messages import names
 from tests.training.conftest import stop_and_resume
-from tools.decoders import build_decoder
+from tools.decoders import build_decoder, build_tokenizer
 
 Settings = dict[str, Any]
 Train = Callable[[Settings], Run]
@@ -224,7 +224,7 @@ def test_losses_in_chunks_are_those_of_each_familys_own_forward(family: str) -> 
     found = token_losses(model, inputs, labels, 2, ahead=0)
     assert find_tried_head(model) is not None, "it needs no logits of all tokens"
     assert ((found.losses != 0) == (labels != NO_TARGET)).all()
-    found.losses.sum().backward()
+    found.losses.sum().backward()  # type: ignore[no-untyped-call]
     for ours, theirs in zip((each.grad for each in model.parameters() if each.grad is not None), expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -258,9 +258,39 @@ def test_an_evaluation_hides_the_same_tokens_each_time_and_weighs_them_alike(mas
     assert sum(line["right"] for line in lines) == sum(right)
 
 
+def test_a_roberta_with_a_head_is_evaluated_as_it_came(masked: Settings, train: Train, tmp_path: Path) -> None:
+    """Its words are pieces of bytes, its positions begin behind the padding token's number, and its head is not new."""
+    from transformers import AutoTokenizer, RobertaConfig, RobertaForMaskedLM
+
+    build_tokenizer(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_special_tokens({"mask_token": "<mask>", "pad_token": "<pad>"})
+    tokenizer.save_pretrained(tmp_path / "model")
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=80, pad_token_id=tokenizer.pad_token_id, **shape
+    )
+    torch.manual_seed(0)
+    model = RobertaForMaskedLM(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    settings = {**masked, "model_name_or_path": str(tmp_path / "model"), "whole_word_mask": True}
+    run = train({**settings, "eval_only": True})
+    assert run.exit_code == 0, run.stderr
+    task, data, _ = prepare(settings)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for _, shown, labels in zip(*draw(task, data, EVALUATION_EPOCH, "validation"), strict=True):
+            hidden = labels != NO_TARGET
+            loss = model(input_ids=torch.tensor(shown)[None], labels=torch.tensor(labels)[None]).loss
+            total, count = total + loss.item() * int(hidden.sum()), count + int(hidden.sum())
+    assert run.read("eval_report.json")["metrics"]["eval_loss"] == pytest.approx(total / count, rel=1e-6)
+    assert run.read("eval_report.json")["targets"] == count
+
+
 def test_memory_workers_and_a_stop_change_no_mask(masked: Settings, train: Train, tmp_path: Path) -> None:
     """Two epochs and more, so that masks that were drawn anew by each start, batch or worker would be seen."""
     settings = {**masked, "train_batch_size": 16, "max_train_steps": 9, "whole_word_mask": True, "max_eval_samples": 8}
+    settings["dropout"] = 0.1
     whole = train({**settings, "output_dir": str(tmp_path / "whole"), "per_device_batch_size": 16})
     assert whole.exit_code == 0, whole.stderr
     small = {**settings, "per_device_batch_size": 5, "dataloader_num_workers": 1}
