@@ -161,6 +161,8 @@ def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
     for case, peaks in after["peaks"].items():
         cells = [f"{before['peaks'][case][phase] / GB:.2f} -> {peaks[phase] / GB:.2f}" for phase in PHASES]
         lines.append(f"| {case} | {' | '.join(cells)} |")
+    above = [f"{case}, {phase}" for case, peaks in after["peaks"].items() for phase in PHASES if peaks[phase] > bound]
+    lines += ["", f"More than is allowed: {'; '.join(above) or 'none'}."]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

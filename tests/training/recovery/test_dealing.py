@@ -41,5 +41,5 @@ def test_moments_go_on_where_the_weights_ended() -> None:
 
 def test_what_is_converted_together_goes_to_one_process() -> None:
     dealing = Dealing((0, 1), group_of=lambda name: name.split(".")[0])
-    owners = [dealing.deal("model.safetensors", name, 10) for name in ("a.q", "b.q", "a.k", "b.k")]
-    assert owners == [0, 1, 0, 1]
+    owners = [dealing.deal("model.safetensors", name, 10) for name in ("a.q", "a.k", "b.q", "b.k")]
+    assert owners == [0, 0, 1, 1]
