@@ -32,7 +32,7 @@ from onecurve.training.models.loading import (
     load_task,
 )
 from onecurve.training.models.mask_trial import try_masks
-from onecurve.training.models.packing import choose_layout, prepare_attention
+from onecurve.training.models.packing import Attention, choose_layout, prepare_attention
 from onecurve.training.models.saving import save_config_and_tokenizer
 from onecurve.training.models.shares import Shares
 from onecurve.training.outcome import Outcome
@@ -199,21 +199,9 @@ def _join(
         start = agree_on_start(accelerator, run, start, data, model)
         if start.checkpoint is not None:
             load_weights(start.checkpoint, model, shares)
-    example_dropout.install(model, recipe, accelerator.device)
-    last_layer.install(model)
-    attention = prepare_attention(model, recipe)
-    if recipe.torch_compile:
-        compile_layers(model)
-
+    attention = _exchange_parts(model, recipe, accelerator)
     describe = partial(save_config_and_tokenizer, model, loaded.tokenizer)
-    exact_weights = keep_exact_weights(accelerator, model, shares)
-    optimizer = optimization.build_optimizer(model, recipe)
-    divide_model(accelerator, model, shares)
-    with shared_embeddings_at_the_root(accelerator, model), second_names_removed(accelerator, model):
-        model, optimizer = accelerator.prepare(model, optimizer)
-    set_exact_weights(model, exact_weights, shares)
-    set_shares(model, shares)
-    del exact_weights  # As large as the model.
+    model, optimizer = _prepare_model(model, recipe, accelerator, shares)
     layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.tokenizer, recipe)
     progress = start.progress if start else Progress()
     plan = _build_plan(recipe, run, accelerator, data.train, progress, layout, task)
@@ -253,6 +241,30 @@ def _join(
         _begin(session, replace(loaded, notes=(*loaded.notes, layout_note)), resolved, start, lock)
     session.stop_flag.listen()
     return session
+
+
+def _exchange_parts(model: torch.nn.Module, recipe: Recipe, accelerator: Accelerator) -> Attention:
+    """Give the model what it computes faster, or the same on every topology, with. Before it is sharded."""
+    example_dropout.install(model, recipe, accelerator.device)
+    last_layer.install(model)
+    attention = prepare_attention(model, recipe)
+    if recipe.torch_compile:
+        compile_layers(model)
+    return attention
+
+
+def _prepare_model(
+    model: torch.nn.Module, recipe: Recipe, accelerator: Accelerator, shares: Shares | None
+) -> tuple[torch.nn.Module, Any]:
+    """The model and its optimizer under the strategy; weights that preparing rounds are set again."""
+    exact_weights = keep_exact_weights(accelerator, model, shares)
+    optimizer = optimization.build_optimizer(model, recipe)
+    divide_model(accelerator, model, shares)
+    with shared_embeddings_at_the_root(accelerator, model), second_names_removed(accelerator, model):
+        model, optimizer = accelerator.prepare(model, optimizer)
+    set_exact_weights(model, exact_weights, shares)
+    set_shares(model, shares)
+    return model, optimizer
 
 
 def _join_group(recipe: Recipe, model: torch.nn.Module, outcome: Outcome, watchdog: Watchdog) -> Accelerator:
