@@ -134,7 +134,7 @@ def weigh(outputs: torch.Tensor, example: int) -> torch.Tensor:
 
 
 def find_gradients(
-    model: Model, layout: Layout, cut: Sequence[Sequence[int]], step: int = STEP, **more: list[Any]
+    model: Model, layout: Layout, cut: Sequence[Sequence[int]], step: int = STEP, **more: Any
 ) -> dict[str, torch.Tensor]:
     """Losses of all examples and the gradients of their sum, computed in the micro-batches of `cut`."""
     model.zero_grad()
@@ -172,7 +172,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert float(torch.dist(found[name], values)) <= 1e-6 * scale, name
 
 
-def assert_exact(model: Model, layouts: Sequence[Layout], **more: list[Any]) -> None:
+def assert_exact(model: Model, layouts: Sequence[Layout], **more: Any) -> None:
     whole = find_gradients(model, layouts[0], WHOLE, **more)
     for layout in layouts:
         for cut in (WHOLE, *CUTS.values()):
@@ -266,7 +266,7 @@ def test_a_vision_transformer_is_exact() -> None:
         for examples in cut:
             example_masks.begin(ExampleMasks(SEED, STEP, examples, Placement()))
             logits = model(pixel_values=images[examples]).logits
-            sum(weigh(row, example) for row, example in zip(logits, examples, strict=True)).backward()
+            torch.stack([weigh(row, example) for row, example in zip(logits, examples, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
         return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     for cut in CUTS.values():
