@@ -21,7 +21,9 @@ BERT = build_shape(BertConfig().to_dict())
 
 def check(num_gpus: int = 1, **keys: Any) -> list[Finding]:
     recipe = build_recipe({"model_name_or_path": "m", "train_file": "t.csv", "mixed_precision": "bf16", **keys})
-    return check_dropout(recipe, build_topology(ROOT, machine(num_gpus), "single_gpu" if num_gpus else "cpu", None), BERT)
+    return check_dropout(
+        recipe, build_topology(ROOT, machine(num_gpus), "single_gpu" if num_gpus else "cpu", None), BERT
+    )
 
 
 def test_attention_that_loses_its_kernel_has_its_price_named() -> None:
@@ -44,7 +46,12 @@ def test_a_kernel_with_masks_of_its_own_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("masks", "kind", "keeps_attention", "mask_bytes"),
-    [("by_example", "cuda", True, 1), ("torch", "cuda", False, 1), ("by_example", "cpu", True, 1), ("torch", "cpu", True, 4)],
+    [
+        ("by_example", "cuda", True, 1),
+        ("torch", "cuda", False, 1),
+        ("by_example", "cpu", True, 1),
+        ("torch", "cpu", True, 4),
+    ],
 )
 def test_the_memory_of_attention_and_masks_is_counted(
     masks: str, kind: Any, keeps_attention: bool, mask_bytes: int
