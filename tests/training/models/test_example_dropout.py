@@ -13,6 +13,7 @@ from transformers import (
     AlbertConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForMultipleChoice,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BartConfig,
@@ -117,9 +118,7 @@ def build_sequences() -> list[Any]:
 
 
 def collate(layout: Layout, examples: Sequence[int], **more: list[Any]) -> tuple[Batch, Placement]:
-    task: Any = SimpleNamespace(
-        pad_values=lambda _: {}, add_to_batch=lambda batch: None, sequence_lengths=lambda features: None
-    )
+    task: Any = SimpleNamespace(pad_values=lambda _: {}, add_to_batch=lambda batch: None, find_rows=lambda _: None)
     collator = Collator(task, None, layout)
     features = {"input_ids": build_sequences(), **more}
     chosen = {name: [values[example] for example in examples] for name, values in features.items()}
@@ -255,6 +254,29 @@ def test_an_encoder_with_a_decoder_is_exact(config: Any, implementation: str) ->
 
 def test_a_classifier_of_an_encoder_with_a_decoder_is_exact() -> None:
     assert_exact(build(AutoModelForSequenceClassification, BartConfig(**BART)), [Layout(mask="always")])
+
+
+def test_choices_of_an_example_are_exact() -> None:
+    """Several rows belong to an example, not always as many, each with a length of its own."""
+    model = build(AutoModelForMultipleChoice, BertConfig(**BERT))
+    rows = [[2 + (example + 3 * choice) % 7 for choice in range(2 + example % 3)] for example in range(len(LENGTHS))]
+
+    def compute(cut: list[list[int]]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        for examples in cut:
+            lengths = np.array([length for example in examples for length in rows[example]])
+            counts = np.array([len(rows[example]) for example in examples])
+            mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
+            ids = (torch.from_numpy(lengths)[:, None] + torch.arange(mask.shape[1])) * mask + 1
+            placement = Placement(lengths, frozenset({mask.shape[1]}), counts)
+            example_masks.begin(ExampleMasks(SEED, STEP, examples, placement))
+            logits = model(input_ids=ids[:, None], attention_mask=mask[:, None].long()).logits.flatten()
+            pieces = zip(logits.split(counts.tolist()), examples, strict=True)
+            torch.stack([weigh(piece, example) for piece, example in pieces]).sum().backward()  # type: ignore[no-untyped-call]
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    for cut in CUTS.values():
+        assert_same(compute(cut), compute(WHOLE))
 
 
 def test_a_vision_transformer_is_exact() -> None:
