@@ -57,7 +57,7 @@ class Collator:
         self.layout = layout or Layout(mask="always", pads_left=task.padding_side(tokenizer) == "left")
         self._pad_values = task.pad_values(tokenizer)
         self._add_to_batch = task.add_to_batch
-        self._find_rows = task.find_rows
+        self._sequence_lengths = task.sequence_lengths
 
     def __call__(self, features: Mapping[str, Array | Sequence[Any]]) -> dict[str, Any]:
         """The batch of some examples, as `Task.forward` describes it.
@@ -86,13 +86,11 @@ class Collator:
             counts = np.array([len(each) for each in sequences])
             return Placement(lengths, frozenset({int(lengths.max())}), rows_per_example=counts)
         ragged = [[len(row) for row in values] for values in features.values() if not isinstance(values, np.ndarray)]
-        rows = self._find_rows(features)
-        if rows is not None:
-            ragged = [[length for lengths in rows for length in lengths]]
+        tokens = features.get("input_ids")
         return Placement(
             lengths=np.max(ragged, axis=0) if ragged else None,
             sizes=frozenset(map(max, ragged)),
-            row_counts=None if rows is None else np.array([len(lengths) for lengths in rows]),
+            rows_per_example=tokens.shape[1] if isinstance(tokens, np.ndarray) and tokens.ndim == 3 else 1,
             is_packed=self.layout.is_packed,
             pads_left=self.layout.pads_left,
         )

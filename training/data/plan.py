@@ -168,16 +168,18 @@ class Placement:
     """Where the examples of a micro-batch lie in its tensors, in numbers of the host.
 
     Attributes:
-        lengths: [rows] tokens of the longest sequence of each row of the model's tensors; None where there are none.
+        lengths: [examples] tokens of the longest sequence of each, or [rows] where examples have different numbers of rows;
+            None where they have none.
         sizes: padded lengths of their sequences.
-        row_counts: [examples] rows of the model's tensors that belong to each: several where there are choices. None: one.
+        rows_per_example: rows of the model's tensors that belong to one example: several where there are choices. Where
+            examples have different numbers of them, [examples].
         is_packed: sequences lie one behind the other in one row.
         pads_left: padding comes before the tokens.
     """
 
     lengths: NDArray[np.int64] | None = None
     sizes: frozenset[int] = frozenset()
-    row_counts: NDArray[np.int64] | None = None
+    rows_per_example: int | NDArray[np.int64] = 1
     is_packed: bool = False
     pads_left: bool = False
 

@@ -41,11 +41,14 @@ class ExampleMasks:
         self.num_sites = 0
         self._key = derive_key(seed, step)
         self._placement = placement
-        counts = np.ones(len(examples), dtype=np.int64) if placement.row_counts is None else placement.row_counts
-        self._examples = np.repeat(np.asarray(examples, dtype=np.int64), counts)
-        self._rows = np.concatenate([np.arange(count) for count in counts])
+        per_example = np.broadcast_to(placement.rows_per_example, len(examples))
+        self._examples = np.repeat(np.asarray(examples, dtype=np.int64), per_example)
+        self._rows = np.concatenate([np.arange(count) for count in per_example])
         lengths = placement.lengths
-        self._lengths = None if lengths is None else np.asarray(lengths, dtype=np.int64)
+        if lengths is not None:
+            of_rows = isinstance(placement.rows_per_example, np.ndarray)
+            lengths = np.asarray(lengths if of_rows else np.repeat(lengths, per_example), dtype=np.int64)
+        self._lengths = lengths
         self._boxes: dict[tuple[int, ...], Boxes] = {}
 
     def draw(

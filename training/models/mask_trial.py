@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from onecurve.training.config import Recipe
-from onecurve.training.data.layout import Layout
-from onecurve.training.data.loading import PlannedExamples
-from onecurve.training.data.plan import MicroBatch
+from onecurve.training.data.layout import Collator
+from onecurve.training.data.loading import draw_features
 from onecurve.training.data.preparation import Split
 from onecurve.training.models import example_dropout, example_masks
 from onecurve.training.models.example_masks import ExampleMasks
@@ -65,14 +64,13 @@ def _compute(
     model: Any, task: Task, tokenizer: Any, split: Split, examples: Sequence[int], recipe: Recipe
 ) -> torch.Tensor:
     """[examples] losses, with dropout on."""
-    layout = Layout(mask="always", pads_left=task.padding_side(tokenizer) == "left")
-    batch = PlannedExamples(split, task, tokenizer, layout).__getitems__(MicroBatch(np.array(examples), step=0))
-    placement = batch.pop("micro_batch").placement
-    example_masks.begin(ExampleMasks(recipe.seed, 0, examples, placement))
+    collator = Collator(task, tokenizer)
+    features = draw_features(split, task, np.array(examples), epoch=0)
+    example_masks.begin(ExampleMasks(recipe.seed, 0, examples, collator.describe_placement(features)))
     is_mixed = recipe.mixed_precision == "bf16"
     with torch.no_grad(), torch.random.fork_rng([]), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
         torch.manual_seed(recipe.seed)
-        losses = task.forward(model, batch).losses
+        losses = task.forward(model, collator(features)).losses
     assert losses is not None, "training data has targets"
     return losses
 

@@ -322,16 +322,6 @@ class Task(ABC):
         """What a batch gives to the model: all but targets, and what only the task reads."""
         return {name: values for name, values in batch.items() if name != "labels"}
 
-    def find_rows(self, features: Mapping[str, Any]) -> Sequence[Sequence[int]] | None:
-        """For each example the tokens of each of its rows in the model's tensors; None where each has one row.
-
-        Dropout masks are drawn by it. Only a task whose `add_to_batch` makes several rows of an example says so.
-
-        Args:
-            features: of some examples, before they are collated.
-        """
-        return None
-
     # Model ----------------------------------------------------------------------------------------------------------
 
     def configure(self, config: Any) -> None:

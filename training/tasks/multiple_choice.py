@@ -226,9 +226,10 @@ class MultipleChoice(Task):
         batch["is_choice"] = is_choice
         batch["places"] = (torch.cumsum(is_choice.flatten(), 0).reshape(is_choice.shape) - 1).clamp(min=0)
 
-    def find_rows(self, features: Mapping[str, Any]) -> Sequence[Sequence[int]]:
-        """The tokens of each choice."""
-        return [[int(size) for size in sizes if size > 0] for sizes in features["sizes"]]
+    def sequence_lengths(self, features: Mapping[str, Any]) -> Sequence[Sequence[int]]:
+        """Those of the choices."""
+        sizes: Sequence[Sequence[int]] = features["sizes"]
+        return sizes
 
     def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Each sequence as one choice of its own [sequences, 1, longest]: the model scores one by one."""

@@ -118,7 +118,9 @@ def build_sequences() -> list[Any]:
 
 
 def collate(layout: Layout, examples: Sequence[int], **more: list[Any]) -> tuple[Batch, Placement]:
-    task: Any = SimpleNamespace(pad_values=lambda _: {}, add_to_batch=lambda batch: None, find_rows=lambda _: None)
+    task: Any = SimpleNamespace(
+        pad_values=lambda _: {}, add_to_batch=lambda batch: None, sequence_lengths=lambda _: None
+    )
     collator = Collator(task, None, layout)
     features = {"input_ids": build_sequences(), **more}
     chosen = {name: [values[example] for example in examples] for name, values in features.items()}

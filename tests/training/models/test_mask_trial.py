@@ -34,7 +34,7 @@ def forward(model: Any, batch: dict[str, Any]) -> Forward:
 
 TASK: Any = SimpleNamespace(
     padding_side=lambda tokenizer: "right", pad_values=lambda tokenizer: {}, add_to_batch=lambda batch: None,
-    find_rows=lambda features: None, draw=lambda features, numbers, epoch: features,
+    sequence_lengths=lambda features: None, draw=lambda features, numbers, epoch: features,
     unbatched_features=frozenset(), forward=forward,
 )  # fmt: skip
 

@@ -154,8 +154,8 @@ def test_an_example_has_the_same_attention_in_any_padding_and_in_a_run_of_its_ow
 
 
 def test_choices_of_an_example_have_masks_of_their_own() -> None:
-    masks = ExampleMasks(1, 0, [3, 4], Placement(row_counts=np.array([2, 2])))
+    masks = ExampleMasks(1, 0, [3, 4], Placement(rows_per_example=2))
     kept = masks.draw(1, (4, 64), 0.5, CPU)
     assert len({tuple(row.tolist()) for row in kept}) == 4
-    other = ExampleMasks(1, 0, [4], Placement(row_counts=np.array([2]))).draw(1, (2, 64), 0.5, CPU)
+    other = ExampleMasks(1, 0, [4], Placement(rows_per_example=2)).draw(1, (2, 64), 0.5, CPU)
     assert torch.equal(kept[2:], other)
