@@ -32,7 +32,7 @@ _PLAIN = {"length_window": "1", "dropout_masks": "torch", "mixed_precision": "no
 WAYS: dict[str, dict[str, str]] = {
     "the tutorial's mathematics: random order, torch's masks, float32": _PLAIN,
     "batches of near-equal length": {**_PLAIN, "length_window": "64"},
-    "bf16 and masks from bytes": {**_PLAIN, "dropout_masks": "bytes", "mixed_precision": "bf16"},
+    "bf16 and masks by example": {**_PLAIN, "dropout_masks": "by_example", "mixed_precision": "bf16"},
     "all of these, which is Onecurve in bf16": {"mixed_precision": "bf16"},
 }
 

@@ -238,6 +238,20 @@ def build_words(words: Sequence[str], number: int) -> dict[str, Any]:
     return {"tokens": few, "ner_tags": tags, "choices": choices, "choice": label}
 
 
+DROPOUT = (
+    "## Dropout",
+    "",
+    "A dropout mask is a function of (seed, step, example, site, place in the example), and of nothing else: neither the",
+    "process nor the micro-batch, padding or packing enters it. A site is a dropout of the model, by its number in the",
+    "forward. Modules, `torch.nn.functional.dropout`, attention and LoRA are reached alike. Tests compare gradients of a",
+    "batch with those of its examples one by one, for BERT, RoBERTa, DistilBERT, ALBERT, DeBERTa, ModernBERT, T5, BART, ViT,",
+    "GPT-2, Llama, Gemma 2 and LoRA, within 1e-6 (tests/training/models/test_example_dropout.py).",
+    "",
+    "At the start, and in `onecurve check --deep`, two short examples go through the model together and alone. Where their",
+    "losses differ, a line names the part that draws random numbers of its own: curves then agree statistically only. So they",
+    "do with the dropout of flash attention's kernels (`attn_implementation`), and with `dropout_masks: torch`.",
+)
+
 Launch = Callable[[Sequence[str], Mapping[str, str]], subprocess.CompletedProcess[str]]
 
 
@@ -409,8 +423,9 @@ def format_page(found: list[tuple[Cell, Deviation]], revision: str) -> str:
         "",
         f"Written by `make invariance` at commit {revision}. Every line is a real training: 200 examples of 3 to 100",
         "words, batch 16, four epochs (the last batch of each has 8 examples), 52 steps, AdamW with decay and clipping,",
-        "dropout 0, float32, a BERT with two layers or, for what writes tokens, a Llama or a T5 with two. Kinds with `padded`",
-        "and `chunks` are compared with the packed layout and whole logits; an adapter is LoRA, and its weights are compared.",
+        "float32, a BERT with two layers or, for what predicts tokens, a Llama or a T5 with two, dropout 0 but in the kinds",
+        "that name it: these have 0.1 everywhere, in the attention too. Kinds with `padded`, `chunks` and `recomputed` are",
+        "compared with the packed layout, whole logits and kept activations; an adapter is LoRA, and its weights are compared.",
         "A cell is compared, step by step, with one process that puts each batch through the model at once. The figures",
         "are the largest relative deviation of any step; the bounds are 1e-5 (loss), 1e-4 (gradient norm) and 1e-5 (final",
         "weights, of their norm). In float64, 1e-9 on all three: what is left in float32 is the order of sums.",
@@ -425,7 +440,7 @@ def format_page(found: list[tuple[Cell, Deviation]], revision: str) -> str:
             f"| {cell.strategy} x {cell.num_processes}{precision} | {cell.kind} | {cell.micro_batch} | {deviation.loss:.1e} | "
             f"{deviation.grad_norm:.1e} | {deviation.weights:.1e} | {'yes' if fault is None else fault} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *DROPOUT]) + "\n"
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def measure(case: Case) -> int:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from onecurve.training.models import cpu_dropout, last_layer
+    from onecurve.training.data.plan import Placement
+    from onecurve.training.models import example_dropout, example_masks, last_layer
 
     model_name, _, num_examples, length, options = case
     base = warm_up(num_threads=2)
@@ -142,8 +143,9 @@ def measure(case: Case) -> int:
     )
     model = BertForSequenceClassification(config).train()
     if options.get("gradient_checkpointing"):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    cpu_dropout.install(model, build_recipe(case))
+        keywords = {"use_reentrant": False, "context_fn": example_masks.checkpoint_contexts}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
+    example_dropout.install(model, build_recipe(case), torch.device("cpu"))
     last_layer.install(model)
     batch = {
         "input_ids": torch.randint(1000, 2000, (num_examples, length)),
@@ -153,8 +155,12 @@ def measure(case: Case) -> int:
     batch["attention_mask"][0, -3:] = 0
     labels = torch.zeros(num_examples, dtype=torch.long)
     mixed = options.get("mixed_precision", "no") == "bf16"
+    placement = Placement(batch["attention_mask"].sum(dim=1).numpy(), frozenset({length}))
+    is_by_example = build_recipe(case).dropout_masks == "by_example"
 
     def compute_loss() -> torch.Tensor:
+        if is_by_example:
+            example_masks.begin(example_masks.ExampleMasks(0, 0, range(num_examples), placement))
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             logits = model(**batch).logits
         return torch.nn.functional.cross_entropy(logits.float(), labels)

@@ -91,10 +91,12 @@ def predict(case: Case) -> MemoryEstimate:
 
 def measure(case: Case) -> int:
     """Peak bytes of one case, in this process."""
+    import numpy as np
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from onecurve.training.models import cpu_dropout
+    from onecurve.training.data.plan import Placement
+    from onecurve.training.models import example_dropout, example_masks
     from onecurve.training.models.packing import prepare_attention
     from onecurve.training.tasks.token_losses import token_losses
 
@@ -103,12 +105,16 @@ def measure(case: Case) -> int:
     recipe = case.build_recipe()
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).train()
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    cpu_dropout.install(model, recipe)
+        keywords = {"use_reentrant": False, "context_fn": example_masks.checkpoint_contexts}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
+    example_dropout.install(model, recipe, torch.device("cpu"))
     prepare_attention(model, recipe)
     tokens = torch.randint(0, settings["vocab_size"], (case.num_examples, case.length))
 
+    placement = Placement(np.full(case.num_examples, case.length), frozenset({case.length}))
+
     def compute_loss() -> torch.Tensor:
+        example_masks.begin(example_masks.ExampleMasks(0, 0, range(case.num_examples), placement))
         inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": None}
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
             found = token_losses(model, inputs, tokens, recipe.loss_chunk_tokens)

@@ -57,7 +57,8 @@ def profile(name: str, masks: str) -> dict[str, float]:
     from transformers import AutoModelForSequenceClassification, logging
 
     from onecurve.training.config import Recipe
-    from onecurve.training.models import cpu_dropout, last_layer
+    from onecurve.training.data.plan import Placement
+    from onecurve.training.models import example_dropout, example_masks, last_layer
 
     kinds = {operation: kind for kind, operations in KINDS.items() for operation in operations}
     found: defaultdict[str, float] = defaultdict(float)
@@ -82,8 +83,9 @@ def profile(name: str, masks: str) -> dict[str, float]:
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=5, attn_implementation=attention)
     keys: dict[str, Any] = {"model_name_or_path": path, "train_file": ("none",), "mixed_precision": precision}
     recipe = Recipe(**keys)
-    if masks == "bytes":
-        cpu_dropout.install(model, recipe)
+    is_ours = masks == "by_example"
+    if is_ours:
+        example_dropout.install(model, recipe, torch.device("cpu"))
         last_layer.install(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     num_examples, length = (workload.micro_batch_size, 512 if workload.texts == "long" else 24)
@@ -91,7 +93,12 @@ def profile(name: str, masks: str) -> dict[str, float]:
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     batch["attention_mask"][: num_examples // 2, -1:] = 0
 
+    lengths = batch["attention_mask"].sum(dim=1).numpy()
+    placement = Placement(lengths, frozenset({length}))
+
     def step() -> None:
+        if is_ours:
+            example_masks.begin(example_masks.ExampleMasks(0, 0, range(num_examples), placement))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = model(**batch).logits
         logits.float().logsumexp(dim=-1).mean().backward()
@@ -99,13 +106,24 @@ def profile(name: str, masks: str) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
 
+    draw = example_masks.fill
+
+    def draw_on_the_clock(*arguments: Any) -> None:
+        """NumPy's generator is no operation of torch."""
+        started = time.perf_counter()
+        draw(*arguments)
+        found["dropout masks drawn"] += 1e3 * (time.perf_counter() - started) / _NUM_STEPS
+
     model.train()
     step()
     step()
+    example_masks.fill = draw_on_the_clock
     started = time.perf_counter()
     with Clock():  # type: ignore[no-untyped-call]
         for _ in range(_NUM_STEPS):
             step()
+    example_masks.fill = draw
+    example_masks.begin(None)
     step_milliseconds = 1e3 * (time.perf_counter() - started) / _NUM_STEPS
     return {**found, "between operations": step_milliseconds - sum(found.values())}
 
@@ -142,7 +160,7 @@ def main(arguments: Sequence[str]) -> None:
         **os.environ,
     }
     profiles = {}
-    names = {"torch": "before: SDPA", "eager": "before: eager attention", "bytes": "after"}
+    names = {"torch": "before: SDPA", "eager": "before: eager attention", "by_example": "after"}
     for masks, title in names.items():
         command = [sys.executable, "-m", "benchmarks.where_time_goes", "--workload", options.workload, "--child", masks]
         lock = Lock(options.lock)

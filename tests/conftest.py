@@ -113,6 +113,7 @@ def launch(launch_server: LaunchServer) -> Launch:
 @pytest.fixture
 def train(capsys: pytest.CaptureFixture[str]) -> Callable[[Mapping[str, Any]], Run]:
     """Train in this process, which saves the seconds of a start."""
+    from onecurve.training.models.example_masks import begin
     from onecurve.training.outcome import report_outcome
     from onecurve.training.parallel.accelerator import forget_state
     from onecurve.training.run import _KEPT, main
@@ -126,6 +127,7 @@ def train(capsys: pytest.CaptureFixture[str]) -> Callable[[Mapping[str, Any]], R
                 training.stop_flag.close()
             _KEPT.clear()
             forget_state()
+            begin(None)  # Dropout is torch's again.
         captured = capsys.readouterr()
         return Run(exit_code, captured.out, captured.err, Path(str(settings.get("output_dir", "unused"))))
 

@@ -44,6 +44,16 @@ CELLS = [
     ),
     pytest.param(Cell("fsdp2", 2, "256 tokens", "dropout, masked words"), id="masked, fsdp2", marks=pytest.mark.slow),
     pytest.param(Cell("zero3", 2, "3", "masked tokens"), id="masked, zero3", marks=pytest.mark.slow),
+    pytest.param(Cell("ddp", 2, "3", "dropout"), id="dropout, ddp", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "256 tokens", "dropout"), id="dropout, fsdp2", marks=pytest.mark.slow),
+    pytest.param(Cell("zero2", 2, "1", "dropout"), id="dropout, zero2", marks=pytest.mark.slow),
+    pytest.param(Cell("zero3", 2, "3", "dropout, recomputed"), id="dropout, zero3", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "3", "dropout, next token"), id="dropout, packed", marks=pytest.mark.slow),
+    pytest.param(
+        Cell("one process", 1, "3", "dropout, next token, padded"), id="dropout, padded", marks=pytest.mark.slow
+    ),
+    pytest.param(Cell("ddp", 2, "3", "dropout, choices"), id="dropout, choices", marks=pytest.mark.slow),
+    pytest.param(Cell("zero2", 2, "3", "dropout, adapter"), id="dropout, adapter", marks=pytest.mark.slow),
     pytest.param(Cell("ddp", 2, "3", is_float64=True), id="ddp in float64", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "3", is_float64=True), id="fsdp2 in float64", marks=pytest.mark.slow),
 ]

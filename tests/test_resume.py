@@ -1,4 +1,7 @@
-"""A run that moves: each start on another strategy or number of processes, the curve that of one which stayed."""
+"""A run that moves: each start on another strategy or number of processes, the curve that of one which stayed.
+
+With dropout on: masks go with the examples.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def move(
 def test_a_run_moves_between_all_strategies(
     recipe: Settings, train: Callable[[Mapping[str, Any]], Run], launch: Launch, tmp_path: Path
 ) -> None:
-    settings = {**recipe, "max_train_steps": 66, "save_total_limit": 1, "eval_steps": 1000}
+    settings = {**recipe, "dropout": 0.1, "max_train_steps": 66, "save_total_limit": 1, "eval_steps": 1000}
     places = [(name, 2, 8) for name in find_tour(STRATEGIES)]
     moved, steps = move(settings, launch, tmp_path, places)
     assert steps[:-1] == list(range(3, 3 * len(places), 3)), "each start goes on where the last one stopped"
@@ -71,7 +74,7 @@ def test_a_run_moves_between_all_strategies(
 def test_a_run_moves_between_numbers_of_processes_and_sizes_of_micro_batches(
     recipe: Settings, train: Callable[[Mapping[str, Any]], Run], launch: Launch, tmp_path: Path
 ) -> None:
-    settings = {**recipe, "max_train_steps": 30, "save_total_limit": 1, "eval_steps": 10}
+    settings = {**recipe, "dropout": 0.1, "max_train_steps": 30, "save_total_limit": 1, "eval_steps": 10}
     places = [
         ("multi_cpu", 2, 8), ("cpu", 1, 5), ("multi_cpu", 2, 3), ("multi_cpu", 3, 8), ("fsdp", 3, 2), ("fsdp", 2, 16),
         ("deepspeed_zero3", 3, 4), ("cpu", 1, 16),

@@ -28,6 +28,8 @@ def find_differing_keys(
     except RecipeError as error:
         raise BadInput(f"output_dir {str(run.path)!r} holds a run whose config.yaml is not valid: {error}") from None
     new = recipe.model_dump()
+    if recipe.dropout == 0 and recipe.lora_dropout == 0:
+        ignored = ignored | {"dropout_masks"}  # There are none.
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in dict.fromkeys((*old, *new))

@@ -51,7 +51,7 @@ def test_flops_are_those_of_the_matrix_products(demo: Path, cuts_last_layer: boo
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.parametrize("masks", ["bytes", "eager", "torch"])
+@pytest.mark.parametrize("masks", ["by_example", "eager", "torch"])
 def test_every_kind_of_operation_is_timed(demo: Path, masks: str) -> None:
     found = profile("tiny", masks)
     own = ("softmax",) if masks != "torch" else ()  # SDPA's is inside of its kernel, or is named otherwise.

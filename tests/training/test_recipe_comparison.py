@@ -29,6 +29,18 @@ def test_differing_keys_are_named_with_both_values(tmp_path: Path) -> None:
     assert "report_to: 'none' -> 'wandb'" in find_differing_keys(run, other.recipe, frozenset())
 
 
+def test_a_run_of_an_earlier_version_had_the_masks_of_its_processes(tmp_path: Path) -> None:
+    """It goes on with torch's masks, is refused with others, and may have any where nothing is dropped."""
+    (tmp_path / "config.yaml").write_text("model_name_or_path: m\ntrain_file: t.csv\ndropout_masks: bytes\n")
+
+    def compare(**flags: str) -> list[str]:
+        return find_differing_keys(RunDirectory(tmp_path), resolve(tmp_path, **flags).recipe, frozenset({"output_dir"}))
+
+    assert compare(dropout_masks="torch") == []
+    assert compare() == ["dropout_masks: 'torch' -> 'by_example'"]
+    assert compare(dropout="0") == ["dropout: None -> 0.0"]
+
+
 def test_an_invalid_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: -1\n")
     with pytest.raises(BadInput, match=naming("config.yaml", "seed")):

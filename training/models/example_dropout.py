@@ -51,8 +51,9 @@ def intercept() -> None:
 def drop(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     """As torch's dropout, with masks by example while a forward of known examples is computed."""
     if training and 0 < p < 1:
-        return _drop_by_example(input, p, inplace)
-    return _dropout(input, p, training, inplace)
+        return _drop_by_example(input, p, inplace)  # type: ignore[no-any-return]
+    dropped: torch.Tensor = _dropout(input, p, training, inplace)
+    return dropped
 
 
 @functools.wraps(_attention)
@@ -68,7 +69,9 @@ def attend(
 ) -> torch.Tensor:
     """As torch's attention, with masks by example while a forward of known examples is computed."""
     if dropout_p > 0:
-        return _attend_by_example(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        return _attend_by_example(  # type: ignore[no-any-return]
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+        )
     return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 

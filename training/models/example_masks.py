@@ -69,19 +69,20 @@ class ExampleMasks:
         exact = (1 - probability) * steps
         # The sign bit orders integers: the lowest ones are kept.
         limit = math.floor(exact) + int(derive_key(*key) / 2**64 < exact % 1) - steps // 2
+        dtype = torch.int16 if is_fine else torch.int8
+        if not -(steps // 2) < limit < steps // 2:  # Beyond what a number of this size can be compared with.
+            kept = torch.full(tuple(shape), -1 if limit > 0 else 0, dtype=dtype, device=device)
+            return kept if device.type == "cpu" else kept.bool()
         if device.type == "cuda":
-            on_device = torch.zeros(math.prod(shape), dtype=torch.int16 if is_fine else torch.int8, device=device)
+            on_device = torch.zeros(math.prod(shape), dtype=dtype, device=device)
             fill_on_device(on_device, boxes, key)
-            return (on_device.to(torch.int32) < limit).view(*shape)
+            return (on_device < limit).view(*shape)
         numbers = np.zeros(math.prod(shape), dtype=np.int16 if is_fine else np.int8)
         fill(numbers, boxes, key)
         drawn = torch.from_numpy(numbers)
-        if not -(steps // 2) < limit < steps // 2:
-            kept = torch.full_like(drawn, -1 if limit > 0 else 0)
-        else:  # clamp gives limit - 1 below the limit and limit elsewhere; minus the limit, that is -1 and 0.
-            kept = torch.clamp(drawn, limit - 1, limit, out=drawn).sub_(limit)
-        kept = kept.view(*shape)
-        return kept if device.type == "cpu" else kept.bool().to(device, non_blocking=True)
+        # clamp gives limit - 1 below the limit and limit elsewhere; minus the limit, that is -1 and 0.
+        kept = torch.clamp(drawn, limit - 1, limit, out=drawn).sub_(limit).view(*shape)
+        return kept if device.type == "cpu" else kept.bool().to(device)
 
     def _find_boxes(self, shape: tuple[int, ...], first_row: int | None) -> Boxes:
         known = (*shape, -1 if first_row is None else first_row)

@@ -123,9 +123,8 @@ def _lay_out(tensor: torch.Tensor, factor: float | None = None) -> torch.Tensor:
 def _add_mask(scores: torch.Tensor, mask: torch.Tensor) -> None:
     """Add a mask that broadcasts to them to scores [examples, heads, queries, keys], in place."""
     num_examples, num_keys = scores.shape[0], scores.shape[-1]
-    if (
-        mask.shape[:-1] == (num_examples, 1, 1) and num_keys > num_examples
-    ):  # Padding of a few long texts: write only the padded columns.
+    if mask.shape[:-1] == (num_examples, 1, 1) and num_keys > num_examples:
+        # Padding of a few long texts: write only the padded columns.
         for example, hidden in enumerate(mask[:, 0, 0] < 0):
             columns = hidden.nonzero().flatten()
             if len(columns):

@@ -188,9 +188,7 @@ def _refuse_older(named: Path, newest: Path | None, run: RunDirectory) -> None:
 
 
 def _refuse_another_recipe(run: RunDirectory, resolved: ResolvedRecipe, is_finished: bool) -> None:
-    recipe = resolved.recipe
-    has_dropout = recipe.dropout != 0 or recipe.lora_dropout > 0
-    differing = find_differing_keys(run, recipe, FREE_KEYS if has_dropout else FREE_KEYS | {"dropout_masks"})
+    differing = find_differing_keys(run, resolved.recipe, FREE_KEYS)
     if not differing:
         return
     advice = "choose another output_dir"

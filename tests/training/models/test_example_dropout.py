@@ -13,6 +13,7 @@ from transformers import (
     AlbertConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForMultipleChoice,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BartConfig,
@@ -118,7 +119,7 @@ def build_sequences() -> list[Any]:
 
 def collate(layout: Layout, examples: Sequence[int], **more: list[Any]) -> tuple[Batch, Placement]:
     task: Any = SimpleNamespace(
-        pad_values=lambda _: {}, add_to_batch=lambda batch: None, sequence_lengths=lambda features: None
+        pad_values=lambda _: {}, add_to_batch=lambda batch: None, sequence_lengths=lambda _: None
     )
     collator = Collator(task, None, layout)
     features = {"input_ids": build_sequences(), **more}
@@ -134,7 +135,7 @@ def weigh(outputs: torch.Tensor, example: int) -> torch.Tensor:
 
 
 def find_gradients(
-    model: Model, layout: Layout, cut: Sequence[Sequence[int]], step: int = STEP, **more: list[Any]
+    model: Model, layout: Layout, cut: Sequence[Sequence[int]], step: int = STEP, **more: Any
 ) -> dict[str, torch.Tensor]:
     """Losses of all examples and the gradients of their sum, computed in the micro-batches of `cut`."""
     model.zero_grad()
@@ -172,7 +173,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert float(torch.dist(found[name], values)) <= 1e-6 * scale, name
 
 
-def assert_exact(model: Model, layouts: Sequence[Layout], **more: list[Any]) -> None:
+def assert_exact(model: Model, layouts: Sequence[Layout], **more: Any) -> None:
     whole = find_gradients(model, layouts[0], WHOLE, **more)
     for layout in layouts:
         for cut in (WHOLE, *CUTS.values()):
@@ -257,6 +258,29 @@ def test_a_classifier_of_an_encoder_with_a_decoder_is_exact() -> None:
     assert_exact(build(AutoModelForSequenceClassification, BartConfig(**BART)), [Layout(mask="always")])
 
 
+def test_choices_of_an_example_are_exact() -> None:
+    """Several rows belong to an example, not always as many, each with a length of its own."""
+    model = build(AutoModelForMultipleChoice, BertConfig(**BERT))
+    rows = [[2 + (example + 3 * choice) % 7 for choice in range(2 + example % 3)] for example in range(len(LENGTHS))]
+
+    def compute(cut: list[list[int]]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        for examples in cut:
+            lengths = np.array([length for example in examples for length in rows[example]])
+            counts = np.array([len(rows[example]) for example in examples])
+            mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths)[:, None]
+            ids = (torch.from_numpy(lengths)[:, None] + torch.arange(mask.shape[1])) * mask + 1
+            placement = Placement(lengths, frozenset({mask.shape[1]}), counts)
+            example_masks.begin(ExampleMasks(SEED, STEP, examples, placement))
+            logits = model(input_ids=ids[:, None], attention_mask=mask[:, None].long()).logits.flatten()
+            pieces = zip(logits.split(counts.tolist()), examples, strict=True)
+            torch.stack([weigh(piece, example) for piece, example in pieces]).sum().backward()  # type: ignore[no-untyped-call]
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    for cut in CUTS.values():
+        assert_same(compute(cut), compute(WHOLE))
+
+
 def test_a_vision_transformer_is_exact() -> None:
     model = build(AutoModelForImageClassification, ViTConfig(**VIT))
     images = torch.randn(len(LENGTHS), 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -266,7 +290,7 @@ def test_a_vision_transformer_is_exact() -> None:
         for examples in cut:
             example_masks.begin(ExampleMasks(SEED, STEP, examples, Placement()))
             logits = model(pixel_values=images[examples]).logits
-            sum(weigh(row, example) for row, example in zip(logits, examples, strict=True)).backward()
+            torch.stack([weigh(row, example) for row, example in zip(logits, examples, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
         return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     for cut in CUTS.values():

@@ -118,12 +118,12 @@ def test_gradients_with_dropout_are_those_of_the_same_masks() -> None:
     masks = ExampleMasks(1, 0, range(2), Placement(np.array([10, 10]), frozenset({10})))
     example_masks.begin(masks)
     site = example_masks.open_site()
-    ours = matrix_attention.attend_by_example(*tensors, mask, scale, probability, site)
+    queries, keys, values = tensors
+    ours = matrix_attention.attend_by_example(queries, keys, values, mask, scale, probability, site)
     weight = torch.randn(shape, dtype=torch.float64)
     found = torch.autograd.grad((ours * weight).sum(), tensors)
 
     kept = masks.draw(1, (2, 3, 10, 10), probability, CPU) != 0
-    queries, keys, values = tensors
     weights = torch.softmax(queries @ keys.transpose(-2, -1) * scale + mask.double(), dim=-1)
     plain = (weights * kept / (1 - probability)) @ values
     expected = torch.autograd.grad((plain * weight).sum(), tensors)
@@ -139,7 +139,7 @@ def test_dropout_keeps_and_scales_and_its_gradient_does_too(dtype: torch.dtype, 
     values = torch.full((35,), -3.0, dtype=dtype, requires_grad=True)
     dropped = drop_elements(values, kept, 0.25)
     assert torch.equal(dropped, torch.where(kept != 0, values * (1 / 0.75), 0.0))
-    dropped.sum().backward()
+    dropped.sum().backward()  # type: ignore[no-untyped-call]
     assert values.grad is not None
     assert torch.equal(values.grad, torch.where(kept != 0, torch.tensor(1 / 0.75, dtype=dtype), 0.0))
 

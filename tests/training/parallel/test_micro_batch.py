@@ -13,7 +13,6 @@ from accelerate.utils import DistributedType
 from onecurve.training.data.plan import MicroBatch
 from onecurve.training.models import example_masks
 from onecurve.training.parallel.micro_batch import begin_micro_batch
-from onecurve.training.recipe import Recipe
 
 
 def draw(step: int = 0, process: int = 0, seed: int = 1, position: int = 0, masks: str = "torch") -> list[float]:
@@ -22,9 +21,8 @@ def draw(step: int = 0, process: int = 0, seed: int = 1, position: int = 0, mask
         process_index=process, num_processes=2, distributed_type=DistributedType.MULTI_CPU, step=0
     )
     plan = MicroBatch(np.arange(2), step=step, position=position, num_micro_batches=3)
-    begin_micro_batch(
-        accelerator, plan, Recipe(model_name_or_path="m", train_file=("t",), seed=seed, dropout_masks=masks)
-    )
+    recipe: Any = SimpleNamespace(seed=seed, dropout_masks=masks)
+    begin_micro_batch(accelerator, plan, recipe)
     example_masks.begin(None)
     return torch.rand(4).tolist()
 
