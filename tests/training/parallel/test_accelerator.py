@@ -79,7 +79,7 @@ def test_no_attention_is_built_anew_for_each_length() -> None:
     """cuDNN's is, and torch would prefer it on a GPU."""
     torch.backends.cuda.enable_cudnn_sdp(True)
     build()
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("is_deterministic", [False, True])
