@@ -201,16 +201,12 @@ def _join(
             load_weights(start.checkpoint, model, shares)
     attention = _exchange_parts(model, recipe, accelerator)
     describe = partial(save_config_and_tokenizer, model, loaded.tokenizer)
-    model, optimizer = _prepare_model(model, recipe, accelerator, shares)
+    model, optimizer = _prepare(accelerator, model, recipe, shares)
     layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.tokenizer, recipe)
     progress = start.progress if start else Progress()
     plan = _build_plan(recipe, run, accelerator, data.train, progress, layout, task)
     train_loader = build_loader(data.train, task, loaded.tokenizer, plan, recipe, accelerator, layout)
-
-    def prepare_evaluation(split: Split) -> EvaluationData:
-        evaluation_plan = build_evaluation_plan(split, recipe, accelerator.num_processes, layout)
-        loader = build_loader(split, task, loaded.tokenizer, evaluation_plan, recipe, accelerator, layout)
-        return EvaluationData(split, evaluation_plan, accelerator.prepare(loader), layout)
+    prepare_evaluation = partial(_prepare_evaluation, loaded, accelerator, layout)
 
     session = Session(
         recipe=recipe,
@@ -253,18 +249,25 @@ def _exchange_parts(model: torch.nn.Module, recipe: Recipe, accelerator: Acceler
     return attention
 
 
-def _prepare_model(
-    model: torch.nn.Module, recipe: Recipe, accelerator: Accelerator, shares: Shares | None
+def _prepare(
+    accelerator: Accelerator, model: torch.nn.Module, recipe: Recipe, shares: Shares | None
 ) -> tuple[torch.nn.Module, Any]:
-    """The model and its optimizer under the strategy; weights that preparing rounds are set again."""
+    """The model and its optimizer, as the strategy wraps and divides them, with the weights that were read."""
     exact_weights = keep_exact_weights(accelerator, model, shares)
     optimizer = optimization.build_optimizer(model, recipe)
     divide_model(accelerator, model, shares)
     with shared_embeddings_at_the_root(accelerator, model), second_names_removed(accelerator, model):
-        model, optimizer = accelerator.prepare(model, optimizer)
-    set_exact_weights(model, exact_weights, shares)
-    set_shares(model, shares)
-    return model, optimizer
+        prepared, optimizer = accelerator.prepare(model, optimizer)
+    set_exact_weights(prepared, exact_weights, shares)
+    set_shares(prepared, shares)
+    return prepared, optimizer
+
+
+def _prepare_evaluation(loaded: _Loaded, accelerator: Accelerator, layout: Layout, split: Split) -> EvaluationData:
+    """Micro-batches of a split, for every process."""
+    evaluation_plan = build_evaluation_plan(split, loaded.recipe, accelerator.num_processes, layout)
+    loader = build_loader(split, loaded.task, loaded.tokenizer, evaluation_plan, loaded.recipe, accelerator, layout)
+    return EvaluationData(split, evaluation_plan, accelerator.prepare(loader), layout)
 
 
 def _join_group(recipe: Recipe, model: torch.nn.Module, outcome: Outcome, watchdog: Watchdog) -> Accelerator:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from onecurve.training.data.permutation import derive_key
 from onecurve.training.data.plan import Placement
-from onecurve.training.models.philox import Boxes, fill
+from onecurve.training.models import philox
+from onecurve.training.models.philox import Boxes
 from onecurve.training.models.philox_torch import fill_on_device
 
 # A mask that belongs to no example, such as one over a model's relative positions, is the same for all of a step.
@@ -78,7 +79,7 @@ class ExampleMasks:
             fill_on_device(on_device, boxes, key)
             return (on_device < limit).view(*shape)
         numbers = np.zeros(math.prod(shape), dtype=np.int16 if is_fine else np.int8)
-        fill(numbers, boxes, key)
+        philox.fill(numbers, boxes, key)
         drawn = torch.from_numpy(numbers)
         # clamp gives limit - 1 below the limit and limit elsewhere; minus the limit, that is -1 and 0.
         kept = torch.clamp(drawn, limit - 1, limit, out=drawn).sub_(limit).view(*shape)

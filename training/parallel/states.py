@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from onecurve.training.errors import BadInput
+from onecurve.training.errors import BadInput, Fault
 from onecurve.training.models.adapters import has_adapter
 from onecurve.training.models.shares import Shares, is_reserved
 from onecurve.training.models.tensor_files import TensorFiles
@@ -69,13 +69,19 @@ def load_weights(checkpoint: Path, model: torch.nn.Module, shares: Shares | None
 
 
 def set_shares(model: torch.nn.Module, shares: Shares | None) -> None:
-    """Under FSDP2, put this process's parts into a prepared model, and let go of them."""
+    """Under FSDP2, put this process's parts into a prepared model, and let go of them.
+
+    Raises:
+        Fault: one belongs to no weight of it.
+    """
     if shares is None or shares.cut.is_flat:
         return
     with torch.no_grad():
         for name, parameter in unwrap(model).named_parameters():
             if _plain(name) in shares.parts:
                 parameter.to_local().copy_(shares.parts.pop(_plain(name)))
+    if shares.parts:  # Those weights would stay zero.
+        raise Fault(f"weights were read that the divided model does not have: {', '.join(sorted(shares.parts)[:3])}")
 
 
 def _list_saved(model: torch.nn.Module) -> NamedTensors:
