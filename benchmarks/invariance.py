@@ -250,6 +250,7 @@ DROPOUT = (
     "At the start, and in `onecurve check --deep`, two short examples go through the model together and alone. Where their",
     "losses differ, a line names the part that draws random numbers of its own: curves then agree statistically only. So they",
     "do with the dropout of flash attention's kernels (`attn_implementation`), and with `dropout_masks: torch`.",
+    "Where FSDP2 or ZeRO-3 let each process read only its part of the weights, no process can try: ask `check --deep`.",
 )
 
 Launch = Callable[[Sequence[str], Mapping[str, str]], subprocess.CompletedProcess[str]]

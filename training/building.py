@@ -176,7 +176,8 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     if resolved.eval_only:
         check_base(model, run.final)
     else:
-        notes = (*notes, try_masks(model, task, tokenizer, data.train, recipe))
+        # A model without weights has the same losses whatever is dropped.
+        notes = (*notes, try_masks(model, task, tokenizer, data.train, recipe) if shares is None else None)
     return _Loaded(
         recipe, task, tokenizer, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model), shares
     )  # fmt: skip
