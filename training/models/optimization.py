@@ -108,9 +108,8 @@ def _clip_on_a_cpu(accelerator: Accelerator, model: torch.nn.Module, max_grad_no
     if accelerator.distributed_type == DistributedType.FSDP:
         squares = accelerator.reduce(squares)
     norm = squares.sqrt()
-    scale = float(max_grad_norm / (norm + 1e-6))  # A number of a CPU: nothing is waited for.
-    if not scale >= 1:
-        torch._foreach_mul_(parts, scale)
+    if max_grad_norm < math.inf:
+        torch._foreach_mul_(parts, (max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm.to(parts[0].dtype)
 
 

@@ -295,7 +295,7 @@ def test_a_micro_batch_is_padded_to_its_longest_on_the_tokenizers_side(
         micro_batch
     )
     longest = int(split.lengths[indices].max())
-    assert batch["micro_batch"] is micro_batch
+    assert batch["micro_batch"].indices is indices
     assert batch["labels"].tolist() == labels_of(split)[indices].tolist()
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["token_type_ids"].shape == (3, longest)
     assert batch["input_ids"].dtype == torch.int64

@@ -68,6 +68,9 @@ class Ranks:
 class Tagger:
     """A task whose results are of each kind, and of which a stand-in would be seen."""
 
+    generates = False
+    unbatched_features: frozenset[str] = frozenset()
+
     def __init__(self, is_ragged: bool, pads_left: bool) -> None:
         self.ragged_results = frozenset({"tag"} if is_ragged else ())
         self.pads_left = pads_left
