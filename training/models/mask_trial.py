@@ -19,6 +19,7 @@ from onecurve.training.data.loading import draw_features
 from onecurve.training.data.preparation import Split
 from onecurve.training.models import example_dropout, example_masks
 from onecurve.training.models.example_masks import ExampleMasks
+from onecurve.training.models.failures import UnsuitableModel, explain_model_errors
 from onecurve.training.tasks.base import Task
 
 # Largest relative deviation of a loss. Other masks deviate by more.
@@ -43,15 +44,17 @@ def try_masks(model: Any, task: Task, tokenizer: Any, split: Split, recipe: Reci
     was_training = model.training
     model.train()
     try:
-        with _name_drawing(model) as names:
-            together = _compute(model, task, tokenizer, split, pair, recipe)
-        alone = torch.cat([_compute(model, task, tokenizer, split, [example], recipe) for example in pair])
+        with explain_model_errors(recipe.model_name_or_path, is_first_step=True):
+            with _name_drawing(model) as names:
+                together = _compute(model, task, tokenizer, split, pair, recipe)
+            alone = torch.cat([_compute(model, task, tokenizer, split, [example], recipe) for example in pair])
+    except UnsuitableModel:
+        return None  # The first step says why, where there is one; or the model runs on its own device only.
     finally:
         example_masks.begin(None)
         model.train(was_training)
     deviation = float(((together - alone).abs() / alone.abs().clamp(min=1e-3)).max())
-    # Where processes share the weights, they are not there yet, and no losses deviate: then names tell.
-    if deviation <= _BOUNDS[recipe.mixed_precision] and not names:
+    if deviation <= _BOUNDS[recipe.mixed_precision]:
         return None
     parts = f"{', '.join(names)} draws" if names else "it draws"
     return (

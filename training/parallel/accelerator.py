@@ -207,10 +207,13 @@ def shared_embeddings_at_the_root(accelerator: Accelerator, model: Any) -> Itera
     accelerate puts the input and the output embedding into a group of their own. Encoder and decoder hold the same weights in
     modules of theirs, which then belong to no group that is gathered for them, and torch refuses that.
     """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        yield
+        return
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     weight = getattr(embedding, "weight", None)
     holders = {module for module in model.modules() if getattr(module, "weight", None) is weight}
-    if accelerator.distributed_type != DistributedType.FSDP or weight is None or not holders - {embedding, output}:
+    if weight is None or not holders - {embedding, output}:
         yield
         return
     model.get_input_embeddings = model.get_output_embeddings = lambda: None
