@@ -96,7 +96,7 @@ def wait_for_moment(
     """
     lines, started = count_lines(path), time.monotonic()
     if wanted == "final/":
-        while is_alive() and not (path / ".final.tmp").exists():
+        while is_alive() and not any(path.glob(".final.*.tmp")):
             time.sleep(0.0002)
         return "final/" * is_alive(), None
     moment = started + (chance.uniform(0, start_seconds) if wanted == "a start" else 1e9)
