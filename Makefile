@@ -2,10 +2,10 @@
 # make demo-chat  fine-tune a small language model on dialogues (a few minutes on 2 cores)
 # make demo-tags  train a model on parts of speech of real text (about ten minutes on 2 cores; needs npm for the data)
 # make demo-questions  find words by half of their definition (about ten minutes on 2 cores; needs npm for the data)
-# make test     set up and pass the tests (about 5 minutes on 2 cores)
-# make test-all the slower tests as well: Slurm, faults, parts of the matrix (about 30 minutes)
+# make test     set up and pass the tests (about 6 minutes on 2 cores)
+# make test-all the slower tests as well: Slurm, faults, parts of the matrix (about 40 minutes)
 # make check    ruff, mypy --strict and the tests
-# make invariance  the matrix: one recipe on every topology, one curve (about 20 minutes)
+# make invariance  the matrix: one recipe on every topology, one curve (about 40 minutes)
 # make soak     a hundred random kills, and a curve that shows none of them (about 20 minutes)
 # make gpu       what holds on a machine with GPUs: curves, resume, waits, speed, memory (under nine minutes)
 # make bench     speed beside what people would use instead, and start, data, scale (about 35 minutes)
