@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # What stands in padded places of targets: cross_entropy's ignore_index.
 NO_TARGET = -100
+
+_ROWS_AT_ONCE = 2_000
 
 # The epoch of every evaluation: what is drawn for it is always the same.
 EVALUATION_EPOCH = -1
@@ -69,6 +71,21 @@ class Rows:
         """A column as Python values."""
         values: list[Any] = self.table.column(column).to_pylist()
         return values
+
+    def iterate(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each row's position and its values by column, without all of them in memory."""
+        batches = self.table.to_batches(max_chunksize=_ROWS_AT_ONCE)
+        return enumerate(row for batch in batches for row in batch.to_pylist())
+
+    def refuse_first(self, find_problem: Callable[[Mapping[str, Any]], str | None]) -> None:
+        """Refuse the first row that has a problem, if any has one.
+
+        Raises:
+            BadInput: naming the row.
+        """
+        for position, row in self.iterate():
+            if (problem := find_problem(row)) is not None:
+                self.refuse(position, problem)
 
     def refuse(self, position: int, problem: str) -> NoReturn:
         """Refuse a row by its number in its file, counted from 1.

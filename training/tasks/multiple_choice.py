@@ -16,7 +16,6 @@ from onecurve.training.tasks.texts import encode_texts, find_text_problem, note_
 if TYPE_CHECKING:
     import torch
 
-_ROWS_AT_ONCE = 2_000
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -128,7 +127,7 @@ class MultipleChoice(Task):
     def learn(self, rows: Rows) -> dict[str, Any]:
         """Nothing; a line where labels seem to be counted from 1."""
         self.check(rows)
-        labels = {_to_number(row[self.recipe.label_column]) for _, row in self._iterate(rows)}
+        labels = {_to_number(row[self.recipe.label_column]) for _, row in rows.iterate()}
         if 0 not in labels:
             self.notes["labels"] = (
                 f"{rows.origin}: column {self.recipe.label_column!r} never names choice 0. Are choices counted from 0?"
@@ -137,14 +136,7 @@ class MultipleChoice(Task):
 
     def check(self, rows: Rows) -> None:
         """Texts and labels of every row."""
-        for position, row in self._iterate(rows):
-            if (problem := self.find_row_problem(row)) is not None:
-                rows.refuse(position, problem)
-
-    def _iterate(self, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each row's position and values, without all of them in memory."""
-        batches = rows.table.to_batches(max_chunksize=_ROWS_AT_ONCE)
-        return enumerate(chain.from_iterable(batch.to_pylist() for batch in batches))
+        rows.refuse_first(self.find_row_problem)
 
     def encode(self, rows: Rows, tokenizer: Any, with_targets: bool = True) -> dict[str, Any]:
         """Tokens of all choices of each row, each cut to `max_length`, and the number of the right one."""
@@ -157,7 +149,7 @@ class MultipleChoice(Task):
         seconds: list[str] = []
         num_choices: list[int] = []
         labels: list[int] = []
-        for _, row in self._iterate(rows):
+        for _, row in rows.iterate():
             choices = self._choices(row)
             before = f"{row[recipe.question_column]} " if recipe.question_column else ""
             contexts += [row[recipe.context_column]] * len(choices)

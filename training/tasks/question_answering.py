@@ -157,12 +157,7 @@ class QuestionAnswering(Task):
     def check(self, rows: Rows) -> None:
         """Texts and answers of every row."""
         check_texts(rows, [self.recipe.question_column, self.recipe.context_column])
-        position = 0
-        for batch in rows.table.to_batches():  # A whole column may not fit into memory.
-            for row in batch.to_pylist():
-                if problem := self.find_row_problem(row):
-                    rows.refuse(position, problem)
-                position += 1
+        rows.refuse_first(self.find_row_problem)
 
     def configure_tokenizer(self, tokenizer: Any) -> None:
         """It must know where in the text each token stands.

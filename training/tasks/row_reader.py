@@ -72,12 +72,7 @@ class RowReader:
                     raise BadInput(f"{rows.origin}: {key} needs conversations, column {self._input!r} holds text")
             check_texts(rows, [name for [name] in columns.values()])
             return
-        position = 0
-        for batch in rows.table.to_batches():  # A whole column may not fit into memory.
-            for row in batch.to_pylist():
-                if problem := find_row_problem(row, columns):
-                    rows.refuse(position, problem)
-                position += 1
+        rows.refuse_first(lambda row: find_row_problem(row, columns))
 
     def encode(self, tokenizer: Any) -> list[TokenSequence | None]:
         """Each row in tokens, with its targets; None where they begin or end inside a token.

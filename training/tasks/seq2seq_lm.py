@@ -164,12 +164,7 @@ class Seq2SeqLM(Task):
         if self.recipe.translation_column is None:
             check_texts(rows, [self.recipe.source_column, self.recipe.target_column])
             return
-        position = 0
-        for batch in rows.table.to_batches():  # A whole column may not fit into memory.
-            for row in batch.to_pylist():
-                if problem := self.find_row_problem(row):
-                    rows.refuse(position, problem)
-                position += 1
+        rows.refuse_first(self.find_row_problem)
 
     def encode(self, rows: Rows, tokenizer: Any, with_targets: bool = True) -> dict[str, Any]:
         """Tokens of each source, and those of its target with the text itself."""

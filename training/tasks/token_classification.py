@@ -20,7 +20,7 @@ from onecurve.training.tasks.tag_schemes import (
     find_scheme,
 )
 from onecurve.training.tasks.texts import note_special_tokens
-from onecurve.training.tasks.word_labels import WordLabels, find_word_problem, iterate_rows
+from onecurve.training.tasks.word_labels import WordLabels, find_word_problem
 from onecurve.training.tasks.word_results import WordResults, join_words, measured_names
 from onecurve.training.tasks.word_windows import NO_WORD, WordTokenizer, build_features, cut_into_windows
 
@@ -126,7 +126,7 @@ class TokenClassification(Task):
 
     def learn(self, rows: Rows) -> dict[str, Any]:
         """Names of the labels, in the model's order where its head has just these; how they mark entities."""
-        self._check_rows(rows)
+        rows.refuse_first(self.find_row_problem)
         labels = WordLabels(rows, self.recipe.label_column, self.recipe.label_names)
         names = labels.find_names()
         self._check_scheme(names, rows.origin)
@@ -150,14 +150,9 @@ class TokenClassification(Task):
                 "correct these, or set tag_scheme: plain to count each word by itself"
             )
 
-    def _check_rows(self, rows: Rows) -> None:
-        for position, row in iterate_rows(rows):
-            if (problem := self.find_row_problem(row)) is not None:
-                rows.refuse(position, problem)
-
     def check(self, rows: Rows) -> None:
         """Words and labels of every row."""
-        self._check_rows(rows)
+        rows.refuse_first(self.find_row_problem)
         labels = WordLabels(rows, self.recipe.label_column, self.recipe.label_names)
         for _ in labels.iterate_numbers(self.label_names):
             pass

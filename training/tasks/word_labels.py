@@ -10,17 +10,6 @@ from onecurve.training.recipe import find_nearest
 from onecurve.training.tasks.base import Rows
 from onecurve.training.tasks.labels import shorten_names, to_name
 
-_ROWS_AT_ONCE = 2_000
-
-
-def iterate_rows(rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each row's position and its values by column, without all of them in memory."""
-    position = 0
-    for batch in rows.table.to_batches(max_chunksize=_ROWS_AT_ONCE):
-        for row in batch.to_pylist():
-            yield position, row
-            position += 1
-
 
 def find_word_problem(name: str, words: Any, labels: tuple[str, Any] | None) -> str | None:
     """What is wrong with the words of a row, or with their labels; None where nothing is.
@@ -83,7 +72,7 @@ class WordLabels:
             BadInput: there are fewer than two.
         """
         found: set[Any] = set()
-        for _, row in iterate_rows(self._rows):
+        for _, row in self._rows.iterate():
             found.update(row[self._column])
         self.are_numbers = not self._meanings and all(isinstance(label, int) for label in found)
         if len(found) < 2:
@@ -97,7 +86,7 @@ class WordLabels:
         Raises:
             BadInput: naming the first row with a number that has no name.
         """
-        for position, row in iterate_rows(self._rows):
+        for position, row in self._rows.iterate():
             yield [self._name(position, label) for label in row[self._column]]
 
     def iterate_numbers(self, names: Sequence[str]) -> Iterator[list[int]]:
@@ -107,7 +96,7 @@ class WordLabels:
             BadInput: naming the first row with a label that is none of them.
         """
         known = {name: number for number, name in enumerate(names)}
-        for position, row in iterate_rows(self._rows):
+        for position, row in self._rows.iterate():
             labels = [self._name(position, label) for label in row[self._column]]
             try:
                 yield [known[label] for label in labels]
