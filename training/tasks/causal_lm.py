@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ from onecurve.training.tasks.row_reader import RowReader, find_row_problem
 from onecurve.training.tasks.sequences import INSIDE_A_TOKEN, TokenSequence
 from onecurve.training.tasks.special_tokens import read_special_tokens
 from onecurve.training.tasks.texts import note_special_tokens
+from onecurve.training.tasks.token_results import describe_counts, describe_tokens, measure_tokens
 from onecurve.training.tasks.token_spans import cut_into_examples
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from onecurve.training.tasks.base import Array
     from onecurve.training.tasks.token_losses import TokenLosses
-
-# e to the power of more than this is no float.
-_MAX_LOSS_OF_PERPLEXITY = 700.0
 
 _MAX_TOKENS_SHOWN = 400
 
@@ -191,6 +188,10 @@ class CausalLM(Task):
         if "labels" in batch:
             batch["target_places"] = find_target_places(batch["labels"])
 
+    def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """All but targets and their places."""
+        return {name: each for name, each in batch.items() if name not in ("labels", "target_places")}
+
     def padding_side(self, tokenizer: Any) -> str:
         """Right: models count positions from the first place on."""
         return "right"
@@ -243,9 +244,8 @@ class CausalLM(Task):
     def _compute(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> TokenLosses:
         from onecurve.training.tasks.token_losses import token_losses
 
-        inputs = {name: each for name, each in batch.items() if name not in ("labels", "target_places")}
-        size = self.recipe.loss_chunk_tokens
-        return token_losses(model, inputs, batch["labels"], size, batch.get("target_places"))
+        size, places = self.recipe.loss_chunk_tokens, batch.get("target_places")
+        return token_losses(model, self.model_inputs(batch), batch["labels"], size, places)
 
     def predict(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """ "generated": the tokens that the model writes behind each prompt, -1 behind their end."""
@@ -284,27 +284,15 @@ class CausalLM(Task):
 
     def compute_metrics(self, results: Mapping[str, Any]) -> dict[str, float]:
         """Over all targets: e to the power of the mean loss, and the share of them that is most likely."""
-        import numpy as np
-
-        num_targets = np.sum(results["targets"])
-        loss = float(np.sum(results["loss"], dtype=np.float64) / num_targets)
-        return {
-            "perplexity": math.exp(min(loss, _MAX_LOSS_OF_PERPLEXITY)),
-            "accuracy": float(np.sum(results["right"]) / num_targets),
-        }
+        return measure_tokens(results)
 
     def describe_predictions(self, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """In an evaluation row, mean loss, number of targets, and how many of them are the most likely; else the text."""
         for tokens in results.get("generated", ()):
             written = [int(token) for token in tokens if token >= 0]
             yield {"prediction": self._tokenizer.decode(written, skip_special_tokens=True)}
-        for number, targets in enumerate(results.get("targets", ())):
-            yield {
-                "row": int(results["row"][number]),
-                "loss": float(results["loss"][number] / targets),
-                "targets": int(targets),
-                "right": int(results["right"][number]),
-            }
+        for number in range(len(results.get("targets", ()))):
+            yield {"row": int(results["row"][number]), **describe_tokens(results, number)}
 
     def prediction_example(self) -> dict[str, Any]:
         """A text."""
@@ -312,8 +300,8 @@ class CausalLM(Task):
 
     def describe_left_out(self) -> str | None:
         """How many rows or pieces gave no example, and how many have something odd."""
-        lines = [f"Left out: {count:,} ({reason})." for reason, count in self.facts.get("left_out", {}).items()]
-        lines += [f"Noticed: {count:,} ({reason})." for reason, count in self.facts.get("noticed", {}).items()]
+        lines = describe_counts("Left out", self.facts.get("left_out", {}))
+        lines += describe_counts("Noticed", self.facts.get("noticed", {}))
         return "\n".join(lines) or None
 
     def describe_example(self, examples: Mapping[str, Any], tokenizer: Any) -> Sequence[tuple[str, bool]]:

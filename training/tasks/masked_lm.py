@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +20,7 @@ from onecurve.training.tasks.base import (
 )
 from onecurve.training.tasks.special_tokens import find_leaks, find_special_tokens, read_special_tokens
 from onecurve.training.tasks.texts import check_texts, find_text_problem, note_special_tokens
+from onecurve.training.tasks.token_results import describe_counts, describe_tokens, measure_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 # What becomes of a token that is to be predicted (Devlin et al. 2019, "BERT", section 3.1): the mask token, another token, or
 # itself in the share that is left.
 SHARE_MASKED, SHARE_REPLACED = 0.8, 0.1
-
-# e to the power of more than this is no float.
-_MAX_LOSS_OF_PERPLEXITY = 700.0
 
 _MAX_TOKENS_SHOWN = 400
 _NO_UNIT = -1
@@ -333,14 +330,7 @@ class MaskedLM(Task):
 
     def compute_metrics(self, results: Mapping[str, Any]) -> dict[str, float]:
         """Over all hidden tokens: e to the power of the mean loss, and the share of them that is most likely."""
-        import numpy as np
-
-        num_targets = np.sum(results["targets"])
-        loss = float(np.sum(results["loss"], dtype=np.float64) / num_targets)
-        return {
-            "pseudo_perplexity": math.exp(min(loss, _MAX_LOSS_OF_PERPLEXITY)),
-            "accuracy": float(np.sum(results["right"]) / num_targets),
-        }
+        return measure_tokens(results, "pseudo_perplexity")
 
     def describe_predictions(self, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """In an evaluation row, mean loss, number of hidden tokens, and how many the model finds; else the filled text."""
@@ -348,13 +338,8 @@ class MaskedLM(Task):
             words = [self._tokenizer.decode([token]).strip() for token in filled[scores >= 0]]
             text = self._tokenizer.decode(filled, skip_special_tokens=True)
             yield {"prediction": text, "tokens": words, "score": scores[scores >= 0].astype(float).tolist()}
-        for number, targets in enumerate(results.get("targets", ())):
-            yield {
-                "row": int(results["row"][number]),
-                "loss": float(results["loss"][number] / targets),
-                "targets": int(targets),
-                "right": int(results["right"][number]),
-            }
+        for number in range(len(results.get("targets", ()))):
+            yield {"row": int(results["row"][number]), **describe_tokens(results, number)}
 
     def prediction_example(self) -> dict[str, Any]:
         """A text, the tokens that fill its masks, and their probabilities."""
@@ -366,8 +351,7 @@ class MaskedLM(Task):
 
     def describe_left_out(self) -> str | None:
         """How many texts or pieces gave no example."""
-        lines = [f"Left out: {count:,} ({reason})." for reason, count in self.facts.get("left_out", {}).items()]
-        return "\n".join(lines) or None
+        return "\n".join(describe_counts("Left out", self.facts.get("left_out", {}))) or None
 
     def describe_facts(self) -> list[str]:
         """How many tokens are hidden."""

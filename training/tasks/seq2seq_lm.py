@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +13,12 @@ from onecurve.training.recipe import Integer, Recipe
 from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task
 from onecurve.training.tasks.metrics.written import NAMES, score_texts
 from onecurve.training.tasks.texts import check_texts, encode_texts, find_text_problem, note_special_tokens
+from onecurve.training.tasks.token_results import describe_tokens, measure_tokens
 
 if TYPE_CHECKING:
     import torch
 
     from onecurve.training.tasks.base import Array
-
-# e to the power of more than this is no float.
-_MAX_LOSS_OF_PERPLEXITY = 700.0
 
 _MAX_TOKENS_SHOWN = 400
 
@@ -215,8 +212,7 @@ class Seq2SeqLM(Task):
         import torch.nn.functional as F
 
         labels = batch["labels"]
-        inputs = {name: each for name, each in batch.items() if name != "labels"}
-        logits = model(**inputs, decoder_input_ids=_shift(model, labels), use_cache=False).logits
+        logits = model(**self.model_inputs(batch), decoder_input_ids=_shift(model, labels), use_cache=False).logits
         logits = logits.float() if logits.element_size() < 4 else logits
         losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=NO_TARGET, reduction="none").sum(dim=1)
         if not wants_results:
@@ -267,14 +263,7 @@ class Seq2SeqLM(Task):
 
     def compute_metrics(self, results: Mapping[str, Any]) -> dict[str, float]:
         """Perplexity and accuracy over all target tokens; ROUGE, BLEU and chrF of the written texts, in percent."""
-        import numpy as np
-
-        num_targets = np.sum(results["targets"])
-        loss = float(np.sum(results["loss"], dtype=np.float64) / num_targets)
-        found = {
-            "perplexity": math.exp(min(loss, _MAX_LOSS_OF_PERPLEXITY)),
-            "accuracy": float(np.sum(results["right"]) / num_targets),
-        }
+        found = measure_tokens(results)
         if not self.generates:
             return found
         references = [bytes(text).decode() for text in results["reference"]]
@@ -291,13 +280,8 @@ class Seq2SeqLM(Task):
             if "generated" in results:
                 line["prediction"] = self._decode(results["generated"][number])
             if "targets" in results:
-                targets = int(results["targets"][number])
-                line |= {
-                    "reference": bytes(results["reference"][number]).decode(),
-                    "loss": float(results["loss"][number] / targets),
-                    "targets": targets,
-                    "right": int(results["right"][number]),
-                }
+                line["reference"] = bytes(results["reference"][number]).decode()
+                line |= describe_tokens(results, number)
             yield line
 
     def prediction_example(self) -> dict[str, Any]:
