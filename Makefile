@@ -37,10 +37,10 @@ build/demo/complete: .venv/complete training/recipes/build_demo.py
 build/demo-chat/complete: .venv/complete training/recipes/build_chat_demo.py training/recipes/build_demo.py
 	.venv/bin/python training/recipes/build_chat_demo.py
 
-build/demo-tags/complete: build/demo/complete training/recipes/build_tags_demo.py
+build/demo-tags/complete: build/demo/complete training/recipes/build_tags_demo.py training/recipes/build_demo.py
 	.venv/bin/python training/recipes/build_tags_demo.py
 
-build/demo-questions/complete: build/demo/complete training/recipes/build_questions_demo.py
+build/demo-questions/complete: build/demo/complete training/recipes/build_questions_demo.py training/recipes/build_demo.py
 	.venv/bin/python training/recipes/build_questions_demo.py
 
 # accelerate asks for the number of threads, and prints a warning where nobody says.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,17 @@ MAX_POSITIONS = 256
 
 def build_tokenizer(folder: Path, chat_template: str | None = None) -> Path:
     """Write a byte-level BPE tokenizer, trained on the demo's texts, that adds no token of its own."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
+    backend = train_tokenizer(SPECIAL_TOKENS)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, chat_template=chat_template)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def train_tokenizer(special_tokens: Sequence[str]) -> Any:
+    """A byte-level BPE tokenizer of the tokenizers package, of the demo's texts; special tokens have the first numbers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     rows = (DEMO / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:60]
     backend = Tokenizer(models.BPE())
@@ -27,14 +36,12 @@ def build_tokenizer(folder: Path, chat_template: str | None = None) -> Path:
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator([json.loads(row)["text"] for row in rows], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, chat_template=chat_template)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return backend
 
 
 _SHAPE = {

@@ -6,30 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tools.decoders import VOCABULARY, train_tokenizer
 from tools.questions import build_question
 from tools.trainings import DEMO
 
 SPECIAL_TOKENS = ("<pad>", "</s>", "<s>", "<unk>")
-VOCABULARY = 512
 
 
 def build_seq2seq(folder: Path, family: str = "t5") -> Path:
     """Write a model, and a byte-level tokenizer that ends every text with `</s>`."""
     import torch
     import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import processors
 
-    rows = (DEMO / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:60]
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator([json.loads(row)["text"] for row in rows], trainer)
+    backend = train_tokenizer(SPECIAL_TOKENS)
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"

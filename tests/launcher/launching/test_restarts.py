@@ -43,6 +43,17 @@ def _find_rank(rank: int, recipe: Path) -> int | None:
     return None
 
 
+def _start(recipe_file: Path, held: HeldTask) -> subprocess.Popen[str]:
+    words = ["run", str(recipe_file), *_WORDS, "--task", held.task, "--max-restarts", "1"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "onecurve", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def _wait_for_checkpoint(run: Path, held: HeldTask, process: subprocess.Popen[str]) -> None:
     """Wait until one checkpoint is there, and steps behind it that will be lost."""
     held.wait_until_reached(process)
@@ -58,24 +69,7 @@ def test_a_killed_rank_costs_nothing_but_time(
 ) -> None:
     held = write_held_task(tmp_path, step=15)
     run, whole = Path(recipe["output_dir"]), Path(recipe["output_dir"] + "_whole")
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "onecurve",
-            "run",
-            str(recipe_file),
-            *_WORDS,
-            "--task",
-            held.task,
-            "--max-restarts",
-            "1",
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = _start(recipe_file, held)
     try:
         _wait_for_checkpoint(run, held, process)
         rank = _find_rank(1, recipe_file)
@@ -96,24 +90,7 @@ def test_a_killed_accelerate_costs_nothing_but_time(recipe_file: Path, recipe: d
     """Its processes are writing a checkpoint when the next start could begin."""
     held = write_held_task(tmp_path, step=15)
     run = Path(recipe["output_dir"])
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "onecurve",
-            "run",
-            str(recipe_file),
-            *_WORDS,
-            "--task",
-            held.task,
-            "--max-restarts",
-            "1",
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = _start(recipe_file, held)
     try:
         _wait_for_checkpoint(run, held, process)
         rank = _find_rank(1, recipe_file)
