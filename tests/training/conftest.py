@@ -13,6 +13,7 @@ from onecurve.training.recovery.run_creation import create_run
 from onecurve.training.recovery.run_lock import RunLock
 from onecurve.training.run_directory import RunDirectory
 from tests.conftest import TINY, Run
+from tests.messages import names
 from tools.decoders import build_decoder
 
 
@@ -39,6 +40,14 @@ def stop_and_resume(train: Callable[[dict[str, Any]], Run], settings: dict[str, 
     resumed = train(settings)
     assert resumed.exit_code == 0, resumed.stderr
     return resumed
+
+
+def assert_refused(run: Run, *needed: str) -> None:
+    """Bad input is told in a message that names all that is needed, and nothing is written."""
+    assert run.exit_code == 2, run.stderr
+    assert names(run.stderr, *needed), run.stderr
+    assert "Traceback" not in run.stderr
+    assert not run.path.exists()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,11 +30,11 @@ from transformers import (
     ViTConfig,
 )  # fmt: skip
 
-from onecurve.training.config import Recipe
 from onecurve.training.data.layout import Collator, Layout
 from onecurve.training.data.plan import Placement
 from onecurve.training.models import attention, example_dropout, example_masks, last_layer, matrix_attention
 from onecurve.training.models.example_masks import ExampleMasks, checkpoint_contexts
+from tests.training.models.conftest import make_recipe
 
 Model = Any
 Batch = dict[str, Any]
@@ -87,19 +87,6 @@ CLASSIFIERS = {
     "gpt2": lambda: GPT2Config(**GPT2, num_labels=3),
     "llama": lambda: LlamaConfig(**LLAMA, num_labels=3),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Other tests have torch's own dropout."""
-    for name in ("dropout", "scaled_dot_product_attention"):
-        monkeypatch.setattr(torch.nn.functional, name, getattr(torch.nn.functional, name))
-    yield
-    example_masks.begin(None)
-
-
-def make_recipe(**settings: Any) -> Recipe:
-    return Recipe(model_name_or_path="none", train_file=("none",), **settings)
 
 
 def build(auto_class: Any, config: Any, **settings: Any) -> Model:

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS
-from onecurve.training.config import Recipe
 from onecurve.training.data.plan import Placement
 from onecurve.training.models import example_dropout, example_masks, last_layer, matrix_attention
 from onecurve.training.models.example_masks import ExampleMasks
+from tests.training.models.conftest import make_recipe
 
 SHAPE = {
     "vocab_size": 100, "hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -25,10 +25,6 @@ SHAPE = {
     "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0,
 }  # fmt: skip
 TYPES = {family: family.lower().replace("xlm", "xlm-") for family in FIRST_TOKEN_CLASSIFIERS.values()}
-
-
-def make_recipe(**settings: Any) -> Recipe:
-    return Recipe(model_name_or_path="none", train_file=("none",), **settings)
 
 
 def build(kind: str, attention: str = "eager", **settings: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from onecurve.training.config import Recipe
 from onecurve.training.models import example_masks
 from onecurve.training.models.mask_trial import try_masks
 from onecurve.training.tasks.base import Forward
 from tests.messages import names
+from tests.training.models.conftest import make_recipe
 
 
 class Ragged:
@@ -39,14 +38,6 @@ TASK: Any = SimpleNamespace(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("dropout", "scaled_dot_product_attention"):
-        monkeypatch.setattr(torch.nn.functional, name, getattr(torch.nn.functional, name))
-    yield
-    example_masks.begin(None)
-
-
 def build(**settings: Any) -> Any:
     torch.manual_seed(0)
     config = BertConfig(
@@ -57,10 +48,6 @@ def build(**settings: Any) -> Any:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
-
-
-def make_recipe(**settings: Any) -> Recipe:
-    return Recipe(model_name_or_path="none", train_file=("none",), **settings)
 
 
 class Noise(torch.nn.Module):

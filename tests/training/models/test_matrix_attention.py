@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
-from onecurve.training.config import Recipe
 from onecurve.training.data.plan import Placement
 from onecurve.training.models import example_dropout, example_masks, matrix_attention
 from onecurve.training.models.example_masks import ExampleMasks
 from onecurve.training.models.matrix_attention import ATTENTION, drop_elements
+from tests.training.models.conftest import make_recipe
 
 BERT = BertConfig(
     vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=3,
@@ -38,10 +38,6 @@ def masks_of_torch() -> Iterator[None]:
     example_masks.begin(None)
     yield
     example_masks.begin(None)
-
-
-def make_recipe(**settings: Any) -> Recipe:
-    return Recipe(model_name_or_path="none", train_file=("none",), **settings)
 
 
 def build_pair(config: Any, dtype: torch.dtype, **settings: Any) -> tuple[torch.nn.Module, torch.nn.Module]:

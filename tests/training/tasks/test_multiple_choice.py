@@ -19,7 +19,7 @@ from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.multiple_choice import MultipleChoiceRecipe
 from tests.conftest import TINY, Launch, Run, to_flags
 from tests.messages import names
-from tests.training.conftest import stop_and_resume
+from tests.training.conftest import assert_refused, stop_and_resume
 
 Settings = dict[str, Any]
 Train = Callable[[Settings], Run]
@@ -268,10 +268,7 @@ BAD_ROWS = {
 def test_a_bad_row_is_refused_by_its_number(choices: Settings, train: Train, tmp_path: Path, fault: str) -> None:
     rows, needed = BAD_ROWS[fault]
     run = train({**choices, "train_file": write(tmp_path, rows)})
-    assert run.exit_code == 2
-    assert names(run.stderr, "rows.jsonl", *needed)
-    assert "Traceback" not in run.stderr
-    assert not run.path.exists()
+    assert_refused(run, "rows.jsonl", *needed)
 
 
 BAD_KEYS: dict[str, tuple[Settings, tuple[str, ...]]] = {
@@ -289,9 +286,7 @@ BAD_KEYS: dict[str, tuple[Settings, tuple[str, ...]]] = {
 def test_a_bad_key_is_refused(choices: Settings, train: Train, fault: str) -> None:
     keys, needed = BAD_KEYS[fault]
     run = train({**choices, **keys})
-    assert run.exit_code == 2
-    assert names(run.stderr, *needed)
-    assert not run.path.exists()
+    assert_refused(run, *needed)
 
 
 def test_a_gap_between_columns_of_choices_is_refused(choices: Settings, train: Train, tmp_path: Path) -> None:

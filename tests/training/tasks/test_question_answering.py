@@ -16,7 +16,7 @@ import torch
 from onecurve.training.outcome import report_outcome
 from tests.conftest import TINY, Launch, Run
 from tests.messages import names
-from tests.training.conftest import stop_and_resume
+from tests.training.conftest import assert_refused, stop_and_resume
 from tests.training.tasks.test_squad import official_f1_of_1_1, official_f1_of_2_0, official_normalize
 from tools.questions import DRINKS, QUESTION, build_questions
 
@@ -283,9 +283,7 @@ def test_a_bad_row_is_named(settings: Settings, train: Train, tmp_path: Path, ca
     rows = [good, good, {**good, **change}, *[good] * 10]
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     run = train({**settings, "train_file": str(tmp_path / "bad.jsonl")})
-    assert run.exit_code == 2
-    assert names(run.stderr, "bad.jsonl", "row 3", *named), run.stderr
-    assert not run.path.exists()
+    assert_refused(run, "bad.jsonl", "row 3", *named)
 
 
 @pytest.mark.parametrize(
@@ -325,9 +323,7 @@ def test_a_bad_column_is_named(
 )
 def test_bad_keys_are_named(settings: Settings, train: Train, change: Settings, named: tuple[str, ...]) -> None:
     run = train({**settings, **change})
-    assert run.exit_code == 2
-    assert names(run.stderr, *named), run.stderr
-    assert not run.path.exists()
+    assert_refused(run, *named)
 
 
 def test_a_model_without_a_head_is_not_evaluated(settings: Settings, train: Train) -> None:

@@ -14,7 +14,7 @@ from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.metrics.written import score_texts
 from tests.conftest import TINY, Launch, Run
 from tests.messages import names
-from tests.training.conftest import stop_and_resume
+from tests.training.conftest import assert_refused, stop_and_resume
 from tools.seq2seq import build_pairs, build_seq2seq
 from tools.trainings import to_flags
 
@@ -217,9 +217,7 @@ def test_a_bad_row_is_named(settings: Settings, train: Train, tmp_path: Path, ca
     rows = [good, row, *[good] * 10]
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
     run = train({**settings, **change, "train_file": str(tmp_path / "bad.jsonl")})
-    assert run.exit_code == 2
-    assert names(run.stderr, "bad.jsonl", *named), run.stderr
-    assert not run.path.exists()
+    assert_refused(run, "bad.jsonl", *named)
 
 
 @pytest.mark.parametrize(
@@ -245,9 +243,7 @@ def test_a_bad_row_is_named(settings: Settings, train: Train, tmp_path: Path, ca
 )
 def test_bad_keys_are_named(settings: Settings, train: Train, change: Settings, named: tuple[str, ...]) -> None:
     run = train({**settings, **change})
-    assert run.exit_code == 2
-    assert names(run.stderr, *named), run.stderr
-    assert not run.path.exists()
+    assert_refused(run, *named)
 
 
 def test_a_model_that_can_not_is_refused(

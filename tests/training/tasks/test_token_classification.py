@@ -16,7 +16,7 @@ from onecurve.training.config import load_recipe
 from onecurve.training.outcome import report_outcome
 from tests.conftest import TINY, Launch, Run, to_flags
 from tests.messages import names
-from tests.training.conftest import stop_and_resume
+from tests.training.conftest import assert_refused, stop_and_resume
 
 Settings = dict[str, Any]
 Train = Callable[[Settings], Run]
@@ -343,10 +343,7 @@ BAD_ROWS = {
 def test_a_bad_row_is_refused_by_its_number(words: Settings, train: Train, tmp_path: Path, fault: str) -> None:
     rows, needed = BAD_ROWS[fault]
     run = train({**words, "train_file": write(tmp_path, rows)})
-    assert run.exit_code == 2
-    assert names(run.stderr, "rows.jsonl", *needed)
-    assert "Traceback" not in run.stderr
-    assert not run.path.exists()
+    assert_refused(run, "rows.jsonl", *needed)
 
 
 BAD_KEYS: dict[str, tuple[Settings, tuple[str, ...]]] = {
@@ -369,10 +366,7 @@ def test_a_bad_key_is_refused(words: Settings, train: Train, tmp_path: Path, fau
     rows = [{**row, "id": ["X" + word[:1] for word in row["tokens"]]} for row in read(Path(words["train_file"]))]
     files = dict.fromkeys(("train_file", "validation_file"), write(tmp_path, rows))
     run = train({**words, **files, **keys})
-    assert run.exit_code == 2
-    assert names(run.stderr, *needed)
-    assert "Traceback" not in run.stderr
-    assert not run.path.exists()
+    assert_refused(run, *needed)
 
 
 @pytest.mark.parametrize(
@@ -390,9 +384,7 @@ def test_a_label_that_only_the_validation_data_has_is_refused(
     rows = [{"tokens": ["a", "b"], "ner_tags": [usual, usual]}, {"tokens": ["a", "b"], "ner_tags": [usual, label]}]
     path = write(tmp_path, rows, "held.jsonl")
     run = train({**words, "train_file": write(tmp_path, GOOD), "validation_file": path, **keys})
-    assert run.exit_code == 2
-    assert names(run.stderr, "held.jsonl", *needed)
-    assert not run.path.exists()
+    assert_refused(run, "held.jsonl", *needed)
 
 
 def test_label_names_add_labels_that_the_training_data_lacks(words: Settings, train: Train, tmp_path: Path) -> None:
