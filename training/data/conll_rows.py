@@ -3,14 +3,15 @@
 Decided here: the first column is `tokens`, the last `ner_tags`, those between `column_2`, `column_3`, ...; a file of one column
 is `tokens` alone. Tabs separate columns if the first word's line has one, else runs of spaces. Lines that begin with -DOCSTART-
 and comments (`# key = value`, `# id ...`, `# newdoc`, `# newpar`) are skipped: `#` may be a word. Every line has as many columns
-as the first. No other space than the ASCII ones separates anything: words may hold them.
+as the first. No other space than the ASCII ones separates anything: words may hold them. A first column that does not hold the
+words, as in CoNLL-U, which counts them, is refused.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,6 +26,8 @@ ConllRow = dict[str, list[str]]
 _SENTENCES_PER_TABLE = 4_096
 _COMMENT = re.compile(r"#[ \t]*(\S+[ \t]=|(id|newdoc|newpar)\b)")
 _DOCUMENT = "-DOCSTART-"
+_NUMBER = re.compile(r"[0-9]+([-.][0-9]+)?")
+_SENTENCES_LOOKED_AT = 20
 
 
 def name_columns(width: int) -> list[str]:
@@ -37,8 +40,37 @@ def iterate_sentences(path: Path) -> Iterator[ConllRow]:
     """Each sentence: for each column the list of its values.
 
     Raises:
-        BadInput: naming the first line that has another number of columns than the first one.
+        BadInput: the first column holds no words; or naming the first line that has another number of columns than the first.
     """
+    sentences = _read(path)
+    first = list(islice(sentences, _SENTENCES_LOOKED_AT))
+    _check_first_column(path, [row["tokens"] for row in first], len(first[0]) if first else 0)
+    return chain(first, sentences)
+
+
+def _check_first_column(path: Path, sentences: list[list[str]], width: int) -> None:
+    num_words = sum(map(len, sentences))
+    if width < 2 or num_words < 3:
+        return
+    if all(map(_counts, sentences)):
+        problem = "counts the words (1, 2, 3), as in CoNLL-U"
+    elif len(set(chain.from_iterable(sentences))) == 1:
+        problem = f"holds {sentences[0][0]!r} for every word"
+    else:
+        return
+    raise BadInput(
+        f"{path}: the first of its {width} columns {problem}; write the words first and their labels last, such as with "
+        "`cut -f 2,4`, which keeps the second and the fourth column"
+    )
+
+
+def _counts(words: list[str]) -> bool:
+    """Whether they are 1, 2, 3, ...; CoNLL-U has 1-2 and 1.1 among them."""
+    numbers = [word for word in words if word.isascii() and word.isdigit()]
+    return all(map(_NUMBER.fullmatch, words)) and numbers == [str(number + 1) for number in range(len(numbers))]
+
+
+def _read(path: Path) -> Iterator[ConllRow]:
     with path.open("rb") as file:
         words: list[list[str]] = []
         width, separator = 0, " "

@@ -44,6 +44,27 @@ def test_sentences_as_they_are_written(content: str, expected: list[tuple[str, s
     assert [("".join(row["tokens"]), "".join(row["ner_tags"])) for row in read(content, tmp_path)] == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "needed"),
+    [
+        ("1\tThe\tDET\n2\tdog\tNOUN\n\n1\tIt\tPRON\n", ("3 columns", "1", "2", "3")),
+        ("1-2\tzum\t_\n1\tzu\tADP\n2\tdem\tDET\n2.1\t_\t_\n3\tHaus\tNOUN\n", ("3 columns", "CoNLL-U")),
+        ("bc/cctv 0 0 In IN\nbc/cctv 0 1 the DT\n\nbc/cctv 0 0 It PRP\n", ("5 columns", "'bc/cctv'")),
+    ],
+)
+def test_a_first_column_without_words_is_refused(content: str, needed: tuple[str, ...], tmp_path: Path) -> None:
+    """Word numbers were learned as words, without a word."""
+    with pytest.raises(BadInput, match=naming("rows.conll", *needed)):
+        read(content, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["1 X\n2 Y\n\nc Z\n", "1 X\n1 Y\n\n2 Z\n", "1 X\n2 X\n", "1\n2\n3\n"])
+def test_numbers_may_be_words(content: str, tmp_path: Path) -> None:
+    assert [word for row in read(content, tmp_path) for word in row["tokens"]] == [
+        line.split()[0] for line in content.splitlines() if line
+    ]
+
+
 def test_columns_have_names_by_their_place(tmp_path: Path) -> None:
     assert read("a\nb\n", tmp_path) == [{"tokens": ["a", "b"]}]
     (tmp_path / "scratch").rename(tmp_path / "before")
