@@ -39,6 +39,9 @@ def _find_label_problem(name: str, labels: Any, num_words: int) -> str | None:
         if not isinstance(label, str | int):
             kind = "the decimal number" if isinstance(label, float) else f"the {type(label).__name__}"
             return f"label {number} of column {name!r} is {kind} {label!r:.40}; labels are texts or whole numbers"
+        if isinstance(label, int) and label < 0:
+            advice = "where others leave a word out by -100, give it a label of its own, such as O"
+            return f"label {number} of column {name!r} is {label}; labels are counted from 0: {advice}"
     return None
 
 

@@ -332,6 +332,10 @@ BAD_ROWS = {
     "a label that is null": (change({"ner_tags": ["O", None]}), ("row 7", "label 2")),
     "one label": ([{"tokens": ["a"], "ner_tags": ["O"]}] * 9, ("'ner_tags'", "'O'")),
     "a label that is no entity's": (change({"ner_tags": ["B-NAME", "NAME"]}), ("'NAME'", "tag_scheme")),
+    "a label that others leave out": (
+        [{"tokens": ["a", "b"], "ner_tags": [0, -100]}] * 9,
+        ("row 1", "label 2", "-100"),
+    ),
     "decimal labels": ([{"tokens": ["a"], "ner_tags": [0.5]}] * 9, ("row 1", "0.5")),
     "texts instead of lists": ([{"tokens": "a b", "ner_tags": ["O", "O"]}] * 9, ("row 1", "'tokens'", "'a b'")),
     "words that are numbers": ([{"tokens": [1, 2], "ner_tags": ["O", "B-A"]}] * 9, ("row 1", "word 1")),
