@@ -160,7 +160,9 @@ def _fetch_wordnet() -> Path | None:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode == 0:
             with tarfile.open(folder / result.stdout.split()[-1]) as archive:
-                archive.extractall(folder, filter="data")
+                # What `filter="data"` says; Python before 3.11.4 does not know it.
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                archive.extractall(folder)
     return folder / "package" / "dict" if (folder / "package" / "dict").is_dir() else None
 
 
