@@ -378,7 +378,7 @@ def test_a_bad_key_is_refused(words: Settings, train: Train, tmp_path: Path, fau
     [
         ("B-NAM", {}, ("row 2", "'B-NAM'", "'B-NAME'", "label_names")),
         (7, {"label_names": ["O", "B-NAME"]}, ("row 2", "label 7")),
-        (-100, {"label_names": ["O", "B-NAME"]}, ("row 2", "label -100")),
+        (-100, {"label_names": ["O", "B-NAME"]}, ("row 2", "-100")),
     ],
 )
 def test_a_label_that_only_the_validation_data_has_is_refused(
