@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,8 +18,10 @@ from accelerate.utils import DistributedType, DynamoBackend
 
 from onecurve.launcher.planning import memory
 from onecurve.training.config import build_recipe
+from onecurve.training.errors import WrongTopology
 from onecurve.training.parallel import rehearsal
 from onecurve.training.parallel.accelerator import build_accelerator, build_offload_operators, forget_state, set_engine
+from onecurve.training.parallel.launch import Launch
 from tests.conftest import ROOT
 
 RECIPE = build_recipe({"model_name_or_path": "m", "train_file": "t"})
@@ -33,6 +36,14 @@ def forget() -> Iterator[None]:
 def build(**settings: Any) -> Accelerator:
     recipe = build_recipe({"model_name_or_path": "m", "train_file": "t", **settings})
     return build_accelerator(recipe, torch.nn.Linear(1, 1), timedelta(seconds=10))
+
+
+def test_a_group_of_another_size_than_was_launched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if accelerate had not joined the others: each process would train the same model alone."""
+    launched = dataclasses.replace(Launch.from_environment(), num_processes=2)
+    monkeypatch.setattr(Launch, "from_environment", classmethod(lambda _: launched))
+    with pytest.raises(WrongTopology):
+        build()
 
 
 def test_gradients_of_ddp_are_views_into_its_buckets() -> None:

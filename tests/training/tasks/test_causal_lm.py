@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from onecurve.training.config import build_recipe
 from onecurve.training.outcome import report_outcome
+from onecurve.training.tasks.causal_lm import CausalLM
 from tests.conftest import Run
 from tests.messages import names
 from tests.training.conftest import stop_and_resume
@@ -55,6 +57,13 @@ def test_a_step_is_that_of_plain_transformers_one_example_at_a_time(causal: Sett
     norm = math.sqrt(sum(float((weight.grad / count).square().sum()) for weight in model.parameters()))
     assert run.steps[0]["loss"] == pytest.approx(total / count, rel=1e-6)
     assert run.steps[0]["grad_norm"] == pytest.approx(norm, rel=1e-6)
+
+
+def test_the_model_is_not_given_the_targets() -> None:
+    """With labels a model computes a loss of its own, from all logits at once; most take unknown names in silence."""
+    task = CausalLM(build_recipe({"model_name_or_path": "m", "train_file": "t", "task": "causal_lm"}))
+    batch = dict.fromkeys(("input_ids", "attention_mask", "position_ids", "labels", "target_places"))
+    assert set(task.model_inputs(batch)) == {"input_ids", "attention_mask", "position_ids"}
 
 
 def test_an_evaluation_weighs_every_token_alike(causal: Settings, train: Train) -> None:
