@@ -2,6 +2,8 @@
 # make demo-chat  fine-tune a small language model on dialogues (a few minutes on 2 cores)
 # make demo-tags  train a model on parts of speech of real text (about ten minutes on 2 cores; needs npm for the data)
 # make demo-questions  find words by half of their definition (about ten minutes on 2 cores; needs npm for the data)
+# make demo-choices  pick the definition of a word (a few minutes on 2 cores; needs npm for the data)
+# make demo-phonemes  learn to pronounce English words (about ten minutes on 2 cores; needs npm for the data)
 # make test     set up and pass the tests (about 6 minutes on 2 cores)
 # make test-all the slower tests as well: Slurm, faults, parts of the matrix (about 40 minutes)
 # make check    ruff, mypy --strict and the tests
@@ -16,7 +18,7 @@ PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo demo-chat demo-tags demo-questions test test-all check lint invariance soak references bench gpu
+.PHONY: help setup demo demo-chat demo-tags demo-questions demo-choices demo-phonemes test test-all check lint invariance soak references bench gpu
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -43,14 +45,21 @@ build/demo-tags/complete: build/demo/complete training/recipes/build_tags_demo.p
 build/demo-questions/complete: build/demo/complete training/recipes/build_questions_demo.py training/recipes/build_demo.py
 	.venv/bin/python training/recipes/build_questions_demo.py
 
+build/demo-choices/complete: build/demo/complete training/recipes/build_choices_demo.py training/recipes/build_questions_demo.py
+	.venv/bin/python training/recipes/build_choices_demo.py
+
+build/demo-phonemes/complete: .venv/complete training/recipes/build_phonemes_demo.py training/recipes/build_demo.py
+	.venv/bin/python training/recipes/build_phonemes_demo.py
+
+DEMOS = demo demo-chat demo-tags demo-questions demo-choices demo-phonemes
 # accelerate asks for the number of threads, and prints a warning where nobody says.
-demo demo-chat demo-tags demo-questions: export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
+$(DEMOS): export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 # Threads that sleep while they wait: on a machine with other work, spinning ones take four times as long.
-demo demo-chat demo-tags demo-questions: export OMP_WAIT_POLICY ?= PASSIVE
+$(DEMOS): export OMP_WAIT_POLICY ?= PASSIVE
 # Large blocks of memory are kept and not fetched anew in each step (docs/speed.md).
-demo demo-chat demo-tags demo-questions: export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
-demo demo-chat demo-tags demo-questions: export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
-demo demo-chat demo-tags demo-questions: export MALLOC_TOP_PAD_ ?= 268435456
+$(DEMOS): export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
+$(DEMOS): export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+$(DEMOS): export MALLOC_TOP_PAD_ ?= 268435456
 demo: build/demo/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/demo.yaml
 
@@ -62,6 +71,12 @@ demo-tags: build/demo-tags/complete
 
 demo-questions: build/demo-questions/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/questions.yaml
+
+demo-choices: build/demo-choices/complete
+	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/choices.yaml
+
+demo-phonemes: build/demo-phonemes/complete
+	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/phonemes.yaml
 
 test: build/demo/complete
 	$(PYTEST) -m "not slow" --durations=10

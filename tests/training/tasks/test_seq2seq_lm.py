@@ -83,6 +83,7 @@ def test_loss_and_texts_are_those_of_transformers(settings: Settings, models: Ma
 
 
 def test_texts_are_written_and_measured_by_their_packages(settings: Settings, train: Train) -> None:
+    from jiwer import wer
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu import corpus_bleu, corpus_chrf
 
@@ -98,6 +99,7 @@ def test_texts_are_written_and_measured_by_their_packages(settings: Settings, tr
         assert metrics[f"eval_{name}"] == 100 * sum(scores) / 61
     assert metrics["eval_bleu"] == corpus_bleu(texts, [references]).score
     assert metrics["eval_chrf"] == corpus_chrf(texts, [references]).score
+    assert metrics["eval_word_error_rate"] == 100 * wer(references, texts)
     assert metrics["eval_rougeL"] > 10, "it has begun to write drinks"
     assert metrics["eval_loss"] < 2
     assert metrics["eval_loss"] == pytest.approx(
@@ -266,3 +268,4 @@ def test_rouge_compares_stems_and_bleu_words() -> None:
     assert found["rouge1"] == found["rougeL"] == 100
     assert found["bleu"] < 100
     assert found["chrf"] < 100
+    assert found["word_error_rate"] == 100 * 2 / 5, "of five words two are wrong"
