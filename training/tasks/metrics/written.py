@@ -11,8 +11,9 @@ NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "word_error_
 
 
 def score_texts(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Of each ROUGE the mean F-measure over texts; BLEU, chrF and word error rate of all texts. rougeLsum takes each line for a sentence.
+    """Of each ROUGE the mean F-measure over texts; BLEU, chrF and word error rate of all texts.
 
+    rougeLsum takes each line for a sentence.
     The word error rate (Levenshtein 1966) is the words to replace, insert or delete, over the words of the references; it can be
     more than 100.
     """
