@@ -6,7 +6,7 @@ What a row holds beside its label is the business of the task: a text, an image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -48,7 +48,7 @@ class Classification(Task):
     """
 
     recipe: ClassificationRecipe
-    recipe_class = ClassificationRecipe
+    recipe_class: ClassVar[type[Recipe]] = ClassificationRecipe
     main_metrics = ("loss", "accuracy", "f1_macro", "matthews_correlation", "mse", "mae", "pearson")
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
@@ -71,7 +71,7 @@ class Classification(Task):
     # Declarations ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def find_contradictions(cls, recipe: ClassificationRecipe) -> list[str]:
+    def find_contradictions(cls, recipe: Any) -> list[str]:
         """Keys that only one kind of label has, and a label that is read as an input too."""
         is_single = recipe.problem_type == "single_label_classification"
         problems = []
