@@ -7,17 +7,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CLASSES = ("dark", "light", "striped")
+CLASSES = ("dark", "light", "red")
 
 
 def write_image(path: Path, number: int) -> str:
-    """Write a picture of the class `number % 3`, of a size of its own; returns the class."""
+    """Write noise in the colors of the class `number % 3`, of a size of its own; returns the class."""
     generator = np.random.default_rng(number)
     name = CLASSES[number % len(CLASSES)]
     height, width = 12 + number % 9, 12 + number * 5 % 11
-    pixels = generator.integers(0, 90, (height, width, 3)) + (120 if name == "light" else 0)
-    if name == "striped":
-        pixels[:, ::4] += 150
+    colors = {"dark": (0, 0, 0), "light": (130, 130, 130), "red": (130, 0, 0)}[name]
+    pixels = generator.integers(0, 120, (height, width, 3)) + np.array(colors)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.astype(np.uint8)).save(path)
     return name
