@@ -141,6 +141,7 @@ class ImageProcessorKind(ProcessorKind):
 
 TOKENIZER = TokenizerKind()
 IMAGE_PROCESSOR = ImageProcessorKind()
+KINDS: dict[str, ProcessorKind] = {kind.name: kind for kind in (TOKENIZER, IMAGE_PROCESSOR)}
 
 
 def find_revision(name: str, recipe: Recipe) -> str:
