@@ -92,8 +92,9 @@ def measure_tokenizing(num_rounds: int, lock: Lock) -> dict[str, list[float]]:
 
     from onecurve.training.config import load_recipe
     from onecurve.training.data.preparation import prepare_data
-    from onecurve.training.models.loading import load_config, load_tokenizer
+    from onecurve.training.models.loading import load_config
     from onecurve.training.tasks import build_task
+    from onecurve.training.tasks.processors import TOKENIZER
     from onecurve.training.tasks.texts import encode_texts
 
     datasets.disable_progress_bars()
@@ -106,7 +107,7 @@ def measure_tokenizing(num_rounds: int, lock: Lock) -> dict[str, list[float]]:
         None,
         {"model_name_or_path": str(DEMO / "model"), "train_file": str(file), "validation_fraction": "0.001"},
     ).recipe
-    tokenizer = load_tokenizer(recipe, load_config(recipe))
+    tokenizer = TOKENIZER.load(recipe, load_config(recipe))
     bare = Tokenizer.from_file(str(DEMO / "model" / "tokenizer.json"))
     bare.enable_truncation(512)
     bare.no_padding()

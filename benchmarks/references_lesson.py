@@ -24,10 +24,11 @@ from transformers import DataCollatorWithPadding
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.plan import Order
 from onecurve.training.data.preparation import Split, prepare_data
-from onecurve.training.models.loading import build_model, load_config, load_tokenizer
+from onecurve.training.models.loading import build_model, load_config
 from onecurve.training.record.console import quiet_third_parties
 from onecurve.training.schedule import count_steps
 from onecurve.training.tasks import build_task
+from onecurve.training.tasks.processors import TOKENIZER
 
 LEARNED = "learned.json"
 
@@ -135,7 +136,7 @@ def build_lesson(recipe: Recipe) -> Lesson:
     """Weights, tokens and order, from Onecurve's own functions."""
     task = build_task(recipe)
     config = load_config(recipe)
-    tokenizer = load_tokenizer(recipe, config)
+    tokenizer = TOKENIZER.load(recipe, config)
     data = prepare_data(recipe, task, tokenizer)
     order = Order(len(data.train), recipe.train_batch_size, recipe.seed, data.train.lengths, recipe.length_window)
     num_steps = count_steps(recipe, order.steps_per_epoch)

@@ -20,8 +20,9 @@ from onecurve.launcher.preflight import check_inputs
 from onecurve.training.config import RecipeError, load_recipe
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import BadInput
-from onecurve.training.models.loading import load_config, load_tokenizer
+from onecurve.training.models.loading import load_config
 from onecurve.training.tasks import build_task
+from onecurve.training.tasks.processors import TOKENIZER
 from tests.conftest import to_flags
 from tests.messages import names
 
@@ -224,7 +225,7 @@ def ask_training(recipe: list[Any]) -> tuple[str, list[str], str]:
         settings = load_recipe(*recipe).recipe
         task, config = build_task(settings), load_config(settings)
         task.read_config(config)
-        data = prepare_data(settings, task, load_tokenizer(settings, config))
+        data = prepare_data(settings, task, TOKENIZER.load(settings, config))
     except (BadInput, RecipeError) as error:
         return str(error), [], ""
     return "", task.facts["label_names"], "\n".join(data.notes)

@@ -47,3 +47,9 @@ def count_positions(config: Mapping[str, Any]) -> int | None:
         padding = config.get("pad_token_id")
         return positions - (1 if padding is None else int(padding)) - 1
     return positions
+
+
+def count_patches(config: Mapping[str, Any]) -> int:
+    """The patches that a model makes of an image of its own size, from its config.json; 1 where it says nothing of them."""
+    image, patch = config.get("image_size"), config.get("patch_size")
+    return (image // patch) ** 2 if isinstance(image, int) and isinstance(patch, int) and 0 < patch <= image else 1

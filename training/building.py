@@ -33,7 +33,7 @@ from onecurve.training.models.loading import (
 )
 from onecurve.training.models.mask_trial import try_masks
 from onecurve.training.models.packing import Attention, choose_layout, prepare_attention
-from onecurve.training.models.saving import save_config_and_tokenizer
+from onecurve.training.models.saving import save_config_and_processor
 from onecurve.training.models.shares import Shares
 from onecurve.training.outcome import Outcome
 from onecurve.training.parallel.accelerator import (
@@ -85,7 +85,7 @@ class Session:
     accelerator: Accelerator
     task: Task
     data: PreparedData
-    tokenizer: Any
+    processor: Any
     model: torch.nn.Module
     optimizer: Any
     scheduler: Any
@@ -115,7 +115,7 @@ class _Loaded:
 
     recipe: Recipe
     task: Task
-    tokenizer: Any
+    processor: Any
     data: PreparedData
     model: torch.nn.Module
     notes: tuple[str | None, ...]
@@ -165,21 +165,21 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     if resolved.eval_only and run.final.is_dir():
         recipe = recipe.model_copy(update={"model_name_or_path": str(run.final)})
     check_folders((recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name))
-    task, config, tokenizer = load_task(recipe)
-    data = prepare_data(recipe, task, tokenizer)
+    task, config, processor = load_task(recipe)
+    data = prepare_data(recipe, task, processor)
     if resolved.eval_only:
         task.check_head(config)
-    notes: tuple[str | None, ...] = (describe_model(config, task, tokenizer), task.describe_left_out())
+    notes: tuple[str | None, ...] = (describe_model(config, task, processor), task.describe_left_out())
     cut = Launch.from_environment().find_cut() if recipe.adapter == "none" else None
     shares = None if cut is None else Shares(cut)
-    model = build_model(recipe, config, task, tokenizer, shares)
+    model = build_model(recipe, config, task, processor, shares)
     if resolved.eval_only:
         check_base(model, run.final)
     else:
         # A model without weights has the same losses whatever is dropped.
-        notes = (*notes, try_masks(model, task, tokenizer, data.train, recipe) if shares is None else None)
+        notes = (*notes, try_masks(model, task, processor, data.train, recipe) if shares is None else None)
     return _Loaded(
-        recipe, task, tokenizer, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model), shares
+        recipe, task, processor, data, model, (*data.notes, *notes), count_parameters(model), count_state_bytes(model), shares
     )  # fmt: skip
 
 
@@ -201,12 +201,12 @@ def _join(
         if start.checkpoint is not None:
             load_weights(start.checkpoint, model, shares)
     attention = _exchange_parts(model, recipe, accelerator)
-    describe = partial(save_config_and_tokenizer, model, loaded.tokenizer)
+    describe = partial(save_config_and_processor, model, loaded.processor)
     model, optimizer = _prepare(accelerator, model, recipe, shares)
-    layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.tokenizer, recipe)
+    layout, layout_note = choose_layout(accelerator, model, attention, task, loaded.processor, recipe)
     progress = start.progress if start else Progress()
     plan = _build_plan(recipe, run, accelerator, data.train, progress, layout, task)
-    train_loader = build_loader(data.train, task, loaded.tokenizer, plan, recipe, accelerator, layout)
+    train_loader = build_loader(data.train, task, loaded.processor, plan, recipe, accelerator, layout)
     prepare_evaluation = partial(_prepare_evaluation, loaded, accelerator, layout)
 
     session = Session(
@@ -216,7 +216,7 @@ def _join(
         accelerator=accelerator,
         task=task,
         data=data,
-        tokenizer=loaded.tokenizer,
+        processor=loaded.processor,
         model=model,
         optimizer=optimizer,
         # The schedule is not prepared: accelerate would step it once per process.
@@ -267,7 +267,7 @@ def _prepare(
 def _prepare_evaluation(loaded: _Loaded, accelerator: Accelerator, layout: Layout, split: Split) -> EvaluationData:
     """Micro-batches of a split, for every process."""
     evaluation_plan = build_evaluation_plan(split, loaded.recipe, accelerator.num_processes, layout)
-    loader = build_loader(split, loaded.task, loaded.tokenizer, evaluation_plan, loaded.recipe, accelerator, layout)
+    loader = build_loader(split, loaded.task, loaded.processor, evaluation_plan, loaded.recipe, accelerator, layout)
     return EvaluationData(split, evaluation_plan, accelerator.prepare(loader), layout)
 
 
@@ -365,7 +365,7 @@ def shrink_micro_batches(session: Session) -> None:
     session.model.zero_grad()  # The optimizer's, as accelerate wraps it, does nothing in the middle of a step.
     session.plan = replace(plan, start_step=step, max_examples=max_examples, max_tokens=max_tokens)
     data, layout = session.data.train, session.layout
-    loader = build_loader(data, session.task, session.tokenizer, session.plan, recipe, accelerator, layout)
+    loader = build_loader(data, session.task, session.processor, session.plan, recipe, accelerator, layout)
     session.train_loader = accelerator.prepare(loader)
     session.reporter.say(f"Out of memory at step {step + 1}: from here on micro-batches have at most {size}.")
 

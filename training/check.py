@@ -25,19 +25,17 @@ from onecurve.training.models.mask_trial import try_masks
 from onecurve.training.outcome import Outcome, end_process, report_outcome
 from onecurve.training.record.console import quiet_third_parties
 
-_NUM_TOKENS_SHOWN = 12
-
 
 def main(arguments: Sequence[str], outcome: Outcome) -> None:
-    """Load tokenizer, data and model as a training does; print a line for each."""
+    """Load processor, data and model as a training does; print a line for each."""
     quiet_third_parties()
     recipe = load_recipe(*parse_arguments(arguments)).recipe
     check_folders((recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name))
-    task, config, tokenizer = load_task(recipe)
-    data = prepare_data(recipe, task, tokenizer)
-    model = build_model(recipe, config, task, tokenizer)
+    task, config, processor = load_task(recipe)
+    data = prepare_data(recipe, task, processor)
+    model = build_model(recipe, config, task, processor)
     trained, total = count_parameters(model)
-    mask_note = try_masks(model, task, tokenizer, data.train, recipe)
+    mask_note = try_masks(model, task, processor, data.train, recipe)
     for split in (data.train, data.validation, data.test):
         if split is not None:
             lengths, kind = split.lengths, "examples" if "row" in split.examples else "rows"
@@ -45,13 +43,12 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
                 f"data      {len(split)} {kind} of {split.origin}: {lengths.mean():.0f} tokens on average, "
                 f"{lengths.max()} at most"
             )
-    first = data.train.examples["input_ids"][[0]][0][:_NUM_TOKENS_SHOWN].tolist()
-    print(f"sample    {' '.join(tokenizer.convert_ids_to_tokens(first))} ...")
+    print(f"sample    {task.describe_sample(data.train.examples, processor)}")
     for line in task.describe_facts():
         print(line)
     for line in (task.describe_left_out() or "").splitlines():
         print(f"data      {line}")
-    example = task.describe_example(data.train.examples, tokenizer)
+    example = task.describe_example(data.train.examples, processor)
     if example is not None:
         print(f"{EXAMPLE_LINE}{json.dumps(example)}")
     for line in (*data.notes, *filter(None, (mask_note,))):

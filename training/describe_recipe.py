@@ -32,6 +32,7 @@ def describe_recipe(arguments: Sequence[str]) -> dict[str, Any]:
         "sources": dict(resolved.sources),
         "eval_only": resolved.eval_only,
         "predicts_tokens": task.predicts_tokens,
+        "processor": task.processor_kind.name,
         "columns": {name: task.columns(resolved.recipe, with_targets=name == "all") for name in ("all", "inputs")},
     }
 

@@ -24,9 +24,10 @@ from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.errors import BadInput
 from onecurve.training.lasting_output import protect_output
-from onecurve.training.models.loading import find_revision, load_task
+from onecurve.training.models.loading import load_task
 from onecurve.training.outcome import Outcome, end_process, report_outcome
 from onecurve.training.record.console import quiet_third_parties
+from onecurve.training.tasks.processors import find_revision
 
 # What transformers reads of a model here: no pickled weights, no other framework's.
 _MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
             if key == "model_name_or_path" and not list(folder.glob("*.safetensors")):
                 raise BadInput(f"{key}: {name!r} has no weights as safetensors; choose a model or revision that has")
             outcome.print_once(f"{key}: {name} is in {folder} ({_describe_size(folder)})")
-    task, _, tokenizer = load_task(recipe)
-    data = prepare_data(recipe, task, tokenizer)
+    task, _, processor = load_task(recipe)
+    data = prepare_data(recipe, task, processor)
     for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if split is not None:
-            outcome.print_once(f"{name}: {len(split)} rows of {split.origin} are tokenized")
+            outcome.print_once(f"{name}: {len(split)} rows of {split.origin} are prepared")
     cache = find_cache()
     outcome.print_once(f"ready for machines without a network that see {cache} and the hub's cache")
 

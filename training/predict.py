@@ -221,7 +221,7 @@ def label_file(
     """
     task = build_task(recipe)
     check_rows(survey, task)
-    model, tokenizer = load_trained(request.model, recipe, task)
+    model, processor = load_trained(request.model, recipe, task)
     model.to(accelerator.device).eval()
     task.facts = task.model_facts
     size = request.batch_size or recipe.per_device_batch_size
@@ -231,7 +231,7 @@ def label_file(
     for number, rows in enumerate(read_chunks(request.input)):
         if number % accelerator.num_processes == accelerator.process_index:
             numbers = np.arange(start, start + len(rows))
-            lines = label(rows, numbers, request.input, task, tokenizer, model, accelerator, size)
+            lines = label(rows, numbers, request.input, task, processor, model, accelerator, size)
             added = {name: [line[name] for line in lines] for name in lines[0]}
             write_chunk(scratch / f"{number:08d}", add_columns(rows, added), layout)
         start += len(rows)
@@ -269,7 +269,7 @@ def label(
     numbers: NDArray[Any],
     path: Path,
     task: Task,
-    tokenizer: Any,
+    processor: Any,
     model: Any,
     accelerator: Accelerator,
     batch_size: int,
@@ -277,10 +277,10 @@ def label(
     """What the task predicts of each row of a chunk, in its order, computed in batches of near-equal length."""
     names = [name for each in task.columns(task.recipe, with_targets=False).values() for name in each]
     table = pa.Table.from_pydict({name: [row[name] for row in rows] for name in names})
-    examples = task.encode(Rows(table, numbers, str(path)), tokenizer, with_targets=False)
+    examples = task.encode(Rows(table, numbers, str(path)), processor, with_targets=False)
+    lengths = task.measure(examples)
     kept = {name: examples.pop(name) for name in task.unbatched_features & examples.keys()}
-    lengths = np.array([len(tokens) for tokens in examples["input_ids"]])
-    collator = Collator(task, tokenizer)
+    collator = Collator(task, processor)
     found: dict[str, list[Any]] = {}
     order: list[int] = []
     for micro_batch in EvaluationPlan(lengths, 1, batch_size, task.recipe.per_device_batch_tokens):

@@ -167,7 +167,11 @@ class DataKeys(_Keys):
 
     dataset_name: PathText | None = Field(None, description="a data set's name on the hub, or a save_to_disk folder")
     dataset_config_name: str | None = Field(None, description="the data set's configuration, such as 'cola' of glue")
-    train_file: Files | None = Field(None, description="CSV, TSV, JSON Lines, Parquet or CoNLL files; globs allowed")
+    train_file: Files | None = Field(
+        None,
+        description="CSV, TSV, JSON Lines, Parquet or CoNLL files, globs allowed; or a folder that holds a folder of images for "
+        "each class",
+    )
     validation_file: Files | None = Field(None, description="as train_file; none splits the training data")
     test_file: Files | None = Field(None, description="as train_file; evaluated once, at the end")
     train_split: str = Field("train", min_length=1, description="name of the split of a hub data set to train on")

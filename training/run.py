@@ -180,7 +180,7 @@ def evaluate_validation(session: Session) -> Evaluation:
     evaluation = evaluate(accelerator, model, task, session.validation, "eval", session.stop_flag)
     with session.watchdog.slow_phase():
         examples, step = session.validation.split.examples, session.progress.step
-        write_samples(accelerator, model, task, examples, session.tokenizer, session.run, step)
+        write_samples(accelerator, model, task, examples, session.processor, session.run, step)
     return evaluation
 
 
@@ -203,7 +203,7 @@ def save(session: Session, evaluation: Evaluation) -> None:
         session.reporter.log_evaluation(session.progress.step, test.metrics, event="test")
     card = build_model_card(session.recipe, task, evaluation.metrics)
     with session.watchdog.slow_phase():
-        session.checkpoints.save_final(session.tokenizer, card, run.final)
+        session.checkpoints.save_final(session.processor, card, run.final)
         if session.recipe.merge_adapter:
             examples = session.validation.split.examples
             merge = partial(write_merged, session.recipe, run.final, run.merged, examples)

@@ -14,6 +14,7 @@ from pydantic import PrivateAttr, create_model
 from onecurve.training.config import Recipe, RecipeError, ResolvedRecipe, find_task_name
 from onecurve.training.config import load_recipe as load_own_recipe
 from onecurve.training.tasks import build_task, find_task, is_outside
+from onecurve.training.tasks.processors import KINDS, TOKENIZER, ProcessorKind
 
 _DESCRIBE = Path(__file__).resolve().parents[2] / "training" / "describe_recipe.py"
 
@@ -25,6 +26,7 @@ class _OutsideRecipe(Recipe):
 
     _columns: dict[str, Columns] = PrivateAttr(default_factory=dict)
     _predicts_tokens: bool = PrivateAttr(default=False)
+    _processor: str = PrivateAttr(default=TOKENIZER.name)
 
 
 def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> ResolvedRecipe:
@@ -52,6 +54,7 @@ def _build(values: Mapping[str, Any], answer: Mapping[str, Any]) -> Recipe:
     own: dict[str, Any] = {key: (Any, value) for key, value in values.items() if key not in Recipe.model_fields}
     recipe = create_model("OutsideRecipe", __base__=_OutsideRecipe, **own)(**values)
     recipe._columns, recipe._predicts_tokens = answer["columns"], answer["predicts_tokens"]
+    recipe._processor = answer["processor"]
     return recipe
 
 
@@ -65,6 +68,11 @@ def find_columns(recipe: Recipe, with_targets: bool = True) -> Columns:
 def predicts_tokens(recipe: Recipe) -> bool:
     """Whether the recipe's model has an output for each word of its vocabulary at each token."""
     return recipe._predicts_tokens if isinstance(recipe, _OutsideRecipe) else find_task(recipe.task).predicts_tokens
+
+
+def find_processor_kind(recipe: Recipe) -> ProcessorKind:
+    """What makes of the recipe's rows what its model reads: a tokenizer, or an image processor."""
+    return KINDS[recipe._processor] if isinstance(recipe, _OutsideRecipe) else find_task(recipe.task).processor_kind
 
 
 def find_row_problem(recipe: Recipe, row: Mapping[str, Any], with_targets: bool = True) -> str | None:

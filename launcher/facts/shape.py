@@ -9,7 +9,7 @@ from typing import Any
 
 from onecurve.launcher.errors import UncountableModel, UnreadableModel
 from onecurve.launcher.facts.model_files import count_stored_parameters, describe_without_weights, find_config
-from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS, count_positions
+from onecurve.training.architectures import FIRST_TOKEN_CLASSIFIERS, count_patches, count_positions
 
 _GATED_TYPES = (
     "llama",
@@ -190,7 +190,7 @@ def build_shape(
         "num_heads": heads,
         "num_key_value_heads": number("num_key_value_heads", default=heads),
         "head_size": number("head_dim", default=hidden // heads),
-        "vocab_size": number("vocab_size"),
+        "vocab_size": 0 if model_type == "vit" else number("vocab_size"),
         "num_positions": count_positions(config),
         "is_gated": model_type in _GATED_TYPES,
         "is_decoder": model_type in _DECODER_TYPES,
@@ -290,6 +290,14 @@ def _count_mixtral(config: Mapping[str, Any], values: Mapping[str, Any], head_ou
     return layer + (experts - 1) * 3 * hidden * values["intermediate_size"] + experts * hidden, rest
 
 
+def _count_vit(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
+    """Patches are projected by one convolution; a token and positions of their own, a last norm, no pooler."""
+    hidden = values["hidden_size"]
+    inputs = int(config.get("num_channels", 3)) * int(config["patch_size"]) ** 2
+    rest = (inputs + 1) * hidden + (count_patches(config) + 2) * hidden + 2 * hidden + (hidden + 1) * head_outputs
+    return _plain_layer(hidden, values["intermediate_size"]), rest
+
+
 def _count_unknown(config: Mapping[str, Any], values: Mapping[str, Any], head_outputs: int) -> tuple[int, int]:
     """Counted like a Llama if the config looks like one, else like a BERT."""
     if "rms_norm_eps" in config or "num_key_value_heads" in config:
@@ -311,4 +319,5 @@ _COUNTS: dict[str, _Count] = {
     "mixtral": _count_mixtral,
     "qwen2": _count_llama,
     "qwen3": _count_llama,
+    "vit": _count_vit,
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onecurve.launcher.facts.recipes import find_columns
+from onecurve.launcher.facts.model_files import find_config
+from onecurve.launcher.facts.recipes import find_columns, find_processor_kind
+from onecurve.training.architectures import count_patches
 from onecurve.training.data.sources import find_files
 from onecurve.training.data.tables import count_rows, read_head
 from onecurve.training.errors import BadInput
@@ -72,6 +75,8 @@ def text_columns(recipe: Recipe) -> list[str]:
 
 def estimate_data(recipe: Recipe) -> DataEstimate:
     """Rows and lengths of the training data, if it is on this machine."""
+    if not find_processor_kind(recipe).counts_texts:
+        return _estimate_images(recipe)
     if recipe.train_file is None:
         return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not on this machine")
     try:
@@ -90,6 +95,17 @@ def estimate_data(recipe: Recipe) -> DataEstimate:
     return DataEstimate(
         num_examples, sum(lengths) / len(lengths), max(lengths), estimate_padding(lengths, recipe), source
     )
+
+
+def _estimate_images(recipe: Recipe) -> DataEstimate:
+    """Every example has the model's own number of patches."""
+    config = find_config(recipe.model_name_or_path)
+    try:
+        patches = count_patches(json.loads(config.read_text(encoding="utf-8"))) if config is not None else 1
+        num_examples = count_examples(recipe)
+    except (BadInput, OSError, ValueError):
+        return DataEstimate(recipe.max_train_samples, 1, 1, 0.0, "not readable here")
+    return DataEstimate(num_examples or recipe.max_train_samples, patches, patches, 0.0, "patches of an image")
 
 
 def count_tokens(texts: Sequence[str], recipe: Recipe) -> tuple[list[int], str]:

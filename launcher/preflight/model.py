@@ -1,4 +1,4 @@
-"""The model's folder: complete, with a tokenizer, and with enough positions for the recipe's texts."""
+"""The model's folder: complete, with a tokenizer or an image processor, and with enough positions for the recipe's texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from onecurve.launcher.errors import LauncherError, UncountableModel
 from onecurve.launcher.facts.model_files import find_config
-from onecurve.launcher.facts.recipes import predicts_tokens
+from onecurve.launcher.facts.recipes import find_processor_kind, predicts_tokens
 from onecurve.launcher.facts.shape import ModelShape, load_shape
 from onecurve.launcher.preflight.findings import Finding, error, warning
 from onecurve.launcher.preflight.hub import looks_like_path
@@ -93,10 +93,9 @@ def _check_model_folder(folder: Path, recipe: Recipe) -> list[Finding]:
                 )
             )
     findings += [error(problem) for problem in map(find_truncation, weights) if problem is not None]
-    tokenizer = Path(recipe.tokenizer_name) if recipe.tokenizer_name else folder
-    names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-    if tokenizer.is_dir() and not any((tokenizer / name).is_file() for name in names):
-        findings.append(error(f"{str(tokenizer)!r} has no tokenizer files; set tokenizer_name"))
+    kind, owner = find_processor_kind(recipe), Path(recipe.tokenizer_name) if recipe.tokenizer_name else folder
+    if owner.is_dir() and not any((owner / name).is_file() for name in kind.files):
+        findings.append(error(f"{str(owner)!r} has no {kind.name} files; {kind.advice}"))
     return findings
 
 

@@ -53,9 +53,9 @@ class Layout:
 class Collator:
     """Examples as one batch: ragged features padded to the longest, or packed; dense ones stacked."""
 
-    def __init__(self, task: Task, tokenizer: Any, layout: Layout | None = None) -> None:
-        self.layout = layout or Layout(mask="always", pads_left=task.padding_side(tokenizer) == "left")
-        self._pad_values = task.pad_values(tokenizer)
+    def __init__(self, task: Task, processor: Any, layout: Layout | None = None) -> None:
+        self.layout = layout or Layout(mask="always", pads_left=task.padding_side(processor) == "left")
+        self._pad_values = task.pad_values(processor)
         self._add_to_batch = task.add_to_batch
         self._sequence_lengths = task.sequence_lengths
 

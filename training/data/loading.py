@@ -31,10 +31,10 @@ def draw_features(split: Split, task: Task, indices: Indices, epoch: int) -> dic
 class PlannedExamples(torch.utils.data.Dataset[dict[str, Any]]):
     """Turns a planned micro-batch into tensors, and passes the micro-batch itself on."""
 
-    def __init__(self, split: Split, task: Task, tokenizer: Any, layout: Layout) -> None:
+    def __init__(self, split: Split, task: Task, processor: Any, layout: Layout) -> None:
         self.split = split
         self._task = task
-        self._collator = Collator(task, tokenizer, layout)
+        self._collator = Collator(task, processor, layout)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -62,7 +62,7 @@ def _ignore_stop_signals(worker: int) -> None:
 def build_loader(
     split: Split,
     task: Task,
-    tokenizer: Any,
+    processor: Any,
     plan: TrainingPlan | EvaluationPlan,
     recipe: Recipe,
     accelerator: Accelerator,
@@ -70,7 +70,7 @@ def build_loader(
 ) -> Loader:
     """A loader over planned micro-batches, to be prepared: accelerate deals micro-batch i to process i mod P."""
     return DataLoader(
-        PlannedExamples(split, task, tokenizer, layout),
+        PlannedExamples(split, task, processor, layout),
         batch_sampler=plan,  # type: ignore[arg-type]  # yields micro-batches, not lists of numbers
         collate_fn=_pass_through,  # type: ignore[arg-type]  # the data set collates: it alone has the micro-batch
         num_workers=recipe.dataloader_num_workers,

@@ -14,7 +14,7 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 
 from onecurve.training.cache import find_cache
-from onecurve.training.data.columns import Array, Examples, ExamplesWriter, open_examples
+from onecurve.training.data.columns import Array, Examples, ExamplesWriter, Feature, open_examples
 from onecurve.training.data.splits import NAMES, RawSplit, Sources, check_columns
 from onecurve.training.errors import BadInput
 from onecurve.training.process import check_launcher
@@ -37,11 +37,11 @@ PREPARED_FORMAT = 4
 # Digests of another kind say nothing about these: a run that was begun with them is not compared.
 DIGEST_PREFIX = f"{PREPARED_FORMAT}:"
 
-_ROWS_PER_BATCH = 2_000
 # Above so many training examples a comparison with the validation data would take seconds and gigabytes.
 _MOST_COMPARED = 2_000_000
 _SHARE_NOTED = 0.01
 _NUMBERS_PER_DIGEST = 1 << 22
+_EXAMPLES_COMPARED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PreparedData:
     notes: tuple[str, ...] = ()
 
 
-def prepare_data(recipe: Recipe, task: Task, tokenizer: Any) -> PreparedData:
+def prepare_data(recipe: Recipe, task: Task, processor: Any) -> PreparedData:
     """Encode the recipe's data, or find it in the cache; afterwards `task` has its facts.
 
     Whichever process comes first does the work under a file lock; the others then find it done.
@@ -91,12 +91,12 @@ def prepare_data(recipe: Recipe, task: Task, tokenizer: Any) -> PreparedData:
     datasets.disable_progress_bars()
     sources = Sources(recipe)
     cache = find_cache() / "prepared"
-    folder = cache / _build_key(recipe, task, tokenizer, sources)
+    folder = cache / _build_key(recipe, task, processor, sources)
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                _publish(folder, recipe, task, tokenizer, sources)
+                _publish(folder, recipe, task, processor, sources)
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     task.facts = meta["facts"]
     splits = {name: _open_split(folder / name, entry) for name, entry in meta["splits"].items()}
@@ -113,8 +113,8 @@ def _open_split(folder: Path, entry: Mapping[str, str]) -> Split:
     )
 
 
-def _build_key(recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> str:
-    """A hash of the data's bytes, the tokenizer and every key that may shape what is stored.
+def _build_key(recipe: Recipe, task: Task, processor: Any, sources: Sources) -> str:
+    """A hash of the data's bytes, the processor and every key that may shape what is stored.
 
     These are the keys of data, the seed and all keys of the task's own: one that is forgotten would reuse stale data.
     """
@@ -123,25 +123,21 @@ def _build_key(recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> 
     shaping |= {"format": PREPARED_FORMAT, "datasets": datasets.__version__, "model": task.model_facts}
     shaping["sources"] = sources.fingerprint()
     shaping["code"] = task.fingerprint()
+    if named := task.named_files():
+        shaping["files"] = sources.fingerprint_named(named)
     digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode())
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # What an earlier call left set is not the tokenizer's own.
-        backend.no_truncation()
-        backend.no_padding()
-    digest.update((backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
-    digest.update(repr((tokenizer.truncation_side, sorted(tokenizer.special_tokens_map.items()))).encode())
-    digest.update(repr(getattr(tokenizer, "chat_template", None)).encode())
+    digest.update(task.processor_kind.fingerprint(processor))
     return digest.hexdigest()[:32]
 
 
-def _publish(folder: Path, recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> None:
+def _publish(folder: Path, recipe: Recipe, task: Task, processor: Any, sources: Sources) -> None:
     """Build under another name, and give the folder its own by a rename."""
     check_launcher()  # It may have exited while this process waited for the lock.
     staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     staging.mkdir()  # Unlike mkdtemp it follows the umask: others may share the cache.
     try:
         scratch = staging / "scratch"
-        _build(staging, scratch, recipe, task, tokenizer, sources)
+        _build(staging, scratch, recipe, task, processor, sources)
         shutil.rmtree(scratch, ignore_errors=True)
         staging.rename(folder)
     except BaseException:
@@ -149,7 +145,7 @@ def _publish(folder: Path, recipe: Recipe, task: Task, tokenizer: Any, sources: 
         raise
 
 
-def _build(staging: Path, scratch: Path, recipe: Recipe, task: Task, tokenizer: Any, sources: Sources) -> None:
+def _build(staging: Path, scratch: Path, recipe: Recipe, task: Task, processor: Any, sources: Sources) -> None:
     """Read all splits, check them, choose their rows, encode them."""
     raw = {name: split for name in NAMES if (split := sources.read(name, scratch)) is not None}
     columns = task.columns(recipe)
@@ -162,7 +158,7 @@ def _build(staging: Path, scratch: Path, recipe: Recipe, task: Task, tokenizer: 
         task.check(split.rows(wanted))
     meta: dict[str, Any] = {}
     for name, (split, numbers, origin) in _choose_rows(raw, wanted, recipe, task).items():
-        _encode(staging / name, split, wanted, numbers, task, tokenizer)
+        _encode(staging / name, split, wanted, numbers, task, processor)
         meta[name] = {"origin": origin}
     task.conclude(open_examples(staging / "train"))
     for name in meta.keys() - {"train"}:
@@ -177,17 +173,23 @@ def _build(staging: Path, scratch: Path, recipe: Recipe, task: Task, tokenizer: 
 
 def _note_overlap(staging: Path, name: str, meta: Mapping[str, Mapping[str, str]], task: Task) -> None:
     """Note examples of a split that are training examples too: its metrics say little about new ones."""
-    train, held_out = (open_examples(staging / each).get("input_ids") for each in ("train", name))
+    train, held_out = (open_examples(staging / each).get(task.input_feature) for each in ("train", name))
     if train is None or held_out is None or len(train) > _MOST_COMPARED:
         return
-    known = {hash(tokens.tobytes()) for start in range(0, len(train), _ROWS_PER_BATCH)
-             for tokens in train[np.arange(start, min(start + _ROWS_PER_BATCH, len(train)))]}  # fmt: skip
-    count = sum(hash(tokens.tobytes()) in known for tokens in held_out[np.arange(len(held_out))])
+    known = set(_hash_each(train))
+    count = sum(each in known for each in _hash_each(held_out))
     if count >= _SHARE_NOTED * len(held_out):
         task.notes[f"overlap of {name}"] = (
             f"{meta[name]['origin']}: {count} of {len(held_out)} {name} examples are training examples too; their metrics say "
             "little about new ones"
         )
+
+
+def _hash_each(feature: Feature) -> Iterator[int]:
+    """A hash of what each example holds, a few of them in memory at a time."""
+    for start in range(0, len(feature), _EXAMPLES_COMPARED_AT_ONCE):
+        for values in feature[np.arange(start, min(start + _EXAMPLES_COMPARED_AT_ONCE, len(feature)))]:
+            yield hash(values.tobytes())
 
 
 def _choose_rows(
@@ -240,13 +242,13 @@ def _subset(rows: Array, limit: int | None, seed: int, key: str, origin: str) ->
     return rows[np.random.default_rng(seed).permutation(len(rows))[:limit]]
 
 
-def _encode(folder: Path, split: RawSplit, columns: list[str], numbers: Array, task: Task, tokenizer: Any) -> None:
+def _encode(folder: Path, split: RawSplit, columns: list[str], numbers: Array, task: Task, processor: Any) -> None:
     """Write the features of some rows, a batch at a time."""
     with ExamplesWriter(folder) as writer:
-        for start in range(0, len(numbers), _ROWS_PER_BATCH):
+        for start in range(0, len(numbers), task.rows_at_once):
             check_launcher()
-            rows = split.rows(columns, numbers[start : start + _ROWS_PER_BATCH])
-            batch = task.encode(rows, tokenizer)
+            rows = split.rows(columns, numbers[start : start + task.rows_at_once])
+            batch = task.encode(rows, processor)
             if "row" in batch:  # Positions among these rows; kept as numbers in the file.
                 batch["row"] = rows.numbers[np.asarray(batch["row"])]
             writer.write(batch)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from onecurve.training.data.folder_rows import holds_classes
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import find_nearest
 
@@ -20,8 +21,8 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "comm
 
 
 def find_format(path: Path) -> str:
-    """One of csv (commas or tabs), json (lines or an array), parquet, and conll (a word a line)."""
-    return FORMATS[path.suffix.lower()]
+    """One of csv (commas or tabs), json (lines or an array), parquet, conll (a word a line), and folder (of images)."""
+    return "folder" if path.is_dir() else FORMATS[path.suffix.lower()]
 
 
 def expand(pattern: str) -> list[Path]:
@@ -81,7 +82,12 @@ def check_file(key: str, path: Path) -> None:
         nearest = find_nearest(path.name, [other.name for other in folder.iterdir() if other.is_file()])
         raise BadInput(f"{key}: {str(path)!r} does not exist" + (f"; did you mean {nearest!r}?" if nearest else ""))
     if path.is_dir():
-        raise BadInput(f"{key}: {str(path)!r} is a folder; for a save_to_disk folder use dataset_name")
+        if not holds_classes(path):
+            raise BadInput(
+                f"{key}: {str(path)!r} is a folder without folders of images, one for each class; for a save_to_disk folder use "
+                "dataset_name"
+            )
+        return
     if path.suffix.lower() not in FORMATS:
         hint = " (a file of words and tags, one a line, is .conll)" if path.suffix.lower() == ".txt" else ""
         raise BadInput(f"{key}: {str(path)!r} is none of {', '.join(FORMATS)}; rename or convert it{hint}")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from onecurve.training.data.columns import Array
+from onecurve.training.data.folder_rows import iterate_images
+from onecurve.training.data.named_files import describe_files, find_texts, iterate_texts
 from onecurve.training.data.parquet_rows import find_class_names
 from onecurve.training.data.sources import describe_missing_column, find_files
 from onecurve.training.data.tables import read_table
@@ -103,6 +106,27 @@ class Sources:
             found["hub"] = [_load_from_hub(self._recipe, name)._fingerprint for name in wanted if name is not None]
         return found
 
+    def fingerprint_named(self, folders: Mapping[str, Path]) -> str:
+        """What names the files that rows name; changes whenever one of them does.
+
+        Args:
+            folders: from which the paths of a column lead, by the column's name.
+        """
+        digest = hashlib.sha256()
+        for column, folder in folders.items():
+            for path in chain.from_iterable(self.files.values()):
+                if not path.is_dir():  # That has named its images already.
+                    texts = iterate_texts(path, column)
+                    for line in describe_files(folder / text for text in texts):
+                        digest.update(line)
+            for name in NAMES if self._recipe.dataset_name is not None else ():
+                split = self.read(name, Path()) if name not in self.files else None
+                if split is not None and column in split.table.column_names:
+                    for chunk in split.table.column(column).chunks:
+                        for line in describe_files(folder / text for text in find_texts(chunk)):
+                            digest.update(line)
+        return digest.hexdigest()
+
     def read(self, name: str, scratch: Path) -> RawSplit | None:
         """The rows of a split; None where the recipe names none.
 
@@ -154,6 +178,11 @@ def check_columns(split: RawSplit, columns: Mapping[str, Sequence[str]]) -> None
 
 
 def _digest(path: Path) -> list[str]:
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for line in describe_files(Path(row["image"]) for row in iterate_images(path)):
+            digest.update(line)
+        return [str(path), digest.hexdigest()]
     try:
         with path.open("rb") as file:
             return [str(path), hashlib.file_digest(file, "sha256").hexdigest()]

@@ -1,10 +1,10 @@
-"""Tables in CSV, TSV, JSON Lines, JSON arrays, Parquet and CoNLL: the one reader of training, `predict` and the launcher.
+"""Tables in CSV, TSV, JSON, Parquet, CoNLL and folders of images: the one reader of training, `predict` and the launcher.
 
 Nothing is guessed. A cell of a CSV file is text ("007" stays "007", "NA" is no gap), a value of JSON keeps its kind,
 Parquet keeps its types; a fault is named by file and line or row. `read_table` gives all rows of some files as a
 memory-mapped Arrow table; `read_chunks` gives rows as they came, a thousand at a time. A file may exceed memory.
 
-    csv_rows, json_rows, parquet_rows, conll_rows    what is right in each format
+    csv_rows, json_rows, parquet_rows, conll_rows, folder_rows    what is right in each format
     csv_blocks, json_blocks                          the same as Arrow tables, through Arrow's quick parsers where they agree
     kinds                                            which values can stand in one column
     table_writer                                     the rows of `read_chunks`, written again with more columns
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from onecurve.training.data.conll_rows import iterate_sentences
 from onecurve.training.data.csv_rows import CsvFile
+from onecurve.training.data.folder_rows import COLUMNS, iterate_images
 from onecurve.training.data.json_rows import count_objects, iterate_rows
 from onecurve.training.data.kinds import MixedKinds, conform, unify_schemas
 from onecurve.training.data.sources import FORMATS, WRITABLE_FORMATS, expand, find_format
@@ -86,6 +87,8 @@ def _iterate_rows(path: Path) -> Iterator[Row]:
         yield from iterate_rows(path)
     elif kind == "conll":
         yield from iterate_sentences(path)
+    elif kind == "folder":
+        yield from iterate_images(path)
     else:
         from onecurve.training.data.parquet_rows import iterate_tables
 
@@ -129,6 +132,8 @@ def read_head(path: Path, num_rows: int) -> Head:
             return Head(path, pyarrow.parquet.read_schema(path).names, rows)
         if kind == "conll":
             return Head(path, list(rows[0]) if rows else [], rows)
+        if kind == "folder":
+            return Head(path, list(COLUMNS), rows)
         from onecurve.training.data.json_blocks import build_table
 
         return Head(path, build_table(path, rows, pa.schema([]), 0).column_names, rows)
@@ -172,8 +177,8 @@ def count_rows(path: Path) -> int:
             from onecurve.training.data.parquet_rows import count_rows as count_in_footer
 
             return count_in_footer(path)
-        if kind == "conll":
-            return sum(1 for _ in iterate_sentences(path))
+        if kind in ("conll", "folder"):
+            return sum(1 for _ in _iterate_rows(path))
         with path.open("rb") as file:
             table = CsvFile(path, file)
             return sum(1 for _ in table.read_records())
@@ -241,6 +246,10 @@ def _iterate_tables(path: Path, known: pa.Schema) -> Iterator[pa.Table]:
         from onecurve.training.data import conll_rows
 
         return conll_rows.iterate_tables(path)
+    if kind == "folder":
+        from onecurve.training.data import folder_rows
+
+        return folder_rows.iterate_tables(path)
     from onecurve.training.data import parquet_rows
 
     return parquet_rows.iterate_tables(path)

@@ -1,4 +1,4 @@
-"""Tokenizer and model: loaded, checked against the recipe, and given the task's head."""
+"""Processor and model: loaded, checked against the recipe, and given the task's head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import transformers
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from onecurve.training.architectures import count_positions
 from onecurve.training.config import Recipe
@@ -30,6 +30,7 @@ from onecurve.training.models.saving import MODEL_CONFIG
 from onecurve.training.models.shares import Shares
 from onecurve.training.run_directory import WEIGHTS_FILE
 from onecurve.training.tasks import Task, build_task
+from onecurve.training.tasks.processors import describe_load_error
 
 # The names under which model configs keep dropout probabilities (BERT, DistilBERT, GPT-2, Llama, ModernBERT, ...).
 _DROPOUT_KEYS = (
@@ -41,16 +42,16 @@ _DROPOUT_KEYS = (
 
 
 def load_task(recipe: Recipe) -> tuple[Task, Any, Any]:
-    """The recipe's task, the model's config and the tokenizer, set up for each other; before anything large is read.
+    """The recipe's task, the model's config and the task's processor, set up for each other; before anything large is read.
 
     Raises:
-        BadInput: as `load_config` and `load_tokenizer`, or the task can't have such a model.
+        BadInput: as `load_config` and the processor's `load`, or the task can't have such a model.
     """
     task, config = build_task(recipe), load_config(recipe)
     task.read_config(config)
-    tokenizer = load_tokenizer(recipe, config)
-    task.configure_tokenizer(tokenizer)
-    return task, config, tokenizer
+    processor = task.processor_kind.load(recipe, config)
+    task.configure_processor(processor)
+    return task, config, processor
 
 
 def load_config(recipe: Recipe) -> Any:
@@ -69,7 +70,7 @@ def load_config(recipe: Recipe) -> Any:
             trust_remote_code=recipe.trust_remote_code,
         )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and its hub client's own.
-        raise BadInput(_describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
+        raise BadInput(describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
     positions = count_positions(config.to_dict())
     if positions is not None and recipe.max_length > positions:
         raise BadInput(
@@ -105,58 +106,13 @@ def _check_folder(recipe: Recipe) -> None:
         )
 
 
-def _describe_load_error(key: str, name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    if len(reason) > 300:
-        reason = reason[:297] + "..."
-    advice = "" if Path(name).exists() else ". Without a network, give a local folder"
-    return f"{key}: {name!r} could not be loaded: {reason}{advice}"
-
-
-def find_revision(name: str, recipe: Recipe) -> str:
-    """The recipe's revision is the model's; a tokenizer of another repository has its own history."""
-    return recipe.model_revision if name == recipe.model_name_or_path else "main"
-
-
-def load_tokenizer(recipe: Recipe, config: Any) -> Any:
-    """The tokenizer; one without a padding token is given its end-of-text token for it.
-
-    Raises:
-        BadInput: there is none, or it has no token to pad with.
-    """
-    name = recipe.tokenizer_name or recipe.model_name_or_path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=find_revision(name, recipe), trust_remote_code=recipe.trust_remote_code, config=config
-        )
-    except Exception as error:  # As for the config.
-        key = "tokenizer_name" if recipe.tokenizer_name else "model_name_or_path (its tokenizer)"
-        raise BadInput(_describe_load_error(key, name, error)) from None
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise BadInput(f"{name!r} has no tokenizer files; give tokenizer_name")
-    num_embeddings = getattr(config, "vocab_size", None)
-    if num_embeddings is not None and len(tokenizer) > num_embeddings:
-        raise BadInput(
-            f"{name!r}: the tokenizer has {len(tokenizer)} tokens, the model knows {num_embeddings}; they do not belong together"
-        )
-    # A tokenizer.json may embed truncation and padding of its own; the recipe owns both.
-    if getattr(tokenizer, "backend_tokenizer", None) is not None:
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise BadInput(f"{name!r}: the tokenizer has neither a padding nor an end-of-text token")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def load_model_class(task: Task) -> Any:
     """The class of transformers that loads the task's models."""
     return getattr(transformers, task.auto_class)
 
 
 def build_model(
-    recipe: Recipe, config: Any, task: Task, tokenizer: Any, shares: Shares | None = None
+    recipe: Recipe, config: Any, task: Task, processor: Any, shares: Shares | None = None
 ) -> torch.nn.Module:
     """The pretrained model with the task's head; a new head's weights depend on the seed alone.
 
@@ -170,8 +126,7 @@ def build_model(
     adapter = find_adapter(recipe)
     name = _name_base(recipe, adapter).model_name_or_path
     task.configure(config)
-    # A decoder's head looks for the last token that is not this one; of a model of several modalities the text's config says.
-    config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    task.processor_kind.configure(config, processor)
     if _switches_attention(config):
         config.attention_type = "original_full"
     if recipe.dropout is not None:
@@ -194,8 +149,8 @@ def build_model(
     try:
         model: torch.nn.Module = load() if shares is None else shares.load(load)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise BadInput(_describe_load_error("model_name_or_path", name, error)) from None
-    task.configure_model(model, tokenizer)
+        raise BadInput(describe_load_error("model_name_or_path", name, error)) from None
+    task.configure_model(model, processor)
     set_seed(recipe.seed)  # So are an adapter's, whatever was drawn while the model was loaded.
     choose_trained(model, recipe, task, adapter)
     if recipe.gradient_checkpointing:
@@ -205,11 +160,11 @@ def build_model(
 
 
 def load_trained(folder: Path, recipe: Recipe, task: Task) -> tuple[Any, Any]:
-    """Model, as `load_trained_model` gives it, and tokenizer of final/ or of a checkpoint; the task knows its config."""
+    """Model, as `load_trained_model` gives it, and processor of final/ or of a checkpoint; the task knows its config."""
     model = load_trained_model(folder, recipe, task)
     task.read_config(model.config)
     saved = recipe.model_copy(update={"model_name_or_path": str(folder), "tokenizer_name": None})
-    return model, load_tokenizer(saved, model.config)
+    return model, task.processor_kind.load(saved, model.config)
 
 
 def load_trained_model(folder: Path, recipe: Recipe, task: Task) -> Any:
@@ -227,7 +182,7 @@ def load_trained_model(folder: Path, recipe: Recipe, task: Task) -> Any:
     try:
         model = load_model_class(task).from_pretrained(base, dtype=torch.float32, ignore_mismatched_sizes=True, **more)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BadInput(_describe_load_error(f"{folder}: the model of its adapter", base, error)) from None
+        raise BadInput(describe_load_error(f"{folder}: the model of its adapter", base, error)) from None
     if recipe.base_dtype == "bfloat16":  # The adapter was trained beside rounded weights.
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16().float()
@@ -255,7 +210,7 @@ def _switches_attention(config: Any) -> bool:
     return getattr(config, "attention_type", None) == "block_sparse"
 
 
-def describe_model(config: Any, task: Task, tokenizer: Any) -> str | None:
+def describe_model(config: Any, task: Task, processor: Any) -> str | None:
     """What the user should know of the model before it is trained, if anything.
 
     Args:
@@ -267,10 +222,7 @@ def describe_model(config: Any, task: Task, tokenizer: Any) -> str | None:
             "This model's sparse attention would turn into full attention for good at the first short batch, whichever process "
             "has it: full attention is used from the start."
         )
-    if tokenizer.pad_token == tokenizer.eos_token:
-        notes.append(
-            f"The tokenizer has no padding token of its own: it pads with its end-of-text token {tokenizer.eos_token!r}."
-        )
+    notes.append(task.processor_kind.describe(processor))
     return "\n".join(note for note in notes if note) or None
 
 

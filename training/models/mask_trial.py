@@ -26,7 +26,7 @@ from onecurve.training.tasks.base import Task
 _BOUNDS = {"no": 1e-4, "fp16": 1e-2, "bf16": 3e-2}
 
 
-def try_masks(model: Any, task: Task, tokenizer: Any, split: Split, recipe: Recipe) -> str | None:
+def try_masks(model: Any, task: Task, processor: Any, split: Split, recipe: Recipe) -> str | None:
     """What the user should know of a model's dropout; None where all of it is by example, or should not be.
 
     Args:
@@ -46,8 +46,8 @@ def try_masks(model: Any, task: Task, tokenizer: Any, split: Split, recipe: Reci
     try:
         with explain_model_errors(recipe.model_name_or_path, is_first_step=True):
             with _name_drawing(model) as names:
-                together = _compute(model, task, tokenizer, split, pair, recipe)
-            alone = torch.cat([_compute(model, task, tokenizer, split, [example], recipe) for example in pair])
+                together = _compute(model, task, processor, split, pair, recipe)
+            alone = torch.cat([_compute(model, task, processor, split, [example], recipe) for example in pair])
     except UnsuitableModel:
         return None  # The first step says why, where there is one; or the model runs on its own device only.
     finally:
@@ -64,10 +64,10 @@ def try_masks(model: Any, task: Task, tokenizer: Any, split: Split, recipe: Reci
 
 
 def _compute(
-    model: Any, task: Task, tokenizer: Any, split: Split, examples: Sequence[int], recipe: Recipe
+    model: Any, task: Task, processor: Any, split: Split, examples: Sequence[int], recipe: Recipe
 ) -> torch.Tensor:
     """[examples] losses, with dropout on."""
-    collator = Collator(task, tokenizer)
+    collator = Collator(task, processor)
     features = draw_features(split, task, np.array(examples), epoch=0)
     example_masks.begin(ExampleMasks(recipe.seed, 0, examples, collator.describe_placement(features)))
     is_mixed = recipe.mixed_precision == "bf16"

@@ -55,18 +55,18 @@ def prepare_attention(model: Any, recipe: Recipe) -> Attention:
 
 
 def choose_layout(
-    accelerator: Accelerator, model: Any, prepared: Attention, task: Task, tokenizer: Any, recipe: Recipe
+    accelerator: Accelerator, model: Any, prepared: Attention, task: Task, processor: Any, recipe: Recipe
 ) -> tuple[Layout, str | None]:
     """The layout of all batches, and what to say of it. All processes call this together, with the prepared model."""
     # A batch with a mask and one without are two programs for a compiler.
     has_mask = prepared.is_causal or recipe.torch_compile
-    own = Layout(mask="always" if has_mask else "padding", pads_left=task.padding_side(tokenizer) == "left")
+    own = Layout(mask="always" if has_mask else "padding", pads_left=task.padding_side(processor) == "left")
     layout, obstacle = own, prepared.obstacle
     if obstacle is None:
         candidates = [Layout(mask="never")]
         if task.packs and recipe.layout != "padded":
             candidates.insert(0, Layout(is_packed=True))
-        layout, obstacle = _try(accelerator, model, task, tokenizer, prepared, own, candidates)
+        layout, obstacle = _try(accelerator, model, task, processor, prepared, own, candidates)
     if layout.is_packed or recipe.layout == "padded" or (recipe.layout == "auto" and not task.packs):
         return layout, None
     reason = f"this model can't be packed ({obstacle})" if task.packs else f"task {recipe.task} does not pack"
@@ -77,16 +77,16 @@ def _try(
     accelerator: Accelerator,
     model: Any,
     task: Task,
-    tokenizer: Any,
+    processor: Any,
     prepared: Attention,
     own: Layout,
     candidates: list[Layout],
 ) -> tuple[Layout, str | None]:
     """The first layout that gives the right logits, and what was wrong with those before it; else the model's own."""
-    trial = _Trial(accelerator, model, Collator(task, tokenizer, own), prepared.own)
+    trial = _Trial(accelerator, model, Collator(task, processor, own), prepared.own)
     obstacle = None
     for layout in candidates:
-        deviation = trial.measure(Collator(task, tokenizer, layout))
+        deviation = trial.measure(Collator(task, processor, layout))
         if deviation <= _BOUNDS[accelerator.mixed_precision]:
             return layout, obstacle
         obstacle = obstacle or f"its logits deviate by {deviation:.1e} from those of single sequences"

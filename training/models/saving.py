@@ -1,4 +1,4 @@
-"""What makes a folder of weights a model: its config and its tokenizer."""
+"""What makes a folder of weights a model: its config and its processor."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ MODEL_CONFIG = "model_config.json"
 """The config of an adapter's model. Under its usual name, transformers would look for the model's weights beside it."""
 
 
-def save_config_and_tokenizer(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_config_and_processor(model: Any, processor: Any, folder: Path) -> None:
     """Write what `from_pretrained` needs beside the weights, as `save_pretrained` of the model and the tokenizer does.
 
     Args:
         model: of transformers, not prepared.
     """
     save_config(model, folder, "config.json" if not hasattr(model, "peft_config") else MODEL_CONFIG)
-    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def save_config(model: Any, folder: Path, name: str) -> None:

@@ -21,7 +21,7 @@ def write_samples(
     model: torch.nn.Module,
     task: Task,
     examples: Examples,
-    tokenizer: Any,
+    processor: Any,
     run: RunDirectory,
     step: int,
 ) -> None:
@@ -35,7 +35,7 @@ def write_samples(
     model.eval()
     try:
         with attention.of_transformers(inner):
-            samples = task.sample(inner, examples, tokenizer, is_sharded(accelerator))
+            samples = task.sample(inner, examples, processor, is_sharded(accelerator))
     finally:
         model.train()
     if not samples or not accelerator.is_main_process:

@@ -45,7 +45,7 @@ class CheckpointWriter:
     """Writes the checkpoints of one run, and removes old ones over `save_total_limit`.
 
     Attributes:
-        save_description: writes what makes a checkpoint a model that `from_pretrained` loads: its config and tokenizer.
+        save_description: writes what makes a checkpoint a model that `from_pretrained` loads: its config and processor.
         writers: ranks that write; all, unless some do not see the run directory.
 
     Leaving it as a context waits for a write in progress, however the training ended.
@@ -141,7 +141,7 @@ class CheckpointWriter:
         last, _ = find_checkpoint(self.run.checkpoints)
         return "There is no checkpoint yet" if last is None else f"The last good checkpoint is {last}"
 
-    def save_final(self, tokenizer: Any, model_card: str, target: Path) -> None:
+    def save_final(self, processor: Any, model_card: str, target: Path) -> None:
         """Write final/ as save_pretrained does, and compare the weights that are read back with the trained ones.
 
         Large models are written by several processes, each its share.
@@ -155,7 +155,7 @@ class CheckpointWriter:
         self._is_held = False
 
         def add_more(staging: Path) -> None:
-            tokenizer.save_pretrained(staging)
+            processor.save_pretrained(staging)
             (staging / "README.md").write_text(model_card, encoding="utf-8")
 
         inner = unwrap(self.model)

@@ -42,13 +42,13 @@ def write_merged(recipe: Recipe, final: Path, output: Path, examples: Any = None
         Fault: the merged model is another one, or can't be written.
     """
     task = build_task(recipe)
-    model, tokenizer = load_trained(final, recipe, task)
+    model, processor = load_trained(final, recipe, task)
     model.eval()
     if not has_adapter(model):
         raise BadInput(f"{final} is a whole model, and there is no adapter to merge")
     if examples is None:
-        examples = prepare_data(recipe, task, tokenizer).validation.examples
-    batch = _take_examples(examples, task, tokenizer)
+        examples = prepare_data(recipe, task, processor).validation.examples
+    batch = _take_examples(examples, task, processor)
     if model.config.is_encoder_decoder:  # Any tokens will do for the decoder.
         batch["decoder_input_ids"] = batch["input_ids"]
     expected = _compute_logits(model, batch)
@@ -62,7 +62,7 @@ def write_merged(recipe: Recipe, final: Path, output: Path, examples: Any = None
 
     def fill(staging: Path) -> None:
         model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+        processor.save_pretrained(staging)
         (staging / "README.md").write_text((final / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
         again = type(model).from_pretrained(staging, dtype=torch.float32).eval()
         if not torch.equal(_compute_logits(again, batch), _compute_logits(model, batch)):
@@ -73,11 +73,11 @@ def write_merged(recipe: Recipe, final: Path, output: Path, examples: Any = None
     return f"{output} is the whole model: on {_NUM_EXAMPLES} examples its logits deviate by at most {deviation:.1e} of their norm"
 
 
-def _take_examples(examples: Any, task: Task, tokenizer: Any) -> dict[str, Any]:
+def _take_examples(examples: Any, task: Task, processor: Any) -> dict[str, Any]:
     """The first examples, as the model reads them."""
     names = examples.keys() - task.unbatched_features - {"labels"}
-    numbers = range(min(_NUM_EXAMPLES, len(examples["input_ids"])))
-    return task.model_inputs(Collator(task, tokenizer)({name: examples[name][list(numbers)] for name in names}))
+    numbers = range(min(_NUM_EXAMPLES, len(next(iter(examples.values())))))
+    return task.model_inputs(Collator(task, processor)({name: examples[name][list(numbers)] for name in names}))
 
 
 def _compute_logits(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:

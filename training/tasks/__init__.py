@@ -23,6 +23,7 @@ TASKS = {
     "seq2seq_lm": ("onecurve.training.tasks.seq2seq_lm", "Seq2SeqLM"),
     "causal_lm": ("onecurve.training.tasks.causal_lm", "CausalLM"),
     "masked_lm": ("onecurve.training.tasks.masked_lm", "MaskedLM"),
+    "image_classification": ("onecurve.training.tasks.image_classification", "ImageClassification"),
 }
 
 

@@ -8,7 +8,7 @@ The life of a task::
     task = MyTask(recipe)
     task.read_config(config)                    the pretrained model's config: labels that it already knows
     task.facts = task.learn(rows)               once, on the training data: names of classes, ...
-    task.encode(rows, tokenizer)                rows -> examples: features, targets; kept on disk
+    task.encode(rows, processor)                rows -> examples: features, targets; kept on disk
     task.conclude(examples)                     facts that need the chosen training examples: class weights, ...
     task.counts(examples)                       what each example adds to the number that its step's loss is divided by
     task.draw(features, numbers, epoch)         what an epoch changes of some examples: masks, crops
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Recipe
+from onecurve.training.tasks.processors import TOKENIZER, ProcessorKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 NO_TARGET = -100
 
 _ROWS_AT_ONCE = 2_000
+_NUM_TOKENS_SHOWN = 12
 
 # The epoch of every evaluation: what is drawn for it is always the same.
 EVALUATION_EPOCH = -1
@@ -154,6 +156,10 @@ class Task(ABC):
         main_metrics: those that people look at first, without prefix.
         pipeline_tag: the hub's name for the task, in the model card.
         auto_class: the class of transformers that loads the model, by name.
+        processor_kind: what makes of a row what the model reads. `processor` is one of that kind everywhere: a tokenizer where
+            the task says nothing else.
+        input_feature: the feature that holds what the model reads. Two examples in which it is the same are the same.
+        rows_at_once: rows that `encode` gets at once when data is prepared: all that they give is in memory together.
         peft_task_type: PEFT's name for the task.
         has_new_head: whether the model's head is trained for the task, and so is not in most pretrained models.
         ragged_results: results with a value for each token of an example.
@@ -173,6 +179,9 @@ class Task(ABC):
     main_metrics: ClassVar[tuple[str, ...]] = ("loss",)
     pipeline_tag: ClassVar[str] = ""
     auto_class: ClassVar[str] = "AutoModel"
+    processor_kind: ClassVar[ProcessorKind] = TOKENIZER
+    input_feature: ClassVar[str] = "input_ids"
+    rows_at_once: ClassVar[int] = 2_000
     peft_task_type: ClassVar[str | None] = None
     has_new_head: ClassVar[bool] = True
     ragged_results: ClassVar[frozenset[str]] = frozenset()
@@ -219,6 +228,11 @@ class Task(ABC):
         """
         return None
 
+    def named_files(self) -> Mapping[str, Path]:
+        """The columns whose texts are paths of files, and the folder from which these lead. Prepared data is kept by such files
+        too."""
+        return {}
+
     # Rows -> examples -----------------------------------------------------------------------------------------------
 
     def read_config(self, config: Any) -> None:
@@ -249,7 +263,7 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def encode(self, rows: Rows, tokenizer: Any, with_targets: bool = True) -> dict[str, Any]:
+    def encode(self, rows: Rows, processor: Any, with_targets: bool = True) -> dict[str, Any]:
         """Examples of some rows.
 
         Returns:
@@ -266,6 +280,12 @@ class Task(ABC):
         """[examples] tokens of each example: its cost, by which batches are planned."""
         lengths: Array = examples["input_ids"].lengths
         return lengths
+
+    def measure(self, encoded: Mapping[str, Any]) -> Array:
+        """[examples] tokens of each example that `encode` has just returned, by which a prediction's batches are planned."""
+        import numpy as np
+
+        return np.array([len(tokens) for tokens in encoded["input_ids"]])
 
     def counts(self, examples: Mapping[str, Any]) -> Array:
         """[examples] what each adds to the number that its step's loss is divided by: 1, a weight, its targets.
@@ -298,26 +318,26 @@ class Task(ABC):
         """
         return features
 
-    def configure_tokenizer(self, tokenizer: Any) -> None:
-        """Give the tokenizer what the recipe says of it, such as a chat template; it is saved beside the model.
+    def configure_processor(self, processor: Any) -> None:
+        """Give the processor what the recipe says of it, such as a chat template; it is saved beside the model.
 
-        By default it reads special tokens in texts as plain text.
+        By default a tokenizer reads special tokens in texts as plain text.
 
         Raises:
-            BadInput: the recipe names what the tokenizer can't have.
+            BadInput: the recipe names what the processor can't have.
         """
         from onecurve.training.tasks.special_tokens import split_special_tokens
 
-        split_special_tokens(tokenizer)
+        split_special_tokens(processor)
 
-    def padding_side(self, tokenizer: Any) -> str:
+    def padding_side(self, processor: Any) -> str:
         """Where shorter examples of a batch are padded: "left" or "right"."""
-        side: str = tokenizer.padding_side
+        side: str = processor.padding_side
         return side
 
-    def pad_values(self, tokenizer: Any) -> dict[str, int]:
+    def pad_values(self, processor: Any) -> dict[str, int]:
         """What stands in padded places of each feature; 0 where none is named."""
-        return {"input_ids": tokenizer.pad_token_id, "labels": NO_TARGET}
+        return {"input_ids": processor.pad_token_id, "labels": NO_TARGET}
 
     def add_to_batch(self, batch: dict[str, Any]) -> None:
         """Add to a collated batch what `forward` would have to wait for a GPU to find, such as where targets are.
@@ -375,7 +395,7 @@ class Task(ABC):
                 go to the model, whose attention keeps the sequences apart. `sum_by_example` adds up losses in either case.
         """
 
-    def configure_model(self, model: Any, tokenizer: Any) -> None:
+    def configure_model(self, model: Any, processor: Any) -> None:
         """Set what is saved beside the weights and is not part of the config, such as generation settings."""
 
     def predict(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -407,7 +427,7 @@ class Task(ABC):
         return 0
 
     def sample(
-        self, model: Any, examples: Mapping[str, Any], tokenizer: Any, is_sharded: bool = False
+        self, model: Any, examples: Mapping[str, Any], processor: Any, is_sharded: bool = False
     ) -> list[dict[str, Any]]:
         """Lines of samples.jsonl: what the model makes of a few validation examples, the same ones each time.
 
@@ -482,7 +502,12 @@ class Task(ABC):
         """Lines of `onecurve check --deep` about what was learned from the data: a word of 10 places, then what it is."""
         return []
 
-    def describe_example(self, examples: Mapping[str, Any], tokenizer: Any) -> Sequence[tuple[str, bool]] | None:
+    def describe_sample(self, examples: Mapping[str, Any], processor: Any) -> str:
+        """How the first example begins, as the model reads it, in a line of `onecurve check --deep`."""
+        first = examples["input_ids"][[0]][0][:_NUM_TOKENS_SHOWN].tolist()
+        return f"{' '.join(processor.convert_ids_to_tokens(first))} ..."
+
+    def describe_example(self, examples: Mapping[str, Any], processor: Any) -> Sequence[tuple[str, bool]] | None:
         """The first example as pieces of text, and which of them are targets; None for tasks whose targets are no tokens.
 
         `onecurve check --deep` prints it.

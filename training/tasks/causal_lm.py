@@ -108,7 +108,7 @@ class CausalLM(Task):
     def _max_prompt_tokens(self) -> int | None:
         return None if self._positions is None else self._positions - self.recipe.max_new_tokens
 
-    def configure_tokenizer(self, tokenizer: Any) -> None:
+    def configure_processor(self, tokenizer: Any) -> None:
         """The recipe's end-of-text token and chat template, whose special tokens are read as such."""
         read_special_tokens(tokenizer)
         wanted = self.recipe.eos_token

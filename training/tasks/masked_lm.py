@@ -108,7 +108,7 @@ class MaskedLM(Task):
                 "as BERT, or task: causal_lm for a decoder"
             )
 
-    def configure_tokenizer(self, tokenizer: Any) -> None:
+    def configure_processor(self, tokenizer: Any) -> None:
         """Nothing is changed: `encode` reads special tokens in texts as plain text, and who fills masks writes them in texts.
 
         Raises:

@@ -159,7 +159,7 @@ class QuestionAnswering(Task):
         check_texts(rows, [self.recipe.question_column, self.recipe.context_column])
         rows.refuse_first(self.find_row_problem)
 
-    def configure_tokenizer(self, tokenizer: Any) -> None:
+    def configure_processor(self, tokenizer: Any) -> None:
         """It must know where in the text each token stands.
 
         Raises:
@@ -170,7 +170,7 @@ class QuestionAnswering(Task):
                 f"tokenizer_name: {type(tokenizer).__name__} does not say where in a text its tokens stand, which "
                 "question_answering needs; take a model with a fast tokenizer (a tokenizer.json)"
             )
-        super().configure_tokenizer(tokenizer)
+        super().configure_processor(tokenizer)
 
     def encode(self, rows: Rows, tokenizer: Any, with_targets: bool = True) -> dict[str, Any]:
         """The windows of each row, those of a row behind each other; what joins them again stands beside their tokens."""

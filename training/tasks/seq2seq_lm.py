@@ -137,13 +137,13 @@ class Seq2SeqLM(Task):
                 f"max_target_length: {self.recipe.max_target_length} is more than the model's {positions} positions"
             )
 
-    def configure_tokenizer(self, tokenizer: Any) -> None:
+    def configure_processor(self, tokenizer: Any) -> None:
         """It must mark the end of a text, and write source and target with the same tokens.
 
         Raises:
             BadInput: it does not.
         """
-        super().configure_tokenizer(tokenizer)
+        super().configure_processor(tokenizer)
         self._tokenizer = tokenizer
         if hasattr(tokenizer, "src_lang") or hasattr(tokenizer, "_switch_to_target_mode"):
             raise BadInput(

@@ -58,6 +58,20 @@ def test_counts_are_the_models_own(model_type: str, settings: dict[str, int]) ->
     assert shape.is_exact
 
 
+def test_a_vision_models_counts_are_its_own() -> None:
+    import torch
+    from transformers import AutoModelForImageClassification, ViTConfig
+
+    sizes = {name: size for name, size in SMALL.items() if name != "vocab_size"}
+    with torch.device("meta"):
+        config = ViTConfig(**sizes, image_size=32, patch_size=8, num_labels=5)
+        model = AutoModelForImageClassification.from_config(config)
+    shape = build_shape(config.to_dict(), head_outputs=5)
+    assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    layer = model.vit.layers[0] if hasattr(model.vit, "layers") else model.vit.encoder.layer[0]
+    assert shape.layer_parameters == sum(parameter.numel() for parameter in layer.parameters())
+
+
 _LLAMA = {**SMALL, "num_key_value_heads": 2}
 
 

@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import constants
 
 from onecurve.training.config import Recipe
-from onecurve.training.models.loading import load_config, load_tokenizer
+from onecurve.training.models.loading import load_config
+from onecurve.training.tasks.processors import TOKENIZER
 
 
 def test_the_revision_is_the_models_not_that_of_another_tokenizer(
@@ -24,4 +25,4 @@ def test_the_revision_is_the_models_not_that_of_another_tokenizer(
     recipe = {"model_name_or_path": "team/one", "model_revision": "v2", "train_file": "x.csv", "max_length": 16}
     for tokenizer_name in (None, "team/one", "team/words"):
         settings = Recipe.model_validate({**recipe, "tokenizer_name": tokenizer_name})
-        assert len(load_tokenizer(settings, load_config(settings)))
+        assert len(TOKENIZER.load(settings, load_config(settings)))

@@ -339,7 +339,7 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
     from tests.training.tasks.test_answer_windows import make_task
 
     with pytest.raises(BadInput, match="tokenizer_name"):
-        make_task().configure_tokenizer(PreTrainedTokenizer.__new__(PreTrainedTokenizer))
+        make_task().configure_processor(PreTrainedTokenizer.__new__(PreTrainedTokenizer))
 
 
 def test_an_answer_that_is_whole_in_no_window_is_said(
