@@ -43,6 +43,7 @@ MAX_FLOAT64_DEVIATION = 1e-9
 STRATEGIES = {
     "ddp": "multi_cpu",
     "fsdp2": "fsdp",
+    "hsdp": "hsdp",
     "zero1": "deepspeed_zero1",
     "zero2": "deepspeed_zero2",
     "zero3": "deepspeed_zero3",
@@ -348,13 +349,13 @@ def build_matrix() -> Iterator[Cell]:
         if micro_batch != "16":
             yield Cell("one process", 1, micro_batch)
     for strategy in STRATEGIES:
-        for num_processes in (1, 2) if strategy != "ddp" else (2, 3):
+        for num_processes in {"ddp": (2, 3), "hsdp": (4,)}.get(strategy, (1, 2)):
             for micro_batch in MICRO_BATCHES:
                 yield Cell(strategy, num_processes, micro_batch)
     for kind in KINDS:
         if kind != "one label":
             for strategy in STRATEGIES:
-                yield Cell(strategy, 2, "3", kind)
+                yield Cell(strategy, 4 if strategy == "hsdp" else 2, "3", kind)
     # The engine of DeepSpeed keeps float32 masters; these two can be judged in float64.
     for strategy in ("ddp", "fsdp2"):
         yield Cell(strategy, 2, "3", is_float64=True)

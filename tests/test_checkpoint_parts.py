@@ -59,6 +59,26 @@ def test_each_process_has_written_its_share(whole: Run) -> None:
     assert all(torch.equal(saved[name], tensor) for name, tensor in final.items())
 
 
+@pytest.mark.slow
+def test_replicas_write_each_tensor_once(recipe: Settings, launch: Launch) -> None:
+    """Two groups of two processes, each of which holds all weights between them."""
+    run = launch({**recipe, "max_train_steps": 2, "checkpointing_steps": 2}, topology="hsdp", num_processes=4)
+    assert run.exit_code == 0, run.stderr
+    checkpoint = run.path / "checkpoints" / "step_00000002"
+    sizes, largest = dict.fromkeys((1, 2, 3, 4), 0), 0
+    for kind in ("model", "optimizer"):
+        held = []
+        for part in sizes:
+            path = checkpoint / f"{kind}-0000{part}-of-00004.safetensors"
+            tensors = load_file(path) if path.exists() else {}  # The one with the embeddings has no moments.
+            held += list(tensors)
+            sizes[part] += sum(tensor.nbytes for tensor in tensors.values())
+            largest = max([largest, *(tensor.nbytes for tensor in tensors.values())])
+        assert sorted(held) == sorted(load_tensors(checkpoint / f"{kind}.safetensors"))
+    assert 0 < min(sizes.values())
+    assert max(sizes.values()) <= sum(sizes.values()) / 4 + largest
+
+
 def test_one_process_goes_on_from_two_files(whole: Run, recipe: Settings, train: Train, tmp_path: Path) -> None:
     folder = cut_short(whole, 20, tmp_path / "cut")
     resumed = train({**recipe, **LONG, "output_dir": str(folder)})

@@ -15,6 +15,7 @@ CELLS = [
     pytest.param(Cell("ddp", 2, "3"), id="ddp"),
     pytest.param(Cell("ddp", 3, "256 tokens"), id="ddp on three", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "256 tokens"), id="fsdp2", marks=pytest.mark.slow),
+    pytest.param(Cell("hsdp", 4, "3", "dropout, next token"), id="hsdp", marks=pytest.mark.slow),
     pytest.param(Cell("zero1", 2, "3"), id="zero1", marks=pytest.mark.slow),
     pytest.param(Cell("zero2", 2, "16"), id="zero2", marks=pytest.mark.slow),
     pytest.param(Cell("zero3", 2, "1"), id="zero3", marks=pytest.mark.slow),

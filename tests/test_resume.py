@@ -76,7 +76,8 @@ def test_a_run_moves_between_numbers_of_processes_and_sizes_of_micro_batches(
 ) -> None:
     settings = {**recipe, "dropout": 0.1, "max_train_steps": 30, "save_total_limit": 1, "eval_steps": 10}
     places = [
-        ("multi_cpu", 2, 8), ("cpu", 1, 5), ("multi_cpu", 2, 3), ("multi_cpu", 3, 8), ("fsdp", 3, 2), ("fsdp", 2, 16),
+        ("multi_cpu", 2, 8), ("cpu", 1, 5), ("multi_cpu", 2, 3), ("multi_cpu", 3, 8), ("fsdp", 3, 2), ("hsdp", 4, 4),
+        ("fsdp", 2, 16),
         ("deepspeed_zero3", 3, 4), ("cpu", 1, 16),
     ]  # fmt: skip
     moved, _ = move(settings, launch, tmp_path, places)

@@ -22,6 +22,7 @@ EXPECTED: dict[str, tuple[int | None, tuple[str, ...], str]] = {
     "multi_gpu": (2, (), "DDP"),
     "multi_node": (2, ("--num_machines", "1"), "DDP"),
     "fsdp": (2, (), "FSDP2"),
+    "hsdp": (4, (), "HSDP"),
     "deepspeed_zero1": (2, (), "ZeRO-1"),
     "deepspeed_zero2": (2, (), "ZeRO-2"),
     "deepspeed_zero3": (2, (), "ZeRO-3"),

@@ -46,6 +46,10 @@ def build_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**own, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), **(more or {})}
 
 
+# Options with which a YAML for several machines is rehearsed on one.
+_ON_ONE_MACHINE = {"hsdp": ("--num_machines", "1", "--parallelism_config_dp_shard_size", "2")}
+
+
 def build_arguments(
     topology: str, num_processes: int | None, options: Sequence[str], script: str, arguments: Sequence[str]
 ) -> list[str]:
@@ -54,7 +58,8 @@ def build_arguments(
     if num_processes is not None:
         words += ["--num_processes", str(num_processes)]
     # Port 0: any that is free, as other trainings may run beside this one.
-    return [*words, "--main_process_port", "0", "--mixed_precision", "no", *options, script, *arguments]
+    words += ["--main_process_port", "0", "--mixed_precision", "no"]
+    return [*words, *_ON_ONE_MACHINE.get(topology, ()), *options, script, *arguments]
 
 
 def launch_for_real(

@@ -84,6 +84,9 @@ def build_command(machine: Machine, topology: Topology, script: Path, arguments:
             words += ["--deepspeed_multinode_launcher", "standard"]
     else:
         words += ["--num_machines", "1"]
+    if topology.num_replicas is not None:
+        words += ["--parallelism_config_dp_replicate_size", str(topology.num_replicas)]
+        words += ["--parallelism_config_dp_shard_size", str(topology.num_shards)]
     if topology.is_distributed:
         words += ["--main_process_port", str(choose_port(machine, topology))]
     words += [_shorten(script), *arguments]

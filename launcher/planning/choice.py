@@ -2,7 +2,7 @@
 
 A topology is one of accelerate_configs/*.yaml. What a YAML means is read from the YAML itself, so one of your own works
 as well as those of the project. The choice: one process on one device; DDP if a device holds the whole model with its
-optimizer; else FSDP; ZeRO-3 with offload last.
+optimizer; on several machines HSDP if the devices of one hold it together; else FSDP; ZeRO-3 with offload last.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from onecurve.launcher.planning.memory import (
     GPU_OVERHEAD_BYTES,
     MemoryEstimate,
     Strategy,
+    count_shards,
     describe_host_need,
     estimate_memory,
     fits,
@@ -50,8 +51,10 @@ def list_candidates(
     if num_processes == 1:
         offload: tuple[tuple[Strategy, str], ...] = (("ZeRO-3 offload", "deepspeed_zero3_offload"),)
         return (("one process", "single_gpu"), *(offload if kind == "cuda" else ()))
+    hybrid: tuple[tuple[Strategy, str], ...] = (("HSDP", "hsdp"),) if 1 < num_machines < num_processes else ()
     return (
         ("DDP", "multi_node" if num_machines > 1 else "multi_gpu"),
+        *hybrid,
         ("FSDP2", "fsdp"),
         ("ZeRO-3 offload", "deepspeed_zero3_offload"),
     )
@@ -111,7 +114,7 @@ def choose_topology(
     tried: list[MemoryEstimate] = []
     num_local = max(1, num_devices // num_machines)
     for strategy, name in candidates:
-        tried.append(estimate_memory(shape, strategy, work, num_devices))
+        tried.append(estimate_memory(shape, strategy, work, count_shards(strategy, num_devices, num_local)))
         is_last = name == candidates[-1][1]
         if is_last or (fits(tried[-1], smallest) and fits_host(tried[-1], num_local, machine.memory_bytes)):
             break

@@ -21,22 +21,29 @@ def count_flops(shape: ModelShape, num_tokens: float, length: float, gradient_ch
 
 
 def count_communication(
-    strategy: Strategy, shape: ModelShape, num_processes: int, num_micro_batches: int, mixed_precision: str
-) -> int:
+    strategy: Strategy, shape: ModelShape, num_processes: int, num_micro_batches: int, mixed_precision: str,
+    num_replicas: int = 1,
+) -> int:  # fmt: skip
     """Bytes that each device sends in one step.
 
     A ring moves (P-1)/P of the data for a gather or a reduce-scatter and twice that for an all-reduce (Patarasuk and
     Yuan 2009). DDP all-reduces the gradients once per step. ZeRO-1 and 2 reduce-scatter gradients and gather weights: the
     same volume. ZeRO-3 and FSDP gather the weights twice for each micro-batch and scatter gradients: 1.5 times the volume
-    (Rajbhandari et al. 2020, section 7).
+    (Rajbhandari et al. 2020, section 7). HSDP does so inside each of its groups, and all-reduces each process's part of the
+    gradients between them.
+
+    Args:
+        num_replicas: groups of HSDP.
     """
     if num_processes == 1:
         return 0
-    ring = (num_processes - 1) / num_processes
+    num_shards = num_processes // num_replicas
+    ring = (num_shards - 1) / num_shards
     base = strategy.removesuffix(" offload")
     size = 4 if mixed_precision == "no" or base == "DDP" else 2
     if base in ("one process", "DDP", "ZeRO-1", "ZeRO-2"):
         return int(2 * ring * size * shape.num_parameters)
     # FSDP reduces gradients in float32 and only at the step's last micro-batch; ZeRO-3 reduces each time.
-    reduces = 4 if base == "FSDP2" else size * num_micro_batches
-    return int(ring * shape.num_parameters * (2 * size * num_micro_batches + reduces))
+    reduces = 4 if base in ("FSDP2", "HSDP") else size * num_micro_batches
+    between = 2 * (num_replicas - 1) / num_replicas * 4 / num_shards
+    return int(shape.num_parameters * (ring * (2 * size * num_micro_batches + reduces) + between))

@@ -11,6 +11,7 @@ import yaml
 
 from onecurve.launcher.errors import UnknownTopology
 from onecurve.launcher.planning.memory import Strategy
+from onecurve.training.parallel_sizes import SIZES
 
 
 def find_configs(root: Path) -> dict[str, Path]:
@@ -76,8 +77,21 @@ def read_strategy(content: Mapping[str, Any], path: Path = Path("the YAML")) -> 
     if kind == "FSDP":
         nested = _read_section(content, "fsdp_config", path)
         moved_to_host = nested.get("fsdp_offload_params", nested.get("offload_params"))
+        if read_parallel_sizes(content, path).get("dp_replicate_size", 1) > 1:
+            return "HSDP offload" if moved_to_host else "HSDP"
         return "FSDP2 offload" if moved_to_host else "FSDP2"
     return "one process" if kind == "NO" else "DDP"
+
+
+def read_parallel_sizes(content: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """The sizes that the YAML's parallelism_config gives, by their names in training/parallel_sizes.py; empty without one.
+
+    Raises:
+        UnknownTopology: one is not a whole number of 1 or more.
+    """
+    nested = _read_section(content, "parallelism_config", path)
+    named = {name: nested[f"parallelism_config_{name}"] for name in SIZES if f"parallelism_config_{name}" in nested}
+    return {name: _read_number(size, f"{path}: parallelism_config_{name}") for name, size in named.items()}
 
 
 def _read_section(content: Mapping[str, Any], section: str, path: Path) -> dict[str, Any]:
@@ -105,7 +119,10 @@ def read_num_processes(content: Mapping[str, Any], path: Path) -> int:
     Raises:
         UnknownTopology: it is not a whole number of 1 or more.
     """
-    number = content.get("num_processes", 2)
-    if isinstance(number, bool) or not str(number).isdigit() or int(number) < 1:
-        raise UnknownTopology(f"{path}: num_processes must be a whole number of 1 or more, got {number!r}")
-    return int(number)
+    return _read_number(content.get("num_processes", 2), f"{path}: num_processes")
+
+
+def _read_number(number: object, what: str) -> int:
+    if isinstance(number, bool) or not str(number).isdigit() or int(str(number)) < 1:
+        raise UnknownTopology(f"{what} must be a whole number of 1 or more, got {number!r}")
+    return int(str(number))

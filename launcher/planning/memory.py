@@ -10,6 +10,7 @@ weights as this project trains them: 4 + 4 + 8 bytes per parameter):
     ZeRO-2       4N             4N/P        8N/P              4N/P; the bucket
     ZeRO-3       4N/P           4N/P        8N/P              4N/P; the bucket; gathered weights
     FSDP2        4N/P           4N/P        8N/P              two gathered layers and one layer's gradients
+    HSDP         as FSDP2, with the processes of one machine as P
 
 With an adapter, N counts the trained parameters only in gradients, moments, buckets and DeepSpeed's copies.
 
@@ -31,11 +32,13 @@ from onecurve.launcher.planning.work import Work
 from onecurve.launcher.units import GIB
 
 Strategy = Literal[
-    "one process", "DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2", "ZeRO-2 offload", "ZeRO-3 offload", "FSDP2 offload"
-]
+    "one process", "DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2", "ZeRO-2 offload", "ZeRO-3 offload", "FSDP2 offload",
+    "HSDP", "HSDP offload",
+]  # fmt: skip
 STRATEGIES: tuple[Strategy, ...] = (
     "one process", "DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2", "ZeRO-2 offload", "ZeRO-3 offload", "FSDP2 offload",
 )  # fmt: skip
+"""Those that need no second machine; HSDP has on one what FSDP2 has."""
 
 # What a process holds before it has a model: the CUDA context and NCCL's buffers on a GPU; on a CPU, Python with
 # PyTorch and transformers imported. Both are rounded estimates.
@@ -124,8 +127,16 @@ def count_logits(shape: ModelShape, work: Work) -> tuple[int, int]:
     return held, held + of_weights + 12 * work.logit_tokens * shape.vocab_size
 
 
-def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_processes: int) -> MemoryEstimate:
+def count_shards(strategy: Strategy, num_processes: int, num_local_processes: int) -> int:
+    """Processes among which a strategy divides what it divides: all, or under HSDP those of a machine."""
+    return num_local_processes if strategy.startswith("HSDP") else num_processes
+
+
+def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_shards: int) -> MemoryEstimate:
     """Peak bytes on one device in a training step, after the first steps, which have no moments yet.
+
+    Args:
+        num_shards: as `count_shards`.
 
     Gradients grow as activations are freed, so with one micro-batch per step the peak holds the larger of the two; with
     several, the gradients of the first ones stay beside the activations of the next. ZeRO-2 and 3 always hold memory for
@@ -133,7 +144,7 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_proce
     """
     number = shape.num_parameters
     trained = number if work.trained_parameters is None else work.trained_parameters
-    part, trained_part = -(-number // num_processes), -(-trained // num_processes)
+    part, trained_part = -(-number // num_shards), -(-trained // num_shards)
     mixed = work.mixed_precision != "no"
     layers = 2 * shape.layer_parameters
     gathered = layers * (2 if mixed else 4)
@@ -144,7 +155,7 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_proce
         gradients, optimizer = 4 * trained, 8 * trained
         # Autocast keeps a half-size copy of each weight that it has cast until the forward ends.
         buffers = (4 * trained if base == "DDP" else 0) + (2 * (number - shape.embedding_parameters) if mixed else 0)
-    elif base == "FSDP2":
+    elif base in ("FSDP2", "HSDP"):
         weights, gradients, optimizer = 4 * part, 4 * trained_part, 8 * trained_part
         buffers = gathered + shape.layer_parameters * 4 + 4 * shape.embedding_parameters
     else:
@@ -182,11 +193,11 @@ def count_checkpoint_bytes(shape: ModelShape, trained_parameters: int | None = N
 
 def divides_loading(strategy: Strategy, trained_parameters: int | None = None) -> bool:
     """Whether each process reads only its share of a model (training/models/shares.py); with an adapter none does."""
-    return strategy.removesuffix(" offload") in ("FSDP2", "ZeRO-3") and trained_parameters is None
+    return strategy.removesuffix(" offload") in ("FSDP2", "HSDP", "ZeRO-3") and trained_parameters is None
 
 
 def count_loading_bytes(
-    shape: ModelShape, strategy: Strategy, mixed_precision: str, num_local_processes: int, num_processes: int,
+    shape: ModelShape, strategy: Strategy, mixed_precision: str, num_local_processes: int, num_shards: int,
     trained_parameters: int | None = None,
 ) -> int:  # fmt: skip
     """Host bytes of a machine at a start, until the model is on the devices, in float32.
@@ -197,7 +208,7 @@ def count_loading_bytes(
     copies = 2 if strategy.startswith("ZeRO") and mixed_precision != "no" else 0
     if not divides_loading(strategy, trained_parameters):
         return (4 + copies) * shape.num_parameters * num_local_processes
-    share = (4 + copies) * -(-shape.num_parameters // num_processes)
+    share = (4 + copies) * -(-shape.num_parameters // num_shards)
     return (share + 4 * max(shape.embedding_parameters, shape.layer_parameters)) * num_local_processes
 
 
@@ -235,7 +246,7 @@ def largest_batch(
     shape: ModelShape,
     strategy: Strategy,
     work: Work,
-    num_processes: int,
+    num_shards: int,
     device_bytes: int,
     overhead_bytes: int,
 ) -> int:
@@ -243,7 +254,7 @@ def largest_batch(
 
     def fits_with(num_examples: int) -> bool:
         tried = replace(work, num_examples=num_examples)
-        return fits(estimate_memory(shape, strategy, tried, num_processes), device_bytes, overhead_bytes)
+        return fits(estimate_memory(shape, strategy, tried, num_shards), device_bytes, overhead_bytes)
 
     low, high = 0, _LARGEST_BATCH_TRIED
     while low < high:

@@ -24,6 +24,7 @@ from onecurve.launcher.planning.memory import (
     count_final_bytes,
     count_loading_bytes,
     count_saving_bytes,
+    count_shards,
     divides_loading,
     estimate_memory,
     fits,
@@ -121,7 +122,12 @@ def build_plan(recipe: Recipe, shape: ModelShape, data: DataEstimate, cluster: C
         seconds=seconds,
         mixed_precision=recipe.mixed_precision,
         loading_bytes=count_loading_bytes(
-            shape, loads_as, recipe.mixed_precision, devices.count, num_processes, trained
+            shape,
+            loads_as,
+            recipe.mixed_precision,
+            devices.count,
+            count_shards(loads_as, num_processes, devices.count),
+            trained,
         ),
         divides_loading=divides_loading(loads_as, trained),
         saving_bytes=count_saving_bytes(shape, devices.count, num_processes, trained),
@@ -139,17 +145,26 @@ def _plan_strategies(shape: ModelShape, work: Work, cluster: Cluster) -> list[St
     num_processes = devices.count * cluster.num_nodes
     overhead = CPU_OVERHEAD_BYTES if devices.kind == "cpu" else GPU_OVERHEAD_BYTES
     plans = []
-    for strategy in STRATEGIES:
+    hybrid: tuple[Strategy, ...] = ("HSDP",) if 1 < cluster.num_nodes < num_processes else ()
+    for strategy in (*STRATEGIES, *hybrid):
         if (strategy == "one process") != (num_processes == 1) and not (num_processes == 1 and "offload" in strategy):
             continue
-        memory = estimate_memory(shape, strategy, work, num_processes)
+        num_shards = count_shards(strategy, num_processes, devices.count)
+        memory = estimate_memory(shape, strategy, work, num_shards)
         on_host = fits_host(memory, devices.count, cluster.host_bytes)
         plans.append(
             StrategyPlan(
                 memory,
                 fits(memory, devices.memory_bytes, overhead) and on_host,
-                largest_batch(shape, strategy, work, num_processes, devices.memory_bytes, overhead) if on_host else 0,
-                count_communication(strategy, shape, num_processes, work.num_micro_batches, work.mixed_precision),
+                largest_batch(shape, strategy, work, num_shards, devices.memory_bytes, overhead) if on_host else 0,
+                count_communication(
+                    strategy,
+                    shape,
+                    num_processes,
+                    work.num_micro_batches,
+                    work.mixed_precision,
+                    num_processes // num_shards,
+                ),
             )
         )
     return plans

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from onecurve.launcher.errors import Unsuitable
 from onecurve.launcher.facts.machine import Machine
-from onecurve.launcher.planning.configs import read_num_processes, read_strategy, read_yaml, resolve_config
+from onecurve.launcher.planning.configs import (
+    read_num_processes,
+    read_parallel_sizes,
+    read_strategy,
+    read_yaml,
+    resolve_config,
+)
 from onecurve.launcher.planning.memory import Strategy
 
 
@@ -21,6 +28,7 @@ class Topology:
         strategy: what the YAML makes accelerate do.
         uses_cpu: it trains on the CPU.
         num_processes: over all machines.
+        num_replicas: groups of processes that each hold all weights between them; None if the YAML has no parallelism_config.
         reasons: lines for people to read: what was found, what was chosen, why.
     """
 
@@ -33,6 +41,12 @@ class Topology:
     machine_rank: int = 0
     head_address: str | None = None
     reasons: tuple[str, ...] = ()
+    num_replicas: int | None = None
+
+    @property
+    def num_shards(self) -> int:
+        """Processes among which weights are divided, if the strategy divides them."""
+        return self.num_processes // (self.num_replicas or 1)
 
     @property
     def num_local_processes(self) -> int:
@@ -76,7 +90,7 @@ def build_topology(
     elif num_machines > 1:
         chosen = num_machines
     else:  # No GPU: a rehearsal over gloo. A CPU topology's YAML gives the number of processes; others give a cluster's.
-        chosen = num_named if uses_cpu else 2
+        chosen = num_named if uses_cpu else 4 if strategy.startswith("HSDP") else 2
     if has_gpus and chosen > num_gpus:
         raise Unsuitable(f"--num_processes {chosen}: only {num_gpus} GPUs were found, and each process needs its own")
     return Topology(
@@ -89,7 +103,24 @@ def build_topology(
         machine_rank=slurm.node_rank if slurm is not None and num_machines > 1 else 0,
         head_address=slurm.head_address if slurm is not None and num_machines > 1 else None,
         reasons=reasons,
+        num_replicas=_count_replicas(read_parallel_sizes(content, path), chosen, num_machines, has_gpus),
     )
+
+
+def _count_replicas(sizes: Mapping[str, int], num_processes: int, num_machines: int, has_gpus: bool) -> int | None:
+    """Groups that each hold all weights: the processes of a machine are one, or several where the YAML names fewer shards.
+
+    No group spans machines. A rehearsal without GPUs on one machine is as if this were two.
+    """
+    if not sizes:
+        return None
+    if sizes.get("dp_replicate_size", 1) == 1:
+        return 1
+    if not has_gpus and num_machines == 1:
+        return 2 if num_processes % 2 == 0 and num_processes > 2 else 1
+    num_local = max(1, num_processes // num_machines)
+    num_shards = sizes.get("dp_shard_size", 1)
+    return num_processes // (num_shards if num_local % num_shards == 0 else num_local)
 
 
 def _check_nodes(machine: Machine, path: Path, strategy: Strategy) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from onecurve.launcher.errors import LauncherError
 from onecurve.launcher.facts.accelerate_keys import SECTIONS, TOP_LEVEL
-from onecurve.launcher.planning.configs import read_yaml
+from onecurve.launcher.planning.configs import read_num_processes, read_parallel_sizes, read_yaml
 from onecurve.launcher.preflight.findings import Finding, error
+from onecurve.training.parallel_sizes import find_problem
 
 # Prefixes of a section's keys, which accelerate adds if they are missing.
 _PREFIXES = {"fsdp_config": "fsdp_", "fp8_config": "fp8_", "dynamo_config": "dynamo_"}
@@ -48,6 +49,8 @@ def _check_meaning(path: Path, kind: str, content: dict[str, Any]) -> Iterable[F
     for section, needed in (("fsdp_config", "FSDP"), ("deepspeed_config", "DEEPSPEED")):
         if content.get(section) and kind != needed:
             yield error(f"{path}: {section} is ignored with distributed_type {kind}; set distributed_type: {needed}")
+    if content.get("parallelism_config"):
+        yield from _check_parallelism(path, kind, content)
     fsdp = content.get("fsdp_config")
     if isinstance(fsdp, dict) and str(fsdp.get("fsdp_version", 1)) != "2":
         yield error(f"{path}: fsdp_config: without fsdp_version: 2 accelerate uses FSDP1; set fsdp_version: 2")
@@ -60,6 +63,17 @@ def _check_meaning(path: Path, kind: str, content: dict[str, Any]) -> Iterable[F
                 )
     if str(content.get("mixed_precision", "no")).lower() not in ("no", "false"):
         yield error(f"{path}: mixed_precision is set by the recipe, because it changes results; set it to 'no' here")
+
+
+def _check_parallelism(path: Path, kind: str, content: dict[str, Any]) -> Iterable[Finding]:
+    if kind != "FSDP":
+        yield error(f"{path}: parallelism_config needs distributed_type: FSDP and fsdp_version: 2, not {kind}")
+    try:
+        problem = find_problem(read_parallel_sizes(content, path), read_num_processes(content, path))
+    except LauncherError as wrong:
+        problem = str(wrong)
+    if problem is not None:
+        yield error(f"{path}: {problem}")
 
 
 def _unknown(key: object, valid: Sequence[str]) -> str:

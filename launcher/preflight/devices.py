@@ -41,13 +41,11 @@ _OVERRULING_VARIABLES = ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_M
 def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: ModelShape) -> list[Finding]:
     """Whether a step fits on a device, estimated by launcher/planning/memory.py."""
     work = build_work(recipe, shape, machine.kind, recipe.max_length, topology.num_processes)
-    memory = estimate_memory(shape, topology.strategy, work, topology.num_processes)
+    memory = estimate_memory(shape, topology.strategy, work, topology.num_shards)
     here = topology.num_local_processes
     findings = []
     trained = work.trained_parameters
-    loading = count_loading_bytes(
-        shape, topology.strategy, recipe.mixed_precision, here, topology.num_processes, trained
-    )
+    loading = count_loading_bytes(shape, topology.strategy, recipe.mixed_precision, here, topology.num_shards, trained)
     if loading > machine.memory_bytes * USABLE_HOST_SHARE:
         what = (
             "read their shares of the model"
@@ -69,7 +67,7 @@ def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: Mo
         device, overhead = max(0, machine.memory_bytes // here - memory.host), CPU_OVERHEAD_BYTES
     if fits(memory, device, overhead):
         return findings
-    best = largest_batch(shape, topology.strategy, work, topology.num_processes, device, overhead)
+    best = largest_batch(shape, topology.strategy, work, topology.num_shards, device, overhead)
     advice = (
         f"lower per_device_batch_size to {best}, which does not change results, or"
         if best

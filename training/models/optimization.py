@@ -106,7 +106,9 @@ def _clip_on_a_cpu(accelerator: Accelerator, model: torch.nn.Module, max_grad_no
     parts = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
     squares = torch.stack([measure_norm(each).square() for each in parts]).sum()
     if accelerator.distributed_type == DistributedType.FSDP:
-        squares = accelerator.reduce(squares)
+        # Of hybrid sharding, each group of processes has all gradients between them.
+        sizes = accelerator.parallelism_config
+        squares = accelerator.reduce(squares) / (1 if sizes is None else sizes.dp_replicate_size)
     norm = squares.sqrt()
     if max_grad_norm < math.inf:
         torch._foreach_mul_(parts, (max_grad_norm / (norm + 1e-6)).clamp(max=1.0))

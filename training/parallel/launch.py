@@ -11,13 +11,13 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from accelerate.tracking import get_available_trackers
 
-from onecurve.training import launch_protocol
+from onecurve.training import launch_protocol, parallel_sizes
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, LostLauncher, SlowPrecision, WrongDevice, WrongTopology
 from onecurve.training.models.shares import Cut
@@ -33,7 +33,11 @@ JOINING_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher set in the environment of this process."""
+    """What the launcher set in the environment of this process.
+
+    Attributes:
+        parallel_sizes: of accelerate's parallelism_config, by their names in it; None where the YAML has none.
+    """
 
     rank: int
     local_rank: int
@@ -43,6 +47,7 @@ class Launch:
     uses_deepspeed: bool
     uses_fsdp: bool
     uses_cpu: bool
+    parallel_sizes: Mapping[str, int] | None = None
 
     @classmethod
     def from_environment(cls) -> Launch:
@@ -64,7 +69,13 @@ class Launch:
             uses_deepspeed=environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",
             uses_fsdp=environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
             uses_cpu=environment.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1"),
+            parallel_sizes=_read_parallel_sizes(environment),
         )
+
+    @property
+    def num_replicas(self) -> int:
+        """How many groups of processes hold all weights between them, where the strategy divides these."""
+        return (self.parallel_sizes or {}).get("dp_replicate_size", 1)
 
     @property
     def is_unsupervised(self) -> bool:
@@ -77,7 +88,8 @@ class Launch:
         if self.num_processes == 1 or not self.is_distributed:
             return None
         if self.uses_fsdp and os.environ.get("FSDP_VERSION") == "2":
-            return Cut(self.rank, self.num_processes, is_flat=False)
+            num_parts = self.num_processes // self.num_replicas
+            return Cut(self.rank % num_parts, num_parts, is_flat=False)
         if self.uses_deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
             return Cut(self.rank, self.num_processes, is_flat=True)
         return None
@@ -86,6 +98,19 @@ class Launch:
         """The type of device to train on: cuda, mps, xpu, ... or cpu."""
         device = None if self.uses_cpu else torch.accelerator.current_accelerator(check_available=True)
         return "cpu" if device is None else device.type
+
+
+def _read_parallel_sizes(environment: Mapping[str, str]) -> Mapping[str, int] | None:
+    """The sizes of accelerate's parallelism_config, where there is one."""
+    if environment.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() != "true":
+        return None
+    variables = {name: f"PARALLELISM_CONFIG_{name.upper()}" for name in parallel_sizes.SIZES}
+    for variable in variables.values():
+        if not environment.get(variable, "1").isdecimal():
+            raise BadInput(
+                f"${variable} is {environment[variable]!r}, not a number: parallelism_config of accelerate's YAML sets it"
+            )
+    return {name: int(environment.get(variable, "1")) for name, variable in variables.items()}
 
 
 def check_launch(recipe: Recipe) -> str | None:
@@ -178,10 +203,10 @@ def find_unsupported_checkpointing(recipe: Recipe) -> str | None:
 
 
 def check_processes() -> None:
-    """Refuse a launch that lost processes.
+    """Refuse a launch that lost processes, or divides a model in a way that would change the curve.
 
     Raises:
-        WrongTopology: fewer processes started than requested.
+        WrongTopology: fewer processes started than requested, or the sizes of parallelism_config are not possible.
     """
     launch = Launch.from_environment()
     requested = os.environ.get(launch_protocol.NUM_PROCESSES)
@@ -190,6 +215,10 @@ def check_processes() -> None:
             f"{requested} processes were requested, {launch.num_processes} started; "
             "each would train the same model alone. Use a YAML of accelerate_configs/, such as multi_cpu.yaml."
         )
+    if launch.parallel_sizes is not None:
+        problem = parallel_sizes.find_problem(launch.parallel_sizes, launch.num_processes)
+        if problem is not None:
+            raise WrongTopology(problem)
     if launch.is_unsupervised:
         print(describe_waiting(launch), file=sys.stderr, flush=True)
     # accelerate's launcher for one process sets the address of a process group, then starts only one process.

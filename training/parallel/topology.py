@@ -12,10 +12,13 @@ from accelerate.utils import DistributedType
 
 
 def describe_strategy(accelerator: Accelerator) -> str:
-    """The strategy's usual name: one process, DDP, FSDP2, ZeRO-2, ..."""
+    """The strategy's usual name: one process, DDP, FSDP2, HSDP, ZeRO-2, ..."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return f"ZeRO-{accelerator.deepspeed_plugin.zero_stage}"
     if accelerator.distributed_type == DistributedType.FSDP:
+        sizes = accelerator.parallelism_config
+        if sizes is not None and sizes.dp_replicate_enabled:
+            return "HSDP"
         return f"FSDP{accelerator.state.fsdp_plugin.fsdp_version}"
     return "one process" if accelerator.num_processes == 1 else "DDP"
 

@@ -65,7 +65,7 @@ def test_70b_on_512_gpus() -> None:
     assert plan.seconds == pytest.approx(expected, rel=0.15)
     text = io.StringIO()
     print_plan(Console(file=text, width=80), plan, settings)
-    rows = [line for line in text.getvalue().splitlines() if line.startswith((" ZeRO", " FSDP", " DDP"))]
+    rows = [line for line in text.getvalue().splitlines() if line.startswith((" ZeRO", " FSDP", " HSDP", " DDP"))]
     assert len(rows) == len(plan.strategies)
     assert max(map(len, rows)) <= 80
     assert "recommended" in text.getvalue()
@@ -97,6 +97,9 @@ def test_communication_of_sharding_is_one_and_a_half_times_that_of_ddp() -> None
     assert count_communication("ZeRO-2", shape, 8, 1, "no") == ddp
     assert count_communication("FSDP2", shape, 8, 1, "no") == pytest.approx(1.5 * ddp)
     assert count_communication("DDP", shape, 1, 1, "no") == 0
+    # Inside a machine of eight the same, and between two of them each process's eighth of the gradients.
+    between = 2 * 1 / 2 * 4 * shape.num_parameters / 8
+    assert count_communication("HSDP", shape, 16, 1, "no", 2) == pytest.approx(1.5 * ddp + between)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ YAMLS = {
     "multi_gpu": "distributed_type: MULTI_GPU\nnum_processes: 8",
     "multi_node": "distributed_type: MULTI_GPU\nnum_machines: 2",
     "fsdp": "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}",
+    "hsdp": "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}\nparallelism_config: "
+    "{parallelism_config_dp_replicate_size: 2, parallelism_config_dp_shard_size: 8}",
     "deepspeed_zero3_offload": "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 3, offload_param_device: cpu}",
 }
 
@@ -215,6 +217,35 @@ def test_every_node_of_a_job_gets_its_rank_and_one_port(root: Path) -> None:
         )
     assert "--machine_rank 1 --main_process_ip n1 --same_network --main_process_port 22345" in commands[1]
     assert commands[0] == commands[1].replace("--machine_rank 1", "--machine_rank 0")
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "gpus", "gib", "config", "expected"),
+    [
+        (2, 4, 80, BERT, "multi_node"),
+        (2, 8, 80, LLAMA, "hsdp"),
+        (4, 8, 80, LLAMA_70B, "fsdp"),
+        (2, 1, 80, LLAMA, "fsdp"),
+    ],
+)
+def test_several_machines_shard_inside_each_if_one_holds_the_model(
+    root: Path, num_nodes: int, gpus: int, gib: int, config: dict[str, object], expected: str
+) -> None:
+    node = machine(gpus, gib, SlurmStep("1", num_nodes, 0, "n1", is_batch_shell=False))
+    assert choose_topology(root, node, build_shape(config), Work(1, 512)).name == expected
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "gpus", "sizes"),
+    [(4, 4, "4 --parallelism_config_dp_shard_size 4"), (3, 16, "6 --parallelism_config_dp_shard_size 8"),
+     (1, 8, "1 --parallelism_config_dp_shard_size 8"), (1, 0, "2 --parallelism_config_dp_shard_size 2"),
+     (3, 0, "3 --parallelism_config_dp_shard_size 1")],
+)  # fmt: skip
+def test_no_group_that_shards_spans_machines(root: Path, num_nodes: int, gpus: int, sizes: str) -> None:
+    slurm = SlurmStep("1", num_nodes, 0, "n1", is_batch_shell=False) if num_nodes > 1 else None
+    node = machine(gpus, slurm=slurm)
+    line = build_command(node, build_topology(root, node, "hsdp", None), root / "training" / "run.py", []).to_shell()
+    assert f"--parallelism_config_dp_replicate_size {sizes} " in line
 
 
 def test_the_batch_shell_of_several_nodes_is_refused(root: Path) -> None:

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from onecurve.training.models.shares import Cut
 from onecurve.training.models.tensor_files import TensorFiles
+from onecurve.training.parallel.launch import Launch
 from onecurve.training.parallel.states import MOMENTS
 from onecurve.training.recovery.dealing import Dealing
 from onecurve.training.recovery.manifest import find_fault, write_manifest
@@ -80,13 +82,35 @@ def test_the_parts_that_are_read_are_those_that_fsdp2_holds(group: None, model: 
             assert parts[0][0] == 0
             assert parts[-1][1] == (math.prod(shape) if is_flat else shape[0])
             assert all(one[1] == other[0] for one, other in pairwise(parts))
-    mesh = init_device_mesh("cpu", (NUM_RANKS,))
+    check_parts(model, shapes, init_device_mesh("cpu", (NUM_RANKS,)), Cut(RANK, NUM_RANKS, is_flat=False))
+
+
+def test_the_parts_that_are_read_are_those_that_hybrid_sharding_holds(
+    group: None, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 machines of eight processes; the eight of each hold all weights."""
+    sizes = {"RANK": RANK, "WORLD_SIZE": NUM_RANKS, "LOCAL_RANK": RANK % 8, "LOCAL_WORLD_SIZE": 8, "FSDP_VERSION": 2,
+             "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": NUM_RANKS // 8, "PARALLELISM_CONFIG_DP_SHARD_SIZE": 8}  # fmt: skip
+    switches = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_PARALLELISM_CONFIG": "true"}
+    for name, value in {**sizes, **switches}.items():
+        monkeypatch.setenv(name, str(value))
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    mesh = init_device_mesh("cpu", (NUM_RANKS // 8, 8), mesh_dim_names=("dp_replicate", "dp_shard"))
+    cut = Launch.from_environment().find_cut()
+    assert cut == Cut(RANK % 8, 8, is_flat=False)
+    check_parts(model, shapes, mesh, cut)
+
+
+def check_parts(model: LlamaForCausalLM, shapes: dict[str, tuple[int, ...]], mesh: DeviceMesh, cut: Cut) -> None:
+    """What FSDP2 leaves a process of each weight is what the cut finds."""
     divided = copy.deepcopy(model)
     for layer in (*divided.model.layers, divided):
         fully_shard(layer, mesh=mesh)
     for name, parameter in divided.named_parameters():
         assert isinstance(parameter, DTensor)
-        begin, end = Cut(RANK, NUM_RANKS, is_flat=False).find_part(shapes[name])
+        begin, end = cut.find_part(shapes[name])
+        whole, offset = compute_local_shape_and_global_offset(shapes[name], mesh, parameter.placements)
+        assert (whole[0], offset[0] if end > begin else begin) == (end - begin, begin)
         assert parameter.to_local().shape == (end - begin, *shapes[name][1:])
 
 
