@@ -75,7 +75,7 @@ def test_replicas_write_each_tensor_once(recipe: Settings, launch: Launch) -> No
             sizes[part] += sum(tensor.nbytes for tensor in tensors.values())
             largest = max([largest, *(tensor.nbytes for tensor in tensors.values())])
         assert sorted(held) == sorted(load_tensors(checkpoint / f"{kind}.safetensors"))
-    assert 0 < min(sizes.values())
+    assert min(sizes.values()) > 0
     assert max(sizes.values()) <= sum(sizes.values()) / 4 + largest
 
 

@@ -15,6 +15,7 @@ import torch
 from onecurve.training.config import build_recipe
 from onecurve.training.outcome import report_outcome
 from onecurve.training.tasks.causal_lm import CausalLM
+from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe
 from tests.conftest import Run
 from tests.messages import names
 from tests.training.conftest import stop_and_resume
@@ -61,7 +62,9 @@ def test_a_step_is_that_of_plain_transformers_one_example_at_a_time(causal: Sett
 
 def test_the_model_is_not_given_the_targets() -> None:
     """With labels a model computes a loss of its own, from all logits at once; most take unknown names in silence."""
-    task = CausalLM(build_recipe({"model_name_or_path": "m", "train_file": "t", "task": "causal_lm"}))
+    recipe = build_recipe({"model_name_or_path": "m", "train_file": "t", "task": "causal_lm"})
+    assert isinstance(recipe, CausalLMRecipe)
+    task = CausalLM(recipe)
     batch = dict.fromkeys(("input_ids", "attention_mask", "position_ids", "labels", "target_places"))
     assert set(task.model_inputs(batch)) == {"input_ids", "attention_mask", "position_ids"}
 

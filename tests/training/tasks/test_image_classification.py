@@ -246,12 +246,21 @@ def write_wide(path: Path) -> None:
     Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16)).save(path)
 
 
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 BAD_IMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "cut short": (damage, ("5.png", "broken")),
     "no image": (write_text, ("5.png",)),
-    "empty": (lambda path: path.write_bytes(b"") and None, ("5.png",)),
-    "missing": (lambda path: path.unlink(), ("5.png", "image_folder")),
-    "a folder": (lambda path: path.unlink() or path.mkdir(), ("5.png",)),
+    "empty": (empty, ("5.png",)),
+    "missing": (Path.unlink, ("5.png", "image_folder")),
+    "a folder": (replace_by_a_folder, ("5.png",)),
     "of 16 bits": (write_wide, ("5.png", "I;16", "8")),
 }
 
