@@ -55,6 +55,7 @@ def open_image(value: Any, name: str, folder: Path) -> Image.Image:
     except Exception as error:  # Pillow's plugins raise whatever they find.
         raise UnreadableImage(f"{where} can't be read: {_describe(error)}; replace it or remove the row") from None
     if image.mode in _WIDE_MODES:
+        image.close()
         raise UnreadableImage(f"{where} has more than 8 bits for each color ({image.mode}); save it with 8")
     return image
 
