@@ -17,10 +17,10 @@
 PYTHON ?= python3
 # A worker for each core, up to four. A file's tests stay in one of them.
 PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
-DEMOS = demo demo-chat demo-tags demo-questions demo-choices demo-phonemes
+DEMOS = demo demo-chat demo-tags demo-questions demo-choices demo-phonemes demo-digits
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo-digits $(DEMOS) test test-all check lint invariance soak references bench gpu
+.PHONY: help setup $(DEMOS) test test-all check lint invariance soak references bench gpu
 
 help:
 	@sed -n 's/^# make/make/p' Makefile

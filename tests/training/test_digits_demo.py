@@ -15,9 +15,9 @@ SCRIPT = runpy.run_path(str(ROOT / "training" / "recipes" / "build_digits_demo.p
 
 
 def test_every_digit_is_in_the_folder_of_its_class(tmp_path: Path) -> None:
-    assert SCRIPT["write_digits"](tmp_path) == {"train": 1438, "validation": 359}
+    assert SCRIPT["write_digits"](tmp_path, 30) == {"train": 24, "validation": 6}
     digits = load_digits()
-    for number in (0, 4, 1796):
+    for number in (0, 4, 29):
         [path] = tmp_path.glob(f"*/{digits.target[number]}/{number:04d}.png")
         assert path.parts[-3] == ("validation" if number % 5 == 4 else "train")
-        assert np.array_equal(np.round(np.array(Image.open(path)) * 16 / 255), digits.images[number])
+        assert np.array_equal(np.round(np.array(Image.open(path)) / 255 * 16), digits.images[number])

@@ -26,18 +26,20 @@ def main() -> None:
     counts = write_digits(folder)
     write_model(folder / "model")
     (folder / "complete").touch()
-    print(f"{folder}: {counts['train']} digits to train on, {counts['validation']} held out, and a model without training")
+    print(
+        f"{folder}: {counts['train']} digits to train on, {counts['validation']} held out, and a model without training"
+    )
 
 
-def write_digits(folder: Path) -> dict[str, int]:
-    """Write the images, in a folder for each digit; returns how many of each split."""
+def write_digits(folder: Path, most: int | None = None) -> dict[str, int]:
+    """Write the images, or the first `most` of them, in a folder for each digit; returns how many of each split."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     counts = {"train": 0, "validation": 0}
-    for number, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+    for number, (pixels, digit) in enumerate(zip(digits.images[:most], digits.target[:most], strict=True)):
         split = "validation" if number % VALIDATION_EVERY == VALIDATION_EVERY - 1 else "train"
         path = folder / split / str(digit) / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
