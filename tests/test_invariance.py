@@ -45,6 +45,8 @@ CELLS = [
     ),
     pytest.param(Cell("fsdp2", 2, "256 tokens", "dropout, masked words"), id="masked, fsdp2", marks=pytest.mark.slow),
     pytest.param(Cell("zero3", 2, "3", "masked tokens"), id="masked, zero3", marks=pytest.mark.slow),
+    pytest.param(Cell("zero3", 2, "3", "images"), id="images, zero3", marks=pytest.mark.slow),
+    pytest.param(Cell("fsdp2", 2, "256 tokens", "dropout, images"), id="images, fsdp2", marks=pytest.mark.slow),
     pytest.param(Cell("ddp", 2, "3", "dropout"), id="dropout, ddp", marks=pytest.mark.slow),
     pytest.param(Cell("fsdp2", 2, "256 tokens", "dropout"), id="dropout, fsdp2", marks=pytest.mark.slow),
     pytest.param(Cell("zero2", 2, "1", "dropout"), id="dropout, zero2", marks=pytest.mark.slow),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecurve.training.data.csv_rows import find_delimiter
+from onecurve.training.data.kinds import has_type
 from onecurve.training.data.sources import find_format
 from onecurve.training.errors import BadInput
 
@@ -84,6 +85,7 @@ class Survey:
             raise BadInput(f"{self.input}: has columns that would be overwritten: {', '.join(taken)}; rename them")
         columns = (*self.columns, *added)
         if not self._writes_parquet():
+            self._refuse_bytes()
             return Layout(self.output, columns)
         if find_format(self.input) == "parquet":
             schema = pyarrow.parquet.read_schema(self.input)
@@ -96,6 +98,23 @@ class Survey:
         except pa.ArrowException as error:
             raise BadInput(f"{self.input}: can't be written as Parquet: {error}; let --output end in .jsonl") from None
         return Layout(self.output, columns, schema)
+
+    def _refuse_bytes(self) -> None:
+        """Refuse a column that text can't hold.
+
+        Raises:
+            BadInput: naming it.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        if find_format(self.input) != "parquet":
+            return
+        for column in pyarrow.parquet.read_schema(self.input):
+            if has_type(column.type, pa.types.is_binary) or has_type(column.type, pa.types.is_large_binary):
+                raise BadInput(
+                    f"{self.input}: column {column.name!r} holds bytes, which only Parquet can hold; let --output end in .parquet"
+                )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from sklearn.metrics import accuracy_score, classification_report
 
 from onecurve.training.outcome import report_outcome
 from tests.conftest import Launch, Run, to_flags
+from tests.messages import names
 from tests.training.conftest import assert_refused, stop_and_resume
 from tools.images import CLASSES, build_vit, write_image
 
@@ -209,6 +210,28 @@ def test_it_predicts_what_transformers_does(images: Settings, train: Train, fold
         assert [row["prediction"] for row in labelled] == [CLASSES[place] for place in expected.argmax(-1)]
         found = [[float(row[f"probability_{name}"]) for name in CLASSES] for row in labelled]
         assert np.array(found) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_bytes_are_not_written_as_text(images: Settings, train: Train, folders: Path, tmp_path: Path) -> None:
+    run = train({**images, "max_train_steps": 1})
+    content = Path(list_images(folders / "validation")[0]["image"]).read_bytes()
+    for name, values in (("image", [content]), ("image", [{"bytes": content, "path": None}])):
+        pyarrow.parquet.write_table(pa.table({name: values}), tmp_path / "in.parquet")
+        assert predict(run, tmp_path / "in.parquet", tmp_path / "out.jsonl") == 2
+        assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_bad_image_stops_a_prediction_that_writes_nothing(
+    images: Settings, train: Train, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train({**images, "max_train_steps": 1})
+    write_image(tmp_path / "0.png", 0)
+    write_image(tmp_path / "1.png", 1)
+    damage(tmp_path / "1.png")
+    source = write_csv(tmp_path / "in.csv", [{"image": str(tmp_path / f"{number}.png")} for number in range(2)])
+    assert predict(run, source, tmp_path / "out.csv") == 2
+    assert names(capsys.readouterr().err, "in.csv", "row 2", "1.png")
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_check_knows_the_task(images: Settings, capsys: pytest.CaptureFixture[str]) -> None:
