@@ -19,6 +19,7 @@ from onecurve.launcher.starting.recipe_text import write_recipe
 from onecurve.launcher.starting.values import Values, choose_values, read_config
 from onecurve.training.architectures import find_kind
 from onecurve.training.atomic_files import write_atomically
+from onecurve.training.config import known_keys
 from onecurve.training.recipe_yaml import parse_flag
 from onecurve.training.tasks import find_task
 from onecurve.training.tasks.fits import CERTAINTIES
@@ -115,7 +116,8 @@ def begin(data: Data, flags: Mapping[str, str], machine: Machine, path: Path, wo
         "task": candidate.task, "model_name_or_path": model, **data.keys, **fit.keys, **values.keys, "seed": 42,
         "eval_steps": "epoch", "output_dir": f"runs/{data.name}", **own,
     }  # fmt: skip
-    keys = {key: value for key, value in keys.items() if value is not None}
+    read = known_keys(find_task(candidate.task))
+    keys = {key: value for key, value in keys.items() if value is not None and (key in read or key in own)}
     _add_test(keys, data)
     comments = {**values.comments, **dict.fromkeys(own, "as the command line says")}
     if asked_model is None:

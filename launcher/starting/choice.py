@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from onecurve.launcher.errors import Undecided, UsageError
-from onecurve.training.config import known_keys
+from onecurve.training.config import Recipe, known_keys
 from onecurve.training.recipe_yaml import parse_flag
 from onecurve.training.survey import Survey
 from onecurve.training.tasks import TASKS, find_task, is_outside
@@ -92,14 +92,14 @@ def _judge(name: str, survey: Survey) -> Iterator[Candidate]:
 
 def check_rows(candidate: Candidate, survey: Survey) -> Candidate:
     """The candidate with what its task says of the survey's rows."""
-    task = find_task(candidate.task)
-    try:
-        recipe = task.recipe_class(task=candidate.task, model_name_or_path="unknown", **candidate.fit.keys)
-    except ValueError as error:
-        return replace(candidate, num_bad=len(survey.rows), problem=str(error))
-    reader = task(recipe)
+    reader = find_task(candidate.task)(_build_recipe(candidate))
     problems = [problem for row in survey.rows if (problem := reader.find_row_problem(row)) is not None]
     return replace(candidate, num_bad=len(problems), problem=problems[0] if problems else "")
+
+
+def _build_recipe(candidate: Candidate) -> Recipe:
+    """Only what the columns say."""
+    return find_task(candidate.task).recipe_class(task=candidate.task, model_name_or_path="any", **candidate.fit.keys)
 
 
 def _says(candidate: Candidate, key: str, flag: str) -> bool:
@@ -131,22 +131,29 @@ def _follow(candidate: Candidate, flags: Mapping[str, str], keys: set[str]) -> C
 def _describe_choice(survey: Survey, good: Sequence[Candidate], refused: Sequence[Candidate]) -> Undecided:
     """What the data could be, each with the flags that decide it; and what it can't be, and why."""
     columns = ", ".join(f"{column.name} ({column.describe()})" for column in survey.columns) or "no columns"
-    shown = sorted(good, key=lambda each: -each.fit.certainty)[:_MOST_SHOWN]
-    problems = [f"{write_flags(each, shown)}   {each.fit.reason}" for each in shown]
+    best = max((each.fit.certainty for each in good), default=0)
+    likeliest = [each for each in good if each.fit.certainty == best]
+    has_tasks = len({each.task for each in likeliest}) > 1
+    shown = _first_of_each_task(likeliest) if best == POSSIBLE and has_tasks else likeliest[:_MOST_SHOWN]
+    problems = [f"{write_flags(each, likeliest)}   {each.fit.reason}" for each in shown]
     problems += [f"not {each.task}: {each.problem}" for each in _first_of_each_task(refused)]
     return Undecided(columns, problems, [each.task for each in shown])
 
 
 def _first_of_each_task(candidates: Sequence[Candidate]) -> list[Candidate]:
-    return list({each.task: each for each in reversed(candidates)}.values())
+    found: dict[str, Candidate] = {}
+    for candidate in candidates:
+        found.setdefault(candidate.task, candidate)
+    return list(found.values())
 
 
 def write_flags(candidate: Candidate, others: Sequence[Candidate]) -> str:
     """The flags that decide for a candidate among others."""
     words = [f"--task {candidate.task}"] if any(each.task != candidate.task for each in others) else []
     same = [each.fit.keys for each in others if each.task == candidate.task]
+    columns = find_task(candidate.task).columns(_build_recipe(candidate))
     for key, value in candidate.fit.keys.items():
-        if any(keys.get(key) != value for keys in same):
+        if key in columns and any(keys.get(key) != value for keys in same):
             text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip()
-            words.append(f"--{key} {shlex.quote(text.removesuffix('...').strip())}")
+            words.append(f"--{key} {shlex.quote(text)}")
     return " ".join(words) or f"--task {candidate.task}"

@@ -95,8 +95,9 @@ def _find_in_folder(folder: Path, name: str) -> Data:
     """
     if any((folder / each).is_file() for each in _SAVED):
         return _describe_data_set(name, None)
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix.lower() in FORMATS]
-    trains = [path for path in files if _is_split(path, _TRAIN)]
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in inside if path.is_file() and path.suffix.lower() in FORMATS]
+    trains = [path for path in inside if (path in files or path.is_dir()) and _is_split(path, _TRAIN)]
     if trains or len(files) == 1:
         return _survey_files([str(path) for path in trains or files])
     if files:
@@ -105,7 +106,7 @@ def _find_in_folder(folder: Path, name: str) -> Data:
                        "give the file or files to train on")  # fmt: skip
     if (folder / "config.json").is_file():
         raise BadInput(f"{str(folder)!r} is a model; give the data first, and the model as --model")
-    raise BadInput(f"{str(folder)!r} has no files of {', '.join(FORMATS)}, and is no save_to_disk folder")
+    return _survey_files([name])  # A folder of images for each class, or nothing that can be read.
 
 
 def _is_split(path: Path, names: Sequence[str]) -> bool:
@@ -119,7 +120,7 @@ def _find_beside(paths: Sequence[Path], names: Sequence[str]) -> list[Path]:
     first = paths[0]
     if not all(_is_split(path, _TRAIN) for path in paths):
         return []
-    others = [path for path in sorted(first.parent.iterdir()) if path.suffix == first.suffix and path.is_file()]
+    others = [path for path in sorted(first.parent.iterdir()) if path.suffix == first.suffix]
     for name in names:
         for train in _TRAIN:
             wanted = first.name.replace(train, name)
@@ -147,8 +148,8 @@ def _survey_files(patterns: Sequence[str]) -> Data:
     if validation:
         keys["validation_file"] = _name_files([str(path) for path in validation])
     test = _find_beside(paths, _TEST)
-    kind = paths[0].suffix.lower().removeprefix(".").upper()
-    files = f"{len(paths)} {kind} files" if len(paths) > 1 else f"a {kind} file"
+    kind = "folder of images" if paths[0].is_dir() else f"{paths[0].suffix.removeprefix('.').upper()} file"
+    files = f"{len(paths)} {kind}s" if len(paths) > 1 else f"a {kind}"
     count = f"{survey.num_rows:,} row{'s' * (survey.num_rows != 1)}"
     return Data(
         keys=keys,

@@ -17,7 +17,7 @@ from onecurve.launcher.facts.text_lengths import count_tokens
 from onecurve.launcher.planning.memory import CPU_OVERHEAD_BYTES, GPU_OVERHEAD_BYTES, estimate_memory, fits
 from onecurve.launcher.planning.work import build_work
 from onecurve.training.architectures import count_positions
-from onecurve.training.config import Recipe, build_recipe
+from onecurve.training.config import Recipe, build_recipe, known_keys
 from onecurve.training.tasks import find_task
 from onecurve.training.tasks.fits import Fit
 
@@ -171,7 +171,9 @@ _ADAPTER_COMMENT = "all weights of this model do not fit this machine's training
 
 
 def _build(task: str, fit: Fit, model: str, data: Mapping[str, Any], keys: Mapping[str, Any]) -> Recipe:
-    return build_recipe({"task": task, "model_name_or_path": model, **data, **fit.keys, **keys})
+    read = known_keys(find_task(task))
+    values = {"task": task, "model_name_or_path": model, **data, **fit.keys, **keys}
+    return build_recipe({key: value for key, value in values.items() if key in read})
 
 
 def _load_shape(task: str, fit: Fit, model: str, data: Mapping[str, Any]) -> ModelShape | None:

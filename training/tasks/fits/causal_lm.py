@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onecurve.training.survey import LIST, OBJECT, TEXT, Column, Survey
-from onecurve.training.tasks.fits.columns import find_classes, find_pair, find_texts, list_unread, normalize
+from onecurve.training.tasks.fits.columns import find_classes, find_pair, find_texts, is_alone, list_unread, normalize
 from onecurve.training.tasks.fits.fit import LIKELY, NAMED, POSSIBLE, SURE, Fit, Models
 
 _PAIRS = (
@@ -88,15 +88,14 @@ def _build_prompts(
     table: Survey, prompt: Column, completion: Column, certainty: int, inputs: Sequence[Column] = ()
 ) -> Fit:
     keys = {"prompt_column": prompt.name, "completion_column": completion.name}
-    remarks = list_unread(table, keys.values())
+    reason = f"{prompt.name!r} ({prompt.describe()}) is a prompt, and {completion.name!r} ({completion.describe()}) its answer"
     if inputs:
         names = " and ".join(repr(column.name) for column in inputs)
-        remarks = [f"{names} {'has' if len(inputs) == 1 else 'have'} text as well, which no key reads: write it into "
-                   f"{prompt.name!r}, or train without it", *remarks]  # fmt: skip
+        reason += f"; {names} would not be read: no key takes a third text, so write it into {prompt.name!r} first"
     return Fit(
         keys=keys,
         certainty=certainty,
-        reason=f"{prompt.name!r} ({prompt.describe()}) is a prompt, and {completion.name!r} ({completion.describe()}) its answer",
+        reason=reason,
         models=_CHATTING,
         training=_train(),
         optional={"num_samples": 3},
@@ -107,17 +106,15 @@ def _build_prompts(
             ]
         },
         longest={"max_length": _MOST_TOKENS},
-        remarks=remarks,
+        remarks=list_unread(table, keys.values()),
     )
 
 
 def _find_plain(table: Survey) -> list[Fit]:
-    texts = find_texts(table)
-    is_alone = len(texts) == 1 and not find_classes(table)
     return [
         Fit(
             keys={"text_column": column.name, "long_texts": "split"},
-            certainty=LIKELY if is_alone else POSSIBLE,
+            certainty=LIKELY if is_alone(table, column) else POSSIBLE,
             reason=f"{column.name!r} ({column.describe()}) is text whose next words a decoder can learn",
             models=_WRITING,
             training=_train(),
@@ -127,7 +124,7 @@ def _find_plain(table: Survey) -> list[Fit]:
             longest={"max_length": _MOST_TOKENS // 2},
             remarks=list_unread(table, [column.name]),
         )
-        for column in texts
+        for column in find_texts(table)
     ]
 
 

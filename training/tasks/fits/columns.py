@@ -12,7 +12,7 @@ LABEL_NAMES = frozenset(
     {
         "label", "labels", "class", "classes", "category", "categories", "target", "targets", "y", "sentiment",
         "emotion", "intent", "topic", "stars", "star", "rating", "score", "tag", "tags", "genre", "genres", "grade",
-        "polarity", "toxic", "spam", "is_spam", "similarity", "similarity_score", "gold_label", "coarse_label",
+        "polarity", "spam", "is_spam", "similarity", "similarity_score", "gold_label", "coarse_label",
         "fine_label", "label_text", "label_name",
     }
 )  # fmt: skip
@@ -21,7 +21,7 @@ TEXT_NAMES = frozenset(
         "text", "texts", "sentence", "sentences", "content", "review", "comment", "comments", "tweet", "document",
         "doc", "message", "body", "abstract", "description", "utterance", "question", "query", "headline", "title",
         "post", "article", "email", "sms", "statement", "claim", "passage", "paragraph", "phrase", "premise",
-        "sentence1", "question1", "review_text", "review_body",
+        "sentence1", "question1", "review_text", "review_body", "plot", "synopsis", "story", "lyrics",
     }
 )  # fmt: skip
 # Columns that describe a row, and are neither read nor learned.
@@ -30,6 +30,16 @@ _ABOUT_THE_ROW = re.compile(
     r"filename|file|path|source_file|row|no|nr|number|lang|language|split|level_0)|unnamed:.*|",
     re.IGNORECASE,
 )
+
+# Texts that are rather the name of a longer one beside them.
+_HEADINGS = frozenset({"title", "headline", "subject", "query", "question"})
+# Parts of a conversation: no labels, even where they repeat.
+_SPOKEN = frozenset(
+    {"prompt", "instruction", "input", "output", "completion", "response", "question", "context", "system"}
+)
+
+# Numbers of these are rather measures than classes, where they are many.
+_MEASURES = frozenset({"score", "rating", "grade", "similarity", "similarity_score"})
 
 _MOST_CLASSES = 1_000
 _MOST_NUMBERED_CLASSES = 50
@@ -65,14 +75,14 @@ def find_texts(table: Survey) -> list[Column]:
         and (is_named(column, TEXT_NAMES) or column.mean_words >= _FEWEST_WORDS_OF_TEXT)
         and (is_named(column, TEXT_NAMES) or not is_class(column))
     ]
-    return sorted(found, key=lambda column: (not is_named(column, TEXT_NAMES), -column.mean_words))
+    return sorted(found, key=lambda column: (not is_named(column, TEXT_NAMES - _HEADINGS), -column.mean_words))
 
 
 def is_class(column: Column) -> bool:
     """Whether its values repeat as the names of classes do."""
-    if column.counts is None or not column.holds(TEXT, INTEGER, BOOLEAN):
+    if column.counts is None or not column.holds(TEXT, INTEGER, BOOLEAN) or is_named(column, _SPOKEN):
         return False
-    num_classes, is_label = len(column.counts), is_named(column, LABEL_NAMES)
+    num_classes, is_label = len(column.counts), is_named(column, LABEL_NAMES - _MEASURES)
     if not 2 <= num_classes <= _MOST_CLASSES or column.num_filled < 2 * num_classes:
         return False
     if column.numbers is not None and column.holds(TEXT, INTEGER):
@@ -85,6 +95,11 @@ def find_classes(table: Survey) -> list[Column]:
     """Columns that could be a label of classes, those of a telling name first."""
     found = [column for column in table.columns if is_class(column) and not is_about_the_row(column)]
     return sorted(found, key=lambda column: not is_named(column, LABEL_NAMES))
+
+
+def is_alone(table: Survey, column: Column) -> bool:
+    """Whether all other columns are empty, or describe the row."""
+    return all(other is column or not other.kinds or is_about_the_row(other) for other in table.columns)
 
 
 def find_pair(table: Survey, pairs: Iterable[Sequence[str]]) -> tuple[Column, Column] | None:

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from onecurve.training.survey import OBJECT, Column, Survey
-from onecurve.training.tasks.fits.columns import find_classes, find_pair, find_texts, list_unread
+from onecurve.training.tasks.fits.columns import find_classes, find_pair, find_texts, list_unread, normalize
 from onecurve.training.tasks.fits.fit import LIKELY, NAMED, POSSIBLE, SURE, Fit, Models
 
 _PAIRS = (
@@ -29,7 +29,8 @@ def find_fits(table: Survey) -> list[Fit]:
     translation = next((column for column in table.columns if _are_translations(column)), None)
     if translation is not None:
         return [_build_translation(table, translation)]
-    named = find_pair(table, [*_PAIRS, *itertools.permutations(_LANGUAGES, 2)])
+    languages = [column.name for column in table.columns if normalize(column.name) in _LANGUAGES]
+    named = find_pair(table, [*_PAIRS, *itertools.combinations(map(str.lower, languages), 2)])
     texts = find_texts(table)
     pairs = [(one, other) for one, other in itertools.permutations(texts, 2)]
     certainty = LIKELY if len(texts) == 2 and not find_classes(table) else POSSIBLE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from onecurve.training.survey import INTEGER, LIST, TEXT, Column, Survey
 from onecurve.training.tasks.fits.columns import choose_encoders, list_unread, normalize
 from onecurve.training.tasks.fits.fit import NAMED, POSSIBLE, SURE, Fit
+from onecurve.training.tasks.fits.labels import name_class
 
 _WORDS = ("tokens", "words", "forms", "sentence_tokens")
 # The likeliest first.
@@ -42,22 +43,18 @@ def _have_same_lengths(words: Column, labels: Column) -> bool:
 def _build(table: Survey, words: Column, labels: Column, is_first: bool) -> Fit:
     is_named = _rank(words, _WORDS) < len(_WORDS) or _rank(labels, _LABELS) < len(_LABELS)
     texts = [" ".join(map(str, value or ())) for value in words.values]
-    names = labels.class_names
-    counts = {
-        (names[value] if names and isinstance(value, int) and 0 <= value < len(names) else str(value)): count
-        for value, count in labels.counts or ()
-    }
+    counts = {name_class(labels, value): count for value, count in labels.counts or ()}
     shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:_MOST_LABELS_SHOWN])
     shown += ", ..." if len(counts) > _MOST_LABELS_SHOWN else ""
     has_entities = any(name[1:2] == "-" for name in counts)
     metric = "eval_f1" if has_entities else "eval_accuracy"
-    has_numbers = labels.holds(f"{LIST} of {INTEGER}") and not names
+    has_numbers = labels.holds(f"{LIST} of {INTEGER}") and not labels.class_names
     return Fit(
         keys={"tokens_column": words.name, "label_column": labels.name},
         certainty=(SURE if is_named else NAMED) if is_first else POSSIBLE,
         reason=f"{words.name!r} holds a list of words in each row, and {labels.name!r} as many labels ({shown})",
         models=choose_encoders(texts),
-        training={"learning_rate": 3e-5, **({} if has_numbers else {"metric_for_best_model": metric})},
+        training={"learning_rate": 3e-5, "metric_for_best_model": metric},
         comments={"metric_for_best_model": "of whole entities" if has_entities else "each word counts"},
         optional={"label_names": [str(number) for number in sorted(map(int, counts))]} if has_numbers else {},
         lengths={"max_length": texts},
