@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 NUM_ROWS = 120
-_WORDS = (
+_ENGLISH = (
     "the river keeps a quiet house where old friends meet and nobody counts hours while rain falls over green hills behind "
     "every window someone reads letters from cities that grew beside cold water long before roads came"
-).split()
-_GERMAN = "der Fluss hält ein stilles Haus in dem alte Freunde sich treffen und niemand zählt die Stunden".split()
-_RUSSIAN = "река хранит тихий дом где встречаются старые друзья и никто не считает часы пока идёт дождь".split()
+)
+_GERMAN = "der Fluss hält ein stilles Haus in dem alte Freunde sich treffen und niemand zählt die Stunden"
+_RUSSIAN = "река хранит тихий дом где встречаются старые друзья и никто не считает часы пока идёт дождь"
 
 Row = dict[str, Any]
 
 
-def write_text(number: int, num_words: int = 12, words: Sequence[str] = _WORDS) -> str:
+def write_text(number: int, num_words: int = 12, words: str = _ENGLISH) -> str:
     """Words that differ from row to row, the same each time."""
-    return " ".join(words[(number * 7 + place * (number % 5 + 1)) % len(words)] for place in range(num_words))
+    known = words.split()
+    return " ".join(known[(number * 7 + place * (number % 5 + 1)) % len(known)] for place in range(num_words))
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,43 @@ def write_split_folder(path: Path) -> None:
 def _answer(number: int, is_answered: bool = True) -> Row:
     context = write_text(number, 60)
     word = context.split()[20]
-    answers = {"text": [word], "answer_start": [context.index(f" {word}") + 1]} if is_answered else {"text": [], "answer_start": []}
-    return {"id": f"q{number}", "title": "Rivers", "context": context, "question": f"{write_text(number, 7)}?", "answers": answers}
+    answers = {"text": [word], "answer_start": [context.index(f" {word}") + 1]}
+    return {
+        "id": f"q{number}",
+        "title": "Rivers",
+        "context": context,
+        "question": f"{write_text(number, 7)}?",
+        "answers": answers if is_answered else {"text": [], "answer_start": []},
+    }
+
+
+def _film(number: int) -> Row:
+    genres = ["drama", "crime", "war"][: number % 3 + 1]
+    return {"title": write_text(number, 3), "plot": write_text(number, 40), "genres": genres}
+
+
+def _comment(number: int) -> Row:
+    flags = {"toxic": number % 2, "insult": number % 3 % 2, "threat": number % 5 % 2}
+    return {"id": f"{number:04x}", "comment_text": write_text(number), **flags}
+
+
+def _news(number: int) -> Row:
+    link, date = f"https://example.org/{number}", f"2026-01-{number % 28 + 1:02}"
+    return {"link": link, "headline": write_text(number, 8), "category": f"section {number % 12}", "date": date}
+
+
+def _words_and_tags(number: int) -> Row:
+    tags = {name: _tags(number, range(count)) for name, count in (("pos_tags", 5), ("chunk_tags", 4), ("ner_tags", 3))}
+    return {"id": str(number), "tokens": write_text(number).split(), **tags}
+
+
+def _choices(number: int, names: Sequence[str]) -> dict[str, str]:
+    return {name: write_text(number + place, 5) for place, name in enumerate(names)}
+
+
+def _shared_chat(number: int) -> Row:
+    turns = [{"from": "human", "value": write_text(number)}, {"from": "gpt", "value": write_text(number + 1)}]
+    return {"conversations": turns}
 
 
 def _chat(number: int) -> list[Row]:
@@ -143,6 +179,7 @@ def _tags(number: int, names: Sequence[Any]) -> list[Any]:
     return [names[(number + place) % len(names)] for place in range(12)]
 
 
+ENDINGS = ["ending0", "ending1", "ending2", "ending3"]
 _TOOL = {"type": "function", "function": {"name": "read_level", "parameters": {"type": "object", "properties": {}}}}
 
 FILES: tuple[InitFile, ...] = (
@@ -183,20 +220,18 @@ FILES: tuple[InitFile, ...] = (
     ),
     InitFile(
         "movies.jsonl", "plots with a list of genres",
-        rows_of(lambda n: {"title": write_text(n, 3), "plot": write_text(n, 40), "genres": ["drama", "crime", "war"][: n % 3 + 1]}),
+        rows_of(_film),
         "text_classification", {"text_column": "plot", "label_column": "genres", "problem_type": "multi_label_classification"},
     ),
     InitFile(
         "toxic.csv", "comments with three columns of 0 and 1",
-        rows_of(lambda n: {"id": f"{n:04x}", "comment_text": write_text(n), "toxic": n % 2, "insult": n % 3 % 2, "threat": n % 5 % 2}),
+        rows_of(_comment),
         "text_classification",
-        {"text_column": "comment_text", "label_column": ["toxic", "insult", "threat"], "problem_type": "multi_label_classification"},
+        {"label_column": ["toxic", "insult", "threat"], "problem_type": "multi_label_classification"},
     ),
     InitFile(
         "news.json", "an array of headlines in twelve categories, each with its link and date",
-        rows_of(
-            lambda n: {"link": f"https://example.org/{n}", "headline": write_text(n, 8), "category": f"section {n % 12}", "date": f"2026-01-{n % 28 + 1:02}"}
-        ),
+        rows_of(_news),
         "text_classification", {"text_column": "headline", "label_column": "category"},
     ),
     InitFile(
@@ -211,7 +246,7 @@ FILES: tuple[InitFile, ...] = (
     ),
     InitFile(
         "entities.parquet", "lists of words, and of numbers for three kinds of tags",
-        rows_of(lambda n: {"id": str(n), "tokens": write_text(n).split(), "pos_tags": _tags(n, range(5)), "chunk_tags": _tags(n, range(4)), "ner_tags": _tags(n, range(3))}),
+        rows_of(_words_and_tags),
         "token_classification", {"tokens_column": "tokens", "label_column": "ner_tags"},
     ),
     InitFile(
@@ -231,18 +266,18 @@ FILES: tuple[InitFile, ...] = (
     ),
     InitFile(
         "swag.csv", "beginnings with four endings, one of them right",
-        rows_of(lambda n: {"sent1": write_text(n), "sent2": "He", **{f"ending{k}": write_text(n + k, 5) for k in range(4)}, "label": n % 4}),
+        rows_of(lambda n: {"sent1": write_text(n), "sent2": "He", **_choices(n, ENDINGS), "label": n % 4}),
         "multiple_choice",
-        {"context_column": "sent1", "question_column": "sent2", "choice_columns": ["ending0", "ending1", "ending2", "ending3"]},
+        {"context_column": "sent1", "question_column": "sent2", "choice_columns": ENDINGS},
     ),
     InitFile(
         "exam.jsonl", "questions with a list of choices, and the number of the right one",
-        rows_of(lambda n: {"question": f"{write_text(n)}?", "subject": "law", "choices": [write_text(n + k, 3) for k in range(4)], "answer": n % 4}),
+        rows_of(lambda n: {"question": f"{write_text(n)}?", "choices": [*_choices(n, "abcd").values()], "answer": n % 4}),
         "multiple_choice", {"context_column": "question", "choice_columns": ["choices"], "label_column": "answer"},
     ),
     InitFile(
         "quiz.csv", "questions with columns A to D, and the letter of the right one",
-        rows_of(lambda n: {"question": f"{write_text(n)}?", **{letter: write_text(n + k, 3) for k, letter in enumerate("ABCD")}, "answer": "ABCD"[n % 4]}),
+        rows_of(lambda n: {"question": f"{write_text(n)}?", **_choices(n, "ABCD"), "answer": "ABCD"[n % 4]}),
         "multiple_choice", {"choice_columns": ["A", "B", "C", "D"], "label_column": "answer"},
     ),
     InitFile(
@@ -337,7 +372,7 @@ FILES: tuple[InitFile, ...] = (
     ),
     InitFile(
         "sharegpt.jsonl", "conversations whose keys have other names",
-        rows_of(lambda n: {"conversations": [{"from": "human", "value": write_text(n)}, {"from": "gpt", "value": write_text(n + 1)}]}),
+        rows_of(_shared_chat),
     ),
     InitFile("table.csv", "numbers alone", rows_of(lambda n: {"height": n * 1.5, "weight": n * 2.5})),
 )  # fmt: skip

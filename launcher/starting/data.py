@@ -25,6 +25,14 @@ _SAVED = ("dataset_dict.json", "state.json")
 # Names of files that say nothing of what is in them; their folder's does.
 _PLAIN_NAMES = {*_TRAIN, *_VALIDATION, *_TEST, "data", "dataset", "rows", "output", "all"}
 _ROWS_OF_TEST = 20
+_FORMAT_NAMES = {
+    ".csv": "CSV",
+    ".tsv": "TSV",
+    ".json": "JSON",
+    ".jsonl": "JSON Lines",
+    ".parquet": "Parquet",
+    ".conll": "CoNLL",
+}
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,18 @@ def find_data(words: Sequence[str], config: str | None = None) -> Data:
     try:
         if path.is_dir() and not others:
             return _find_in_folder(path, first)
-        is_hub_name = not others and not path.exists() and not path.suffix and not looks_like_path(first)
-        if is_hub_name and not any(letter in first for letter in "*?["):
+        if not others and not path.exists() and _could_be_on_hub(first):
             return _describe_data_set(first, config)
         return _survey_files(words)
     except BadInput as bad:
         raise UsageError(str(bad)) from None
+
+
+def _could_be_on_hub(name: str) -> bool:
+    """Whether a name of no file could be that of a data set: `imdb`, `user/reviews`, `user/reviews-v1.2`."""
+    suffix = Path(name).suffix.lower()
+    has_owner = "/" in name and suffix not in FORMATS
+    return (not suffix or has_owner) and not looks_like_path(name) and not any(letter in name for letter in "*?[$")
 
 
 def _find_in_folder(folder: Path, name: str) -> Data:
@@ -97,7 +111,10 @@ def _find_in_folder(folder: Path, name: str) -> Data:
         return _describe_data_set(name, None)
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     files = [path for path in inside if path.is_file() and path.suffix.lower() in FORMATS]
-    trains = [path for path in inside if (path in files or path.is_dir()) and _is_split(path, _TRAIN)]
+    folders = [path for path in inside if path.is_dir()]
+    if not all(path.name.lower() in (*_TRAIN, *_VALIDATION, *_TEST) for path in folders):
+        folders = []  # They are classes of images, one of which may be trains.
+    trains = [path for path in (*files, *folders) if _is_split(path, _TRAIN)]
     if trains or len(files) == 1:
         return _survey_files([str(path) for path in trains or files])
     if files:
@@ -148,7 +165,7 @@ def _survey_files(patterns: Sequence[str]) -> Data:
     if validation:
         keys["validation_file"] = _name_files([str(path) for path in validation])
     test = _find_beside(paths, _TEST)
-    kind = "folder of images" if paths[0].is_dir() else f"{paths[0].suffix.removeprefix('.').upper()} file"
+    kind = "folder of images" if paths[0].is_dir() else f"{_FORMAT_NAMES[paths[0].suffix.lower()]} file"
     files = f"{len(paths)} {kind}s" if len(paths) > 1 else f"a {kind}"
     count = f"{survey.num_rows:,} row{'s' * (survey.num_rows != 1)}"
     return Data(

@@ -99,8 +99,8 @@ def measure(fit: Fit, model: str, config: Mapping[str, Any]) -> dict[str, Length
         lengths, is_counted = count_tokens(texts, model)
         lengths.sort()
         quantile = lengths[min(len(lengths) - 1, math.ceil(_QUANTILE * len(lengths)) - 1)]
-        least, most = fit.shortest.get(key, _FEWEST_TOKENS), fit.longest.get(key, _MOST_TOKENS)
-        value = min(max(least, 8 * math.ceil(quantile / 8)), most, positions or most)
+        most = fit.longest.get(key, _MOST_TOKENS)
+        value = min(max(_FEWEST_TOKENS, 8 * math.ceil(quantile / 8)), most, positions or most)
         cut = sum(length > value for length in lengths) / len(lengths)
         mean = sum(lengths) / len(lengths)
         found[key] = Lengths(value, mean, quantile, lengths[-1], cut, len(texts), is_counted)
@@ -120,6 +120,9 @@ def choose_values(
     values.lengths = measure(fit, model, read_config(model))
     for key, lengths in values.lengths.items():
         values.set(key, lengths.value, lengths.describe())
+    for key, (whole, share) in fit.shares.items():
+        if whole in values.keys:
+            values.set(key, int(share * values.keys[whole]))
     if not has_validation:
         share = 0.2 if num_rows < _FEW_ROWS else max(0.01, round(min(0.1, _MOST_HELD_OUT / num_rows), 3))
         values.set("validation_fraction", share, "there is no validation data: this share of the rows is held out")

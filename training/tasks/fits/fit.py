@@ -41,8 +41,8 @@ class Fit:
         comments: what to say beside some of these keys.
         optional: keys to write as comments, each with its value.
         lengths: texts of the kept rows, by the recipe key that bounds how many of their tokens are read.
-        shortest, longest: by such a key the least and the most that is sensible, because other keys need room in it, or what is
-            longer is cut into windows.
+        longest: by such a key the most that is sensible, because what is longer is cut into windows.
+        shares: keys whose value is a share of such a key's, with its name and the share.
         remarks: what the user should know, such as columns that are not read, and classes with few rows.
         facts: numbers that were found, by name: rows of each label.
     """
@@ -55,7 +55,7 @@ class Fit:
     comments: Mapping[str, str] = field(default_factory=dict)
     optional: Mapping[str, Any] = field(default_factory=dict)
     lengths: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    shortest: Mapping[str, int] = field(default_factory=dict)
     longest: Mapping[str, int] = field(default_factory=dict)
+    shares: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     remarks: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -11,8 +11,8 @@ from onecurve.training.tasks.fits.fit import SURE, Fit
 
 # What run_qa of transformers takes; a longer context is cut into windows.
 _MOST_TOKENS = 384
-# More than the doc_stride by which windows overlap.
-_FEWEST_TOKENS = 192
+# Of it, what two windows have in common.
+_SHARE_OF_OVERLAP = 1 / 3
 
 
 def find_fits(table: Survey) -> list[Fit]:
@@ -36,10 +36,13 @@ def find_fits(table: Survey) -> list[Fit]:
             reason=f"{answers.name!r} says which text answers {question.name!r} and where it stands in {context.name!r}{share}",
             models=choose_encoders(context.filled),
             training={"learning_rate": 3e-5, "num_train_epochs": 2, "metric_for_best_model": "eval_f1"},
-            comments={"version_2_with_negative": "some questions have no answer"},
+            comments={
+                "version_2_with_negative": "some questions have no answer",
+                "doc_stride": "what two windows of a longer context have in common",
+            },
             lengths={"max_length": texts_read},
-            shortest={"max_length": _FEWEST_TOKENS},
             longest={"max_length": _MOST_TOKENS},
+            shares={"doc_stride": ("max_length", _SHARE_OF_OVERLAP)},
             remarks=list_unread(table, names.values()),
             facts={"unanswered_share": unanswered / max(1, len(answers.filled))},
         )
