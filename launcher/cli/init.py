@@ -53,6 +53,8 @@ def init(options: InitOptions) -> int:
     from onecurve.launcher.starting.data import find_data
 
     flags = parse_keys(options.context)
+    if named := [key for key in ("train_file", "dataset_name") if key in flags]:
+        raise UsageError(f"--{named[0]}: DATA names what to train on; leave it out")
     if options.model is not None:
         if "model_name_or_path" in flags:
             raise UsageError("--model and --model_name_or_path name the same; give one of them")

@@ -19,7 +19,7 @@ from onecurve.launcher.starting.recipe_text import write_recipe
 from onecurve.launcher.starting.values import Values, choose_values, read_config
 from onecurve.training.architectures import find_kind
 from onecurve.training.atomic_files import write_atomically
-from onecurve.training.config import known_keys
+from onecurve.training.config import RecipeError, build_recipe, known_keys
 from onecurve.training.recipe_yaml import parse_flag
 from onecurve.training.tasks import find_task
 from onecurve.training.tasks.fits import CERTAINTIES
@@ -109,17 +109,16 @@ def begin(data: Data, flags: Mapping[str, str], machine: Machine, path: Path, wo
     fit, recipe_class = candidate.fit, find_task(candidate.task).recipe_class
     model = asked_model or (fit.models.for_gpu if machine.devices else fit.models.for_cpu)
     num_rows = data.splits.get(str(data.keys.get("train_split", "train")), data.survey.num_rows)
-    has_validation = data.has_validation or {"validation_file", "validation_split"} <= flags.keys()
-    values = choose_values(candidate.task, fit, model, data.keys, num_rows, has_validation, machine)
-    own = {key: parse_flag(recipe_class, key, flag) for key, flag in flags.items() if key != "task"}
-    keys = {
-        "task": candidate.task, "model_name_or_path": model, **data.keys, **fit.keys, **values.keys, "seed": 42,
-        "eval_steps": "epoch", "output_dir": f"runs/{data.name}", **own,
-    }  # fmt: skip
+    given = {key: parse_flag(recipe_class, key, flag) for key, flag in flags.items() if key != "task"}
+    named = {"task": candidate.task, "model_name_or_path": model, **data.keys, **fit.keys}
+    _check_given({**named, **given})
+    values = choose_values(candidate.task, fit, named, given, num_rows, machine)
+    always = {"seed": 42, "eval_steps": "epoch", "output_dir": f"runs/{data.name}"}
+    keys: dict[str, Any] = {**named, **always, **values.keys, **given}
     read = known_keys(find_task(candidate.task))
-    keys = {key: value for key, value in keys.items() if value is not None and (key in read or key in own)}
+    keys = {key: value for key, value in keys.items() if value is not None and (key in read or key in given)}
     _add_test(keys, data)
-    comments = {**values.comments, **dict.fromkeys(own, "as the command line says")}
+    comments = {**values.comments, **dict.fromkeys(given, "as the command line says")}
     if asked_model is None:
         other = fit.models.for_cpu if machine.devices else fit.models.for_gpu
         where = "a CPU" if machine.devices else "a GPU"
@@ -130,29 +129,46 @@ def begin(data: Data, flags: Mapping[str, str], machine: Machine, path: Path, wo
             "docs/recipes.md lists every key. Paths are relative to where the command runs.", "",
             *(f"{word:<10}{text}" for word, text in lines)]  # fmt: skip
     text = write_recipe(head, keys, comments, optional)
-    _read_again(text)
+    _read_again(text, path)
     return Beginning(path, text, keys, data, candidate, values, lines)
+
+
+def _check_given(keys: Mapping[str, Any]) -> None:
+    """Refuse flags that no recipe of the task could have, before anything is computed from them.
+
+    Keys that contradict each other are judged when all of them are known.
+
+    Raises:
+        RecipeError: naming each of them.
+    """
+    try:
+        find_task(str(keys["task"])).recipe_class(**keys)
+    except ValueError:
+        build_recipe(keys)
 
 
 def _add_test(keys: dict[str, Any], data: Data) -> None:
     if "test_file" in keys or "train_file" not in keys:
         return
     recipe_class = find_task(str(keys["task"])).recipe_class
-    columns = find_columns(recipe_class(**keys))
+    columns = find_columns(recipe_class(**{key: keys[key] for key in keys if key in recipe_class.model_fields}))
     if data.fits_test([name for names in columns.values() for name in names]):
         keys["test_file"] = str(data.test_file)
 
 
-def _read_again(text: str) -> None:
+def _read_again(text: str, path: Path) -> None:
     """Refuse a recipe that a training would refuse: flags that make none.
 
     Raises:
         RecipeError: naming every problem.
     """
     with tempfile.TemporaryDirectory(prefix="onecurve-") as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text(text, encoding="utf-8")
-        load_recipe(str(path))
+        draft = Path(folder) / "recipe.yaml"
+        draft.write_text(text, encoding="utf-8")
+        try:
+            load_recipe(str(draft))
+        except RecipeError as error:
+            raise RecipeError(f"the recipe {str(path)!r}, which is not written", error.problems) from None
 
 
 def _describe(data: Data, candidate: Candidate, values: Values, model: str) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,15 +65,20 @@ class Lengths:
 
 @dataclass
 class Values:
-    """Recipe keys, and what to say beside some of them."""
+    """Recipe keys, and what to say beside some of them.
 
+    Attributes:
+        given: keys that the user gave; they are kept.
+    """
+
+    given: Mapping[str, Any]
     keys: dict[str, Any] = field(default_factory=dict)
     comments: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)
 
     def set(self, key: str, value: Any, comment: str = "") -> None:
-        """Set a key, with a comment or without one."""
-        self.keys[key] = value
+        """Set a key, with a comment or without one, unless the user gave it."""
+        self.keys[key] = self.given.get(key, value)
         if comment:
             self.comments[key] = comment
 
@@ -108,80 +113,85 @@ def measure(fit: Fit, model: str, config: Mapping[str, Any]) -> dict[str, Length
 
 
 def choose_values(
-    task: str, fit: Fit, model: str, data: Mapping[str, Any], num_rows: int, has_validation: bool, machine: Machine
+    task: str, fit: Fit, named: Mapping[str, Any], given: Mapping[str, Any], num_rows: int, machine: Machine
 ) -> Values:
-    """Keys of a recipe beside the data's and the columns.
+    """Keys of a recipe beside the task, the model, the data and the columns.
 
     Args:
-        data: keys that name the data.
+        named: keys of the model, the data and the columns.
+        given: keys that the user gave.
         num_rows: to train on.
     """
-    values = Values()
-    values.lengths = measure(fit, model, read_config(model))
+    values = Values(given)
+    model = str(named["model_name_or_path"])
+    values.lengths = measure(fit, str(given.get("tokenizer_name", model)), read_config(model))
     for key, lengths in values.lengths.items():
         values.set(key, lengths.value, lengths.describe())
     for key, (whole, share) in fit.shares.items():
         if whole in values.keys:
             values.set(key, int(share * values.keys[whole]))
-    if not has_validation:
+    if not {"validation_file", "validation_split"} & (named.keys() | given.keys()):
         share = 0.2 if num_rows < _FEW_ROWS else max(0.01, round(min(0.1, _MOST_HELD_OUT / num_rows), 3))
         values.set("validation_fraction", share, "there is no validation data: this share of the rows is held out")
-    batch = 16 if num_rows < _SMALL_DATA else 32
-    values.set("train_batch_size", batch, "examples of a step, over all processes")
-    _set_memory(values, task, fit, model, data, machine)
+    values.set("train_batch_size", 16 if num_rows < _SMALL_DATA else 32, "examples of a step, over all processes")
+    values.set("learning_rate", fit.training.get("learning_rate", 5e-5))
     if machine.kind == "cuda" and all(device.compute_capability >= _BF16_CAPABILITY for device in machine.devices):
         values.set("mixed_precision", "bf16", "this GPU is several times faster in it")
-    values.keys.setdefault("learning_rate", fit.training.get("learning_rate", 5e-5))
+    _set_memory(values, task, named, machine)
     values.set("warmup_ratio", 0.1)
     values.set("weight_decay", 0.01)
-    values.set("num_train_epochs", fit.training.get("num_train_epochs", 3))
+    values.set("num_train_epochs", 3)
     for key, value in fit.training.items():
-        values.keys.setdefault(key, value)
-    for key, comment in fit.comments.items():
-        values.comments.setdefault(key, comment)
+        if key != "learning_rate":
+            values.set(key, value)
+    values.comments = {**fit.comments, **values.comments}
     return values
 
 
-def _set_memory(values: Values, task: str, fit: Fit, model: str, data: Mapping[str, Any], machine: Machine) -> None:
+def _set_memory(values: Values, task: str, named: Mapping[str, Any], machine: Machine) -> None:
     """The largest micro-batch that fits this machine, and an adapter where nothing else does."""
+    if {"per_device_batch_size", "per_device_batch_tokens"} & values.given.keys():
+        return
     length = values.keys.get("max_length", _MOST_TOKENS)
     budget = _TOKENS_ON_GPU if machine.devices else _TOKENS_ON_CPU
     sizes = [size for size in (32, 16, 8, 4, 2, 1) if size <= values.keys["train_batch_size"]]
-    shape = _load_shape(task, fit, model, data)
+    shape = _load_shape(task, named)
     if shape is None:
         why = "the model is not on this machine, so nothing is computed: lower it if memory is short"
         values.set("per_device_batch_size", min(sizes[0], 16), why)
         values.set("per_device_batch_tokens", max(length, budget // 2), _TOKENS_COMMENT)
         return
-    adapters: Sequence[dict[str, Any]] = [{}]
-    if machine.devices and find_task(task).peft_task_type is not None:
-        adapters = [{}, {"adapter": "lora", "learning_rate": _LORA_LEARNING_RATE}]
+    adapters: list[dict[str, Any]] = [{}]
+    if machine.devices and find_task(task).peft_task_type is not None and "adapter" not in values.given:
+        adapters.append({"adapter": "lora", "learning_rate": _LORA_LEARNING_RATE})
     for adapter in adapters:
         for size in sizes:
-            keys = {**values.keys, **adapter, "per_device_batch_size": size,
-                    "per_device_batch_tokens": max(length, min(budget, size * length))}  # fmt: skip
-            if _fits(_build(task, fit, model, data, keys), shape, length, machine):
-                values.set("per_device_batch_size", size, f"fits this machine at max_length, with {machine.describe()}")
-                values.set("per_device_batch_tokens", keys["per_device_batch_tokens"], _TOKENS_COMMENT)
+            micro_batch = {
+                "per_device_batch_size": size,
+                "per_device_batch_tokens": max(length, min(budget, size * length)),
+            }
+            recipe = _build(task, {**named, **values.keys, **adapter, **values.given, **micro_batch})
+            if _fits(recipe, shape, length, machine):
+                values.set("per_device_batch_size", size, f"fits this machine: {machine.describe()}")
+                values.set("per_device_batch_tokens", micro_batch["per_device_batch_tokens"], _TOKENS_COMMENT)
                 for key, value in adapter.items():
                     values.set(key, value, _ADAPTER_COMMENT if key == "adapter" else "")
                 return
-    values.set("per_device_batch_size", 1, "even one example at max_length may need more memory than this machine has")
+    values.set("per_device_batch_size", 1, "even one example of max_length may need more memory than this machine has")
 
 
 _TOKENS_COMMENT = "and tokens: short texts go through the model in larger micro-batches than long ones"
 _ADAPTER_COMMENT = "all weights of this model do not fit this machine's training"
 
 
-def _build(task: str, fit: Fit, model: str, data: Mapping[str, Any], keys: Mapping[str, Any]) -> Recipe:
+def _build(task: str, keys: Mapping[str, Any]) -> Recipe:
     read = known_keys(find_task(task))
-    values = {"task": task, "model_name_or_path": model, **data, **fit.keys, **keys}
-    return build_recipe({key: value for key, value in values.items() if key in read})
+    return build_recipe({key: value for key, value in keys.items() if key in read})
 
 
-def _load_shape(task: str, fit: Fit, model: str, data: Mapping[str, Any]) -> ModelShape | None:
+def _load_shape(task: str, named: Mapping[str, Any]) -> ModelShape | None:
     try:
-        return load_shape(model, predicts_tokens(_build(task, fit, model, data, {})))
+        return load_shape(str(named["model_name_or_path"]), predicts_tokens(_build(task, named)))
     except UnreadableModel:
         return None
 
