@@ -57,7 +57,7 @@ class Lengths:
         how = (
             "counted by the tokenizer"
             if self.is_counted
-            else "estimated from their characters: the tokenizer is not here"
+            else "estimated from their characters: the model's tokenizer is not on this machine"
         )
         line = f"99 % of {self.num_texts:,} texts have at most {self.quantile:,} tokens, {how}"
         return f"{line}; {self.share_cut:.0%} are longer than this" if self.share_cut > 1 - _QUANTILE + 0.005 else line

@@ -13,7 +13,7 @@ import yaml
 from tokenizers import Tokenizer
 
 from onecurve.training.config import load_recipe
-from tests.conftest import DEMO
+from tests.conftest import Run
 from tests.launcher.conftest import Onecurve
 from tests.launcher.starting.conftest import Command
 from tests.messages import names
@@ -155,18 +155,19 @@ def test_rows_that_will_be_refused_are_told(command: Command, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_recipe_of_the_demo_trains(onecurve: Onecurve, tmp_path: Path, demo: Path) -> None:
-    recipe = tmp_path / "news.yaml"
-    result = onecurve("init", DEMO / "train.jsonl", "--model", DEMO / "model", "--output", recipe, "--json")
-    assert result.returncode == 0, result.stderr
-    check, run = (shlex.split(each) for each in json.loads(result.stdout)["commands"])
-    checked = onecurve(*check[1:], "--json")
-    assert (checked.returncode, json.loads(checked.stdout)["findings"]) == (0, [])
-    few = ["--max_train_steps", "3", "--max_train_samples", "64", "--max_eval_samples", "16", "--max_length", "64"]
-    result = onecurve(*run[1:], *few, "--output_dir", tmp_path / "run")
-    assert result.returncode == 0, result.stderr
-    status = json.loads((tmp_path / "run" / "status.json").read_text(encoding="utf-8"))
-    assert (status["state"], status["step"]) == ("finished", 3)
+def test_the_recipe_of_the_demo_trains(
+    command: Command, train: Callable[[dict[str, Any]], Run], demo: Path, tmp_path: Path
+) -> None:
+    result = command("init", demo / "train.jsonl", "--model", demo / "model", "--json")
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    checked = command(*shlex.split(answer["commands"][0])[1:-1], "--json")
+    assert (checked.exit_code, json.loads(checked.stdout)["findings"]) == (0, [])
+    few = {"max_train_steps": 3, "max_train_samples": 48, "max_eval_samples": 16, "max_length": 64}
+    run = train({"config": answer["recipe"], **few, "output_dir": str(tmp_path / "run")})
+    assert run.exit_code == 0, run.stderr
+    assert [line["step"] for line in run.steps] == [1, 2, 3]
+    assert run.evaluations[-1]["eval_accuracy"] >= 0
 
 
 @pytest.mark.slow
