@@ -51,8 +51,9 @@ def _describe(judged: Candidate | Undecided) -> str:
 
 
 def _list_keys(keys: Mapping[str, Any]) -> str:
+    """All but a folder, which is where the file happened to be written."""
     shown = {key: ", ".join(value) if isinstance(value, list | tuple) else value for key, value in keys.items()}
-    return ", ".join(f"{key} `{value}`" for key, value in shown.items())
+    return ", ".join(f"{key} `{value}`" for key, value in shown.items() if key != "image_folder")
 
 
 def build_table() -> str:

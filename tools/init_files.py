@@ -6,11 +6,14 @@ tests/launcher/starting/test_init_files.py runs `init` on all of them, and docs/
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tools.images import CLASSES, build_image, write_image
 
 NUM_ROWS = 120
 _ENGLISH = (
@@ -124,6 +127,36 @@ def write_split_folder(path: Path) -> None:
     write_rows(path / "train.csv", rows)
     write_rows(path / "validation.csv", rows[:20])
     write_rows(path / "test.csv", [{"id": row["id"], "comment": row["comment"]} for row in rows[:20]])
+
+
+def write_pictures(path: Path) -> None:
+    """A folder of images for each class."""
+    for number in range(24):
+        write_image(path / CLASSES[number % 3] / f"{number}.png", number)
+
+
+def write_split_pictures(path: Path) -> None:
+    """The same for each split."""
+    write_pictures(path / "train")
+    write_pictures(path / "val")
+
+
+def write_photos(path: Path) -> None:
+    """A table beside a folder of images that it names."""
+    rows = [{"file": f"photos/{number}.png", "label": CLASSES[number % 3]} for number in range(24)]
+    for number, row in enumerate(rows):
+        write_image(path.parent / row["file"], number)
+    write_rows(path, rows)
+
+
+def write_scans(path: Path) -> None:
+    """Images inside of a Parquet file, as `datasets` stores them."""
+    rows = []
+    for number in range(24):
+        content = io.BytesIO()
+        build_image(number).save(content, "PNG")
+        rows.append({"image": {"bytes": content.getvalue(), "path": None}, "digit": number % 3})
+    write_rows(path, rows)
 
 
 def _answer(number: int, is_answered: bool = True) -> Row:
@@ -344,6 +377,26 @@ FILES: tuple[InitFile, ...] = (
         "splits", "a folder with train.csv, validation.csv and a test.csv without labels",
         write_split_folder,
         "text_classification", {"text_column": "comment", "label_column": "label"},
+    ),
+    InitFile(
+        "pictures", "a folder with a folder of images for each class",
+        write_pictures,
+        "image_classification", {"image_column": "image", "label_column": "label"},
+    ),
+    InitFile(
+        "digits", "the same in folders train and val",
+        write_split_pictures,
+        "image_classification", {"image_column": "image", "label_column": "label"},
+    ),
+    InitFile(
+        "photos.csv", "paths of images, which lead from the file's folder",
+        write_photos,
+        "image_classification", {"image_column": "file", "label_column": "label"},
+    ),
+    InitFile(
+        "scans.parquet", "images as bytes, with a number from 0 to 2",
+        write_scans,
+        "image_classification", {"image_column": "image", "label_column": "digit"},
     ),
     InitFile(
         "plain.csv", "texts alone",

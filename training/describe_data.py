@@ -8,6 +8,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ if __name__ == "__main__":
 
 import datasets
 
-from onecurve.training.survey import MAX_ROWS_READ, survey_rows
+from onecurve.training.survey import IMAGE, MAX_ROWS_READ, survey_rows
 
 _ROWS_AT_ONCE = 1_000
 # What people call the split to train on, and the one to evaluate on.
@@ -38,12 +39,13 @@ def describe_data(name: str, config: str | None = None) -> dict[str, Any]:
     data = splits[train]
     stride = max(1, -(-len(data) // MAX_ROWS_READ))
     survey = survey_rows(_iterate(data, stride)).with_class_names(_find_class_names(data))
+    has_images = any(column.holds(IMAGE) for column in survey.columns)
     return {
         "has_splits": has_splits,
         "splits": {each: len(rows) for each, rows in splits.items()},
         "train": train,
         "validation": _find({each: rows for each, rows in splits.items() if each != train}, _VALIDATION),
-        "survey": survey.to_json(),
+        "survey": replace(survey, is_complete=not has_images).to_json(),
     }
 
 

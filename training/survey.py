@@ -91,12 +91,16 @@ class Survey:
         num_rows: that were read.
         is_whole: whether these are all.
         rows: some of them, spread evenly.
+        folder: of the file, from where paths in it may lead; empty for a data set.
+        is_complete: whether the rows have all values; images of a data set are left out.
     """
 
     columns: tuple[Column, ...]
     num_rows: int
     is_whole: bool
     rows: tuple[Mapping[str, Any], ...] = field(repr=False)
+    folder: str = ""
+    is_complete: bool = True
 
     def find(self, name: str | None) -> Column | None:
         """The column of that name."""
@@ -129,7 +133,8 @@ class Survey:
             )
             for each in content["columns"]
         ]
-        return cls(tuple(columns), content["num_rows"], content["is_whole"], rows)
+        known = {key: content[key] for key in ("num_rows", "is_whole", "folder", "is_complete")}
+        return cls(columns=tuple(columns), rows=rows, **known)
 
 
 def survey_rows(rows: Iterable[Mapping[str, Any]], max_rows: int = MAX_ROWS_READ) -> Survey:

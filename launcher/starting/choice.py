@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,12 +49,13 @@ def choose(survey: Survey, flags: Mapping[str, str], model_kind: str | None = No
     """
     asked = _find_asked(flags)
     names = [name for name in TASKS if asked in (None, name) and _reads(name, flags)]
-    everything = [candidate for name in names for candidate in _judge(name, survey)]
+    everything = [Candidate(name, fit) for name in names for fit in find_task(name).find_fits(survey)]
     suited = [each for each in everything if model_kind is None or model_kind in find_task(each.task).model_kinds]
     chosen_keys = {key for each in everything for key in each.fit.keys} & flags.keys()
     matching = [each for each in suited if all(_says(each, key, flags[key]) for key in chosen_keys)]
     if not matching and asked is not None and chosen_keys:
         matching = [_follow(each, flags, chosen_keys) for each in suited[:1]]
+    matching = [check_rows(each, survey, flags) for each in matching]
     good = [each for each in matching if each.num_bad <= _MOST_BAD_ROWS * max(1, len(survey.rows))]
     needed = POSSIBLE if asked is not None or chosen_keys else LIKELY
     best = max((each.fit.certainty for each in good), default=0)
@@ -84,22 +85,32 @@ def _is_of_some_task(key: str) -> bool:
     return any(key in known_keys(find_task(name)) for name in TASKS)
 
 
-def _judge(name: str, survey: Survey) -> Iterator[Candidate]:
-    task = find_task(name)
-    for fit in task.find_fits(survey):
-        yield check_rows(Candidate(name, fit), survey)
+def check_rows(candidate: Candidate, survey: Survey, flags: Mapping[str, str]) -> Candidate:
+    """The candidate with what its task says of the survey's rows; nothing where they are not complete.
 
-
-def check_rows(candidate: Candidate, survey: Survey) -> Candidate:
-    """The candidate with what its task says of the survey's rows."""
-    reader = find_task(candidate.task)(_build_recipe(candidate))
+    Args:
+        flags: the user's, of which the task's own may matter to it.
+    """
+    if not survey.is_complete:
+        return candidate
+    task = find_task(candidate.task)
+    given = {
+        key: parse_flag(task.recipe_class, key, flag)
+        for key, flag in flags.items()
+        if key in task.recipe_class.model_fields and key not in Recipe.model_fields
+    }
+    try:
+        reader = task(_build_recipe(candidate, given))
+    except ValueError:  # A flag that can't be; it is refused with all others.
+        reader = task(_build_recipe(candidate))
     problems = [problem for row in survey.rows if (problem := reader.find_row_problem(row)) is not None]
     return replace(candidate, num_bad=len(problems), problem=problems[0] if problems else "")
 
 
-def _build_recipe(candidate: Candidate) -> Recipe:
-    """Only what the columns say."""
-    return find_task(candidate.task).recipe_class(task=candidate.task, model_name_or_path="any", **candidate.fit.keys)
+def _build_recipe(candidate: Candidate, given: Mapping[str, Any] | None = None) -> Recipe:
+    """Only what the columns say, and what is given."""
+    keys = {"task": candidate.task, "model_name_or_path": "any", **candidate.fit.keys, **(given or {})}
+    return find_task(candidate.task).recipe_class(**keys)
 
 
 def _says(candidate: Candidate, key: str, flag: str) -> bool:

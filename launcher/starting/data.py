@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def _survey_files(patterns: Sequence[str]) -> Data:
     rows: Iterator[Mapping[str, Any]] = chain.from_iterable(chain.from_iterable(map(read_chunks, paths)))
     for path in paths:
         read_head(path, 2)  # Refuses a file of one object with all rows, which has rows of its own otherwise.
-    survey = survey_rows(rows).with_class_names(read_class_names(paths[0]))
+    survey = replace(survey_rows(rows).with_class_names(read_class_names(paths[0])), folder=str(paths[0].parent))
     if not survey.num_rows:
         raise BadInput(f"{paths[0]}: has no rows")
     keys: dict[str, Any] = {"train_file": _name_files(patterns)}
@@ -167,7 +167,8 @@ def _survey_files(patterns: Sequence[str]) -> Data:
     test = _find_beside(paths, _TEST)
     kind = "folder of images" if paths[0].is_dir() else f"{_FORMAT_NAMES[paths[0].suffix.lower()]} file"
     files = f"{len(paths)} {kind}s" if len(paths) > 1 else f"a {kind}"
-    count = f"{survey.num_rows:,} row{'s' * (survey.num_rows != 1)}"
+    unit = "image" if paths[0].is_dir() else "row"
+    count = f"{survey.num_rows:,} {unit}{'s' * (survey.num_rows != 1)}"
     return Data(
         keys=keys,
         name=_choose_name(paths[0]),

@@ -16,7 +16,7 @@ from onecurve.launcher.facts.shape import ModelShape, load_shape
 from onecurve.launcher.facts.text_lengths import count_tokens
 from onecurve.launcher.planning.memory import CPU_OVERHEAD_BYTES, GPU_OVERHEAD_BYTES, estimate_memory, fits
 from onecurve.launcher.planning.work import build_work
-from onecurve.training.architectures import count_positions
+from onecurve.training.architectures import count_patches, count_positions
 from onecurve.training.config import Recipe, build_recipe, known_keys
 from onecurve.training.tasks import find_task
 from onecurve.training.tasks.fits import Fit
@@ -152,28 +152,30 @@ def _set_memory(values: Values, task: str, named: Mapping[str, Any], machine: Ma
     """The largest micro-batch that fits this machine, and an adapter where nothing else does."""
     if {"per_device_batch_size", "per_device_batch_tokens"} & values.given.keys():
         return
-    length = values.keys.get("max_length", _MOST_TOKENS)
+    counts_texts = find_task(task).processor_kind.counts_texts
+    model = str(named["model_name_or_path"])
+    length = values.keys.get("max_length", _MOST_TOKENS) if counts_texts else count_patches(read_config(model)) + 1
     budget = _TOKENS_ON_GPU if machine.devices else _TOKENS_ON_CPU
     sizes = [size for size in (32, 16, 8, 4, 2, 1) if size <= values.keys["train_batch_size"]]
     shape = _load_shape(task, named)
     if shape is None:
         why = "the model is not on this machine, so nothing is computed: lower it if memory is short"
         values.set("per_device_batch_size", min(sizes[0], 16), why)
-        values.set("per_device_batch_tokens", max(length, budget // 2), _TOKENS_COMMENT)
+        if counts_texts:
+            values.set("per_device_batch_tokens", max(length, budget // 2), _TOKENS_COMMENT)
         return
     adapters: list[dict[str, Any]] = [{}]
     if machine.devices and find_task(task).peft_task_type is not None and "adapter" not in values.given:
         adapters.append({"adapter": "lora", "learning_rate": _LORA_LEARNING_RATE})
     for adapter in adapters:
         for size in sizes:
-            micro_batch = {
-                "per_device_batch_size": size,
-                "per_device_batch_tokens": max(length, min(budget, size * length)),
-            }
+            tokens = {"per_device_batch_tokens": max(length, min(budget, size * length))} if counts_texts else {}
+            micro_batch = {"per_device_batch_size": size, **tokens}
             recipe = _build(task, {**named, **values.keys, **adapter, **values.given, **micro_batch})
             if _fits(recipe, shape, length, machine):
                 values.set("per_device_batch_size", size, f"fits this machine: {machine.describe()}")
-                values.set("per_device_batch_tokens", micro_batch["per_device_batch_tokens"], _TOKENS_COMMENT)
+                for key, value in tokens.items():
+                    values.set(key, value, _TOKENS_COMMENT)
                 for key, value in adapter.items():
                     values.set(key, value, _ADAPTER_COMMENT if key == "adapter" else "")
                 return

@@ -8,9 +8,10 @@ from pathlib import Path
 import datasets
 import pytest
 
+from onecurve.launcher.starting.choice import choose
 from onecurve.training.describe_data import describe_data
 from onecurve.training.survey import Survey
-from tools.init_files import NUM_ROWS, write_saved, write_split_folder
+from tools.init_files import NUM_ROWS, write_pictures, write_saved, write_split_folder
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,19 @@ def test_a_name_is_loaded_as_from_the_hub(tmp_path: Path) -> None:
     found = describe_data(str(tmp_path / "reviews"))
     assert (found["has_splits"], found["train"], found["validation"]) == (True, "train", "validation")
     assert Survey.from_json(found["survey"]).num_rows == NUM_ROWS
+
+
+def test_images_are_told_without_their_bytes(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    found = json.dumps(describe_data(str(tmp_path / "pictures")))
+    survey = Survey.from_json(json.loads(found)["survey"])
+    assert len(found) < 10_000
+    assert not survey.is_complete
+    candidate = choose(survey, {})
+    assert (candidate.task, candidate.fit.facts["labels"]) == (
+        "image_classification",
+        dict.fromkeys(("dark", "light", "red"), 8),
+    )
 
 
 def test_what_can_not_be_loaded_is_said() -> None:

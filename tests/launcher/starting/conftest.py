@@ -12,12 +12,13 @@ from onecurve.launcher.cli import run_command_line
 from tests.conftest import Run
 from tests.training.tasks.templates import CHATML
 from tools.decoders import build_decoder
+from tools.images import build_vit
 from tools.seq2seq import build_seq2seq
 
 Command = Callable[..., Run]
 
 # What kind of transformer a test gives to a task; an encoder to all others.
-KINDS = {"causal_lm": "decoder", "seq2seq_lm": "encoder-decoder"}
+KINDS = {"image_classification": "images", "causal_lm": "decoder", "seq2seq_lm": "encoder-decoder"}
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,7 @@ def build_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     builders: dict[str, Callable[[], Path]] = {
         "encoder": lambda: tiny_model,
         "decoder": lambda: build_decoder(folder / "decoder", chat_template=CHATML),
+        "images": lambda: build_vit(folder / "vit"),
         "encoder-decoder": lambda: build_seq2seq(folder / "t5"),
     }
     return cache(lambda kind: builders[kind]())

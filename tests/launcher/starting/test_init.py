@@ -17,7 +17,8 @@ from tests.conftest import Run
 from tests.launcher.conftest import Onecurve
 from tests.launcher.starting.conftest import Command
 from tests.messages import names
-from tools.init_files import NUM_ROWS, Row, rows_of, write_rows, write_text
+from tools.images import write_image
+from tools.init_files import NUM_ROWS, Row, rows_of, write_photos, write_rows, write_split_pictures, write_text
 
 
 def write_reviews(path: Path, build: Callable[[int], Row] | None = None) -> Path:
@@ -152,6 +153,31 @@ def test_rows_that_will_be_refused_are_told(command: Command, tmp_path: Path) ->
     write_rows(tmp_path / "gaps.jsonl", [*rows, {"text": " ", "label": 1}])
     result = command("init", "gaps.jsonl", "--json")
     assert [remark for remark in json.loads(result.stdout)["remarks"] if names(remark, "1", "121", "text", "check")]
+
+
+def test_paths_of_images_lead_from_where_they_are_found(command: Command, tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        write_photos(tmp_path / place / "photos.csv")
+    rows = (tmp_path / "here" / "photos.csv").read_text(encoding="utf-8")
+    (tmp_path / "photos.csv").write_text(rows.replace("photos/", "here/photos/"), encoding="utf-8")
+    assert command("init", "photos.csv", "--output", "a.yaml").exit_code == 0
+    assert command("init", "there/photos.csv", "--output", "b.yaml").exit_code == 0
+    assert [read(name).get("image_folder") for name in ("a.yaml", "b.yaml")] == [None, "there"]
+    (tmp_path / "table.csv").write_text(rows, encoding="utf-8")
+    assert command("init", "table.csv", "--output", "c.yaml").exit_code == 2
+    assert command("init", "table.csv", "--image_folder", "here", "--output", "c.yaml").exit_code == 0
+
+
+def test_folders_of_images_are_classes_or_splits(command: Command, tmp_path: Path) -> None:
+    """A class may be called `train`."""
+    write_split_pictures(tmp_path / "digits")
+    assert command("init", "digits").exit_code == 0
+    assert (read("digits.yaml")["train_file"], read("digits.yaml")["validation_file"]) == ("digits/train", "digits/val")
+    for number in range(12):
+        write_image(tmp_path / "vehicles" / ("train", "bus")[number % 2] / f"{number}.png", number)
+    result = command("init", "vehicles", "--json")
+    assert json.loads(result.stdout)["facts"]["labels"] == {"bus": 6, "train": 6}
 
 
 @pytest.mark.slow
