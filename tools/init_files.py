@@ -268,6 +268,16 @@ FILES: tuple[InitFile, ...] = (
         "text_classification", {"text_column": "headline", "label_column": "category"},
     ),
     InitFile(
+        "intents.jsonl", "texts with a class, as a number and by its name",
+        rows_of(lambda n: {"text": write_text(n), "label": n % 6, "label_text": f"intent {n % 6}"}),
+        "text_classification", {"text_column": "text", "label_column": "label_text"},
+    ),
+    InitFile(
+        "yes_or_no.jsonl", "questions and passages, and whether the answer is yes",
+        rows_of(lambda n: {"question": f"{write_text(n, 6)}?", "passage": write_text(n, 40), "answer": n % 2 == 0}),
+        "text_classification", {"text_column": "question", "text_pair_column": "passage", "label_column": "answer"},
+    ),
+    InitFile(
         "moods.csv", "Russian sentences",
         rows_of(lambda n: {"text": write_text(n, 10, _RUSSIAN), "label": ("радость", "грусть")[n % 2]}),
         "text_classification", {"text_column": "text", "label_column": "label"},
@@ -417,6 +427,15 @@ FILES: tuple[InitFile, ...] = (
         "inputs.json", "instructions with inputs, which no key reads",
         rows_of(lambda n: {"instruction": write_text(n % 7, 6), "input": write_text(n), "output": write_text(n + 1)}),
         could_be=("causal_lm", "masked_lm", "seq2seq_lm"),
+    ),
+    InitFile(
+        "categories.jsonl", "instructions with texts they are about, and a category",
+        rows_of(
+            lambda n: {
+                "instruction": write_text(n, 6), "context": write_text(n), "response": write_text(n + 1), "category": "ab"[n % 2]
+            }
+        ),
+        could_be=("causal_lm", "masked_lm", "seq2seq_lm", "text_classification"),
     ),
     InitFile(
         "preferences.jsonl", "prompts with a preferred and a rejected answer",

@@ -13,7 +13,7 @@ from typing import Any
 
 from onecurve.launcher.errors import UsageError
 from onecurve.launcher.preflight.hub import looks_like_path
-from onecurve.training.data.sources import FORMATS, find_files
+from onecurve.training.data.sources import FORMATS, find_files, suggest_separator
 from onecurve.training.data.tables import read_chunks, read_class_names, read_head
 from onecurve.training.errors import BadInput
 from onecurve.training.survey import Survey, survey_rows
@@ -156,7 +156,9 @@ def _survey_files(patterns: Sequence[str]) -> Data:
     paths = find_files("DATA", patterns)
     rows: Iterator[Mapping[str, Any]] = chain.from_iterable(chain.from_iterable(map(read_chunks, paths)))
     for path in paths:
-        read_head(path, 2)  # Refuses a file of one object with all rows, which has rows of its own otherwise.
+        head = read_head(path, 2)  # Refuses a file of one object with all rows, which has rows of its own otherwise.
+        if hint := suggest_separator(head.columns):
+            raise BadInput(f"{path}: has one column, {head.columns[0]!r}{hint}")
     survey = replace(survey_rows(rows).with_class_names(read_class_names(paths[0])), folder=str(paths[0].parent))
     if not survey.num_rows:
         raise BadInput(f"{paths[0]}: has no rows")

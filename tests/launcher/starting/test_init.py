@@ -81,6 +81,7 @@ def test_flags_overrule_what_was_found(command: Command, tmp_path: Path) -> None
         (["reviews.csv", "--output", "reviews.csv"], [".yaml"]),
         (["empty.csv"], ["empty.csv"]),
         (["folder"], ["folder"]),
+        (["semicolons.csv"], ["text;label", "semicolons"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -89,6 +90,7 @@ def test_what_can_not_be_is_refused_and_nothing_is_written(
 ) -> None:
     write_reviews(tmp_path / "reviews.csv")
     (tmp_path / "empty.csv").write_text("text,label\n", encoding="utf-8")
+    (tmp_path / "semicolons.csv").write_text("text;label\na;b\n", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     before = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     result = command("init", *words, "--json")

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onecurve.training.survey import LIST, OBJECT, TEXT, Column, Survey
-from onecurve.training.tasks.fits.columns import find_classes, find_pair, find_texts, is_alone, list_unread, normalize
+from onecurve.training.tasks.fits.columns import (
+    PROMPTS,
+    find_classes,
+    find_pair,
+    find_texts,
+    is_alone,
+    list_unread,
+    normalize,
+)
 from onecurve.training.tasks.fits.fit import LIKELY, NAMED, POSSIBLE, SURE, Fit, Models
 
-_PAIRS = (
-    ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("instruction", "output"),
-    ("instruction", "response"), ("instruction", "completion"), ("instruction", "answer"), ("question", "answer"),
-    ("question", "response"), ("query", "response"), ("query", "answer"), ("input", "output"), ("user", "assistant"),
-)  # fmt: skip
 # Beside an instruction: what it is about. No key reads a third text.
 _INPUTS = ("input", "context", "system")
 _PREFERENCES = {"chosen", "rejected"}
@@ -50,7 +53,7 @@ def _are_messages(column: Column) -> bool:
 
 def _pick_prompts(columns: Sequence[Column]) -> tuple[Column, Column] | None:
     named = {normalize(column.name): column for column in columns}
-    return next(((named[one], named[other]) for one, other in _PAIRS if one in named and other in named), None)
+    return next(((named[one], named[other]) for one, other in PROMPTS if one in named and other in named), None)
 
 
 def _build_chats(table: Survey, column: Column) -> Fit:
@@ -72,7 +75,7 @@ def _build_chats(table: Survey, column: Column) -> Fit:
 
 
 def _find_prompts(table: Survey) -> list[Fit]:
-    named = find_pair(table, _PAIRS)
+    named = find_pair(table, PROMPTS)
     texts = find_texts(table)
     certainty = LIKELY if named is None and len(texts) == 2 and not find_classes(table) else POSSIBLE
     pairs = [pair for pair in itertools.permutations(texts, 2) if pair != named]

@@ -33,11 +33,19 @@ _ABOUT_THE_ROW = re.compile(
 
 # Texts that are rather the name of a longer one beside them.
 _HEADINGS = frozenset({"title", "headline", "subject", "query", "question"})
-# Parts of a conversation: no labels, even where they repeat.
+# Parts of a conversation or of a question: no labels, even where they repeat.
 _SPOKEN = frozenset(
-    {"prompt", "instruction", "input", "output", "completion", "response", "question", "context", "system"}
-)
-
+    {
+        "prompt", "instruction", "input", "output", "completion", "response", "question", "context", "system", "answer",
+        "answers", "answer_key", "correct_answer", "correct_option", "ans",
+    }
+)  # fmt: skip
+# Names of a prompt and its completion.
+PROMPTS = (
+    ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("instruction", "output"),
+    ("instruction", "response"), ("instruction", "completion"), ("instruction", "answer"), ("question", "answer"),
+    ("question", "response"), ("query", "response"), ("query", "answer"), ("input", "output"), ("user", "assistant"),
+)  # fmt: skip
 # Numbers of these are rather measures than classes, where they are many.
 _MEASURES = frozenset({"score", "rating", "grade", "similarity", "similarity_score"})
 
@@ -80,21 +88,33 @@ def find_texts(table: Survey) -> list[Column]:
 
 def is_class(column: Column) -> bool:
     """Whether its values repeat as the names of classes do."""
-    if column.counts is None or not column.holds(TEXT, INTEGER, BOOLEAN) or is_named(column, _SPOKEN):
+    if column.counts is None or not column.holds(TEXT, INTEGER, BOOLEAN):
+        return False
+    if is_named(column, _SPOKEN) and not column.holds(BOOLEAN):
         return False
     num_classes, is_label = len(column.counts), is_named(column, LABEL_NAMES - _MEASURES)
     if not 2 <= num_classes <= _MOST_CLASSES or column.num_filled < 2 * num_classes:
         return False
     if column.numbers is not None and column.holds(TEXT, INTEGER):
         are_whole = all(number.is_integer() for number in column.numbers)
-        return are_whole and (num_classes <= _MOST_NUMBERED_CLASSES or (is_label and column.holds(INTEGER)))
+        return are_whole and (num_classes <= _MOST_NUMBERED_CLASSES or is_label)
     return column.mean_words <= _MOST_WORDS_OF_LABEL
 
 
 def find_classes(table: Survey) -> list[Column]:
     """Columns that could be a label of classes, those of a telling name first."""
     found = [column for column in table.columns if is_class(column) and not is_about_the_row(column)]
+    found = [column for column in found if not any(_names_classes(other, column) for other in found)]
     return sorted(found, key=lambda column: not is_named(column, LABEL_NAMES))
+
+
+def _names_classes(names: Column, numbers: Column) -> bool:
+    """Whether one column has the names of the classes whose numbers the other one has, as label_text beside label."""
+    if not names.holds(TEXT) or names.numbers is not None or numbers.numbers is None:
+        return False
+    pairs = set(zip(names.values, numbers.values, strict=True))
+    is_same = len(pairs) == len({name for name, _ in pairs}) == len({number for _, number in pairs})
+    return is_same and names.num_distinct == numbers.num_distinct
 
 
 def is_alone(table: Survey, column: Column) -> bool:

@@ -15,6 +15,7 @@ _MODELS = Models("facebook/deit-tiny-patch16-224", "google/vit-base-patch16-224-
 def find_fits(table: Survey) -> list[Fit]:
     """Fits of each column of images with each label; the likeliest images first."""
     images = [column for column in table.columns if column.holds(IMAGE)]
+    images.sort(key=lambda column: not any(isinstance(value, dict) for value in column.filled))  # Bytes before paths.
     labels = find_labels(table)
     return [
         _build(table, image, label, judge(label, labels) if number == 0 else POSSIBLE)

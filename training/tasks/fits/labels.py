@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onecurve.training.survey import BOOLEAN, DECIMAL, INTEGER, LIST, TEXT, Column, Survey
-from onecurve.training.tasks.fits.columns import LABEL_NAMES, find_classes, is_about_the_row, is_named
+from onecurve.training.tasks.fits.columns import LABEL_NAMES, find_classes, is_about_the_row, is_class, is_named
 from onecurve.training.tasks.fits.fit import LIKELY, NAMED, POSSIBLE
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -66,7 +66,7 @@ def find_labels(table: Survey) -> list[Label]:
     for column in table.columns:
         if _is_list_of_classes(column):
             found.append(Label((column,), MULTI))
-        elif column not in classes and _is_measure(column):
+        elif not is_class(column) and _is_measure(column):
             found.append(Label((column,), REGRESSION))
     return found
 

@@ -14,8 +14,8 @@ _LABELS = (
     "label", "answer", "answer_index", "answer_idx", "correct", "correct_answer", "correct_option", "target", "gold",
     "ans",
 )  # fmt: skip
-_CONTEXTS = ("context", "sent1", "article", "passage", "premise", "startphrase", "question", "sentence", "query", "ctx", "stem",
-             "prompt", "text")  # fmt: skip
+_CONTEXTS = ("context", "sent1", "article", "passage", "premise", "startphrase", "goal", "question", "sentence", "query", "ctx",
+             "stem", "prompt", "text")  # fmt: skip
 _QUESTIONS = ("sent2", "question")
 # ending0 to ending3, option_a to option_d, choice1 and choice2, A to D.
 _NUMBERED = re.compile(

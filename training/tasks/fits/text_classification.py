@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onecurve.training.survey import Column, Survey
-from onecurve.training.tasks.fits.columns import choose_encoders, find_pair, find_texts, join_texts, list_unread
+from onecurve.training.tasks.fits.columns import (
+    PROMPTS,
+    TEXT_NAMES,
+    choose_encoders,
+    find_pair,
+    find_texts,
+    is_named,
+    join_texts,
+    list_unread,
+)
 from onecurve.training.tasks.fits.fit import POSSIBLE, Fit
 from onecurve.training.tasks.fits.labels import Label, describe_label, find_labels, judge
 
@@ -21,8 +30,10 @@ def find_fits(table: Survey) -> list[Fit]:
     pair = find_pair(table, _PAIRS)
     readings = [list(pair)] if pair is not None else [[column] for column in find_texts(table)]
     labels = find_labels(table)
+    # Where there are prompts and completions, a class beside them is rather what they are about.
+    is_meant = find_pair(table, PROMPTS) is None or any(is_named(column, TEXT_NAMES) for column in readings[0])
     return [
-        _build(table, reading, label, judge(label, labels) if number == 0 else POSSIBLE)
+        _build(table, reading, label, judge(label, labels) if number == 0 and is_meant else POSSIBLE)
         for label in labels
         for number, reading in enumerate(readings)
         if not {column.name for column in reading}.intersection(label.names)
