@@ -6,6 +6,7 @@
     ├── RecipeError               2   training/config.py: the recipe is wrong, all problems at once
     └── LauncherError             2
         ├── UsageError            2   the command line asks for something that does not exist
+        ├── Undecided             2   `init` can't tell what data is for; holds what it could be
         ├── UnknownTopology       2   no such YAML, or one that can't be read
         ├── Unsuitable            2   this machine can't do what was asked
         ├── PreflightFailed       2   `check` found errors; holds all of them
@@ -31,6 +32,20 @@ class LauncherError(Exception):
 
 class UsageError(LauncherError):
     """The command line asks for something that does not exist."""
+
+
+class Undecided(LauncherError):
+    """`init` can't tell what data is for.
+
+    Attributes:
+        problems: what it could be, each with the flags that decide it, and what it can't be.
+        tasks: of what it could be, the likeliest first.
+    """
+
+    def __init__(self, columns: str, problems: Sequence[str], tasks: Sequence[str]) -> None:
+        self.problems, self.tasks = list(problems), list(tasks)
+        said = "it could be one of these; add its flags" if tasks else "no task can read it"
+        super().__init__("\n  ".join([f"can't tell what to learn from the columns {columns}; {said}:", *self.problems]))
 
 
 class UnknownTopology(LauncherError):

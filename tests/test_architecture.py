@@ -48,7 +48,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
 # Each part of `training` imports only parts that stand before it. A part is a folder or a module.
 GROUND_FLOOR = (
     "units", "launch_protocol", "atomic_files", "writable", "lasting_output", "recipe", "recipe_yaml", "errors", "process",
-    "outcome", "architectures", "cache", "metric_names", "parallel_sizes", "schedule", "product_rates",
+    "outcome", "architectures", "cache", "metric_names", "parallel_sizes", "schedule", "product_rates", "survey",
 )  # fmt: skip
 DECLARATIONS = ("tasks", "config", "run_directory", "recipe_comparison")
 TRAINING_ORDER = (
@@ -57,7 +57,8 @@ TRAINING_ORDER = (
 # What the launcher may import: the ground floor, what a task declares, and how a file is read. None of it imports torch.
 FOR_THE_LAUNCHER = (*GROUND_FLOOR, *DECLARATIONS, "data.sources", "data.tables")
 # These run as scripts: nothing imports them.
-SCRIPTS = ("run", "predict", "chat", "merge", "check", "fetch", "describe_recipe", "describe_model", "measure_products")
+SCRIPTS = ("run", "predict", "chat", "merge", "check", "fetch", "describe_recipe", "describe_model", "describe_data",
+           "measure_products")  # fmt: skip
 
 
 def part_of(name: str, package: str) -> str | None:
@@ -93,7 +94,7 @@ def test_training_imports_only_what_stands_before_it(path: Path) -> None:
 
 # Each part of `launcher` imports only itself and parts that stand before it.
 LAUNCHER_ORDER = (
-    "units", "errors", "facts", "planning", "launching", "preflight", "cluster", "views", "cli",
+    "units", "errors", "facts", "planning", "launching", "preflight", "starting", "cluster", "views", "cli",
 )  # fmt: skip
 
 

@@ -11,15 +11,20 @@ CLASSES = ("dark", "light", "red")
 
 
 def write_image(path: Path, number: int) -> str:
-    """Write noise in the colors of the class `number % 3`, of a size of its own; returns the class."""
+    """Write an image as `build_image` makes it; returns its class."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    build_image(number).save(path)
+    return CLASSES[number % len(CLASSES)]
+
+
+def build_image(number: int) -> Image.Image:
+    """Noise in the colors of the class `number % 3`, of a size of its own."""
     generator = np.random.default_rng(number)
     name = CLASSES[number % len(CLASSES)]
     height, width = 12 + number % 9, 12 + number * 5 % 11
     colors = {"dark": (0, 0, 0), "light": (130, 130, 130), "red": (130, 0, 0)}[name]
     pixels = generator.integers(0, 120, (height, width, 3)) + np.array(colors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return name
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def build_vit(folder: Path) -> Path:

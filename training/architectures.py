@@ -53,3 +53,18 @@ def count_patches(config: Mapping[str, Any]) -> int:
     """The patches that a model makes of an image of its own size, from its config.json; 1 where it says nothing of them."""
     image, patch = config.get("image_size"), config.get("patch_size")
     return (image // patch) ** 2 if isinstance(image, int) and isinstance(patch, int) and 0 < patch <= image else 1
+
+
+# Encoders whose config.json may name no head, because the model was saved without one.
+_ENCODERS = frozenset({*FIRST_TOKEN_CLASSIFIERS, "albert", "deberta", "deberta-v2", "modernbert", "mpnet"})
+
+
+def find_kind(config: Mapping[str, Any]) -> Literal["encoder", "decoder", "encoder-decoder"] | None:
+    """What kind of transformer a config.json describes; None where it does not say."""
+    if config.get("is_encoder_decoder"):
+        return "encoder-decoder"
+    heads: list[str] = config.get("architectures") or [""]
+    head = heads[0]
+    if head.endswith(("ForCausalLM", "LMHeadModel")):
+        return "decoder"
+    return "encoder" if head.endswith("ForMaskedLM") or config.get("model_type") in _ENCODERS else None

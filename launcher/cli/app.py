@@ -18,6 +18,7 @@ from onecurve.launcher.cli.chat import chat
 from onecurve.launcher.cli.check import check
 from onecurve.launcher.cli.compare import compare
 from onecurve.launcher.cli.fetch import fetch
+from onecurve.launcher.cli.init import init
 from onecurve.launcher.cli.merge import merge
 from onecurve.launcher.cli.options import TAKES_RECIPE_KEYS
 from onecurve.launcher.cli.plan import plan
@@ -37,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # Plain text, which makes the help twice as fast.
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(context_settings=TAKES_RECIPE_KEYS)(init)
 app.command(context_settings=TAKES_RECIPE_KEYS)(run)
 app.command()(resume)
 app.command(context_settings=TAKES_RECIPE_KEYS)(check)

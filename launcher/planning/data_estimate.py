@@ -6,11 +6,11 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecurve.launcher.facts.model_files import find_config
 from onecurve.launcher.facts.recipes import find_columns, find_processor_kind
+from onecurve.launcher.facts.text_lengths import count_tokens
 from onecurve.training.architectures import count_patches
 from onecurve.training.data.sources import find_files
 from onecurve.training.data.tables import count_rows, read_head
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from onecurve.training.config import Recipe
 
 _ROWS_SAMPLED = 500
-_CHARACTERS_PER_TOKEN = 4.2
-_SPECIAL_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,9 @@ def estimate_data(recipe: Recipe) -> DataEstimate:
         return DataEstimate(recipe.max_train_samples, recipe.max_length, recipe.max_length, 0.0, "not readable here")
     if not texts or not num_examples:
         return DataEstimate(num_examples or None, recipe.max_length, recipe.max_length, 0.0, "no rows")
-    lengths, source = count_tokens(texts, recipe)
+    counts, is_counted = count_tokens(texts, recipe.tokenizer_name or recipe.model_name_or_path)
+    lengths = [min(count, recipe.max_length) for count in counts]
+    source = f"{'tokenizer' if is_counted else 'characters'}, {len(texts)} rows"
     return DataEstimate(
         num_examples, sum(lengths) / len(lengths), max(lengths), estimate_padding(lengths, recipe), source
     )
@@ -106,27 +106,6 @@ def _estimate_images(recipe: Recipe) -> DataEstimate:
     except (BadInput, OSError, ValueError):
         return DataEstimate(recipe.max_train_samples, 1, 1, 0.0, "not readable here")
     return DataEstimate(num_examples or recipe.max_train_samples, patches, patches, 0.0, "patches of an image")
-
-
-def count_tokens(texts: Sequence[str], recipe: Recipe) -> tuple[list[int], str]:
-    """Tokens of each text, cut to max_length: by the model's tokenizer.json, else estimated from the number of characters."""
-    path = Path(recipe.tokenizer_name or recipe.model_name_or_path) / "tokenizer.json"
-    if path.is_file():
-        try:
-            from tokenizers import Tokenizer
-
-            tokenizer = Tokenizer.from_file(str(path))
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
-        except Exception:  # The tokenizers package raises bare Exceptions.
-            pass
-        else:
-            return [min(length, recipe.max_length) for length in lengths], f"tokenizer, {len(texts)} rows"
-    lengths = [
-        min(recipe.max_length, round(len(text) / _CHARACTERS_PER_TOKEN) + _SPECIAL_TOKENS) for text in texts
-    ]  # fmt: skip
-    return lengths, f"characters, {len(texts)} rows"
 
 
 def estimate_padding(lengths: Sequence[int], recipe: Recipe) -> float:

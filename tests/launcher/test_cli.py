@@ -27,7 +27,7 @@ from tools.decoders import build_decoder
 from tools.jobs import write_held_task
 
 COMMANDS = (
-    "run", "check", "plan", "compare", "watch", "report", "resume", "predict", "chat", "submit", "cancel", "fetch",
+    "init", "run", "check", "plan", "compare", "watch", "report", "resume", "predict", "chat", "submit", "cancel", "fetch",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "accelerate", "datasets")
 
@@ -64,6 +64,7 @@ def test_each_command_explains_itself(command: str, onecurve: Onecurve) -> None:
     [
         ["--help"],
         *([command, "--help"] for command in COMMANDS),
+        ["init", "build/demo/validation.jsonl", "--output", "NEW"],
         ["run", "RECIPE", "--dry-run"],
         ["check", "RECIPE"],
         ["plan", "RECIPE"],
@@ -76,7 +77,8 @@ def test_nothing_heavy_is_imported(words: list[str], recipe_file: Path, tmp_path
     sbatch.parent.mkdir()
     sbatch.write_text("#!/bin/sh\necho 'sbatch: Job 1 to start at now' >&2\n", encoding="utf-8")
     sbatch.chmod(0o755)
-    words = [str(recipe_file) if word == "RECIPE" else word for word in words]
+    files = {"RECIPE": str(recipe_file), "NEW": str(tmp_path / "new.yaml")}
+    words = [files.get(word, word) for word in words]
     code = (
         "import sys; from onecurve.launcher.cli import run_command_line; code = run_command_line(sys.argv[1:]); "
         f"loaded = [name for name in {HEAVY} if name in sys.modules]; assert not loaded, loaded; sys.exit(code)"

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS", "WRITABLE_FORMATS", "Head", "Layout", "Row", "Survey", "add_columns", "count_rows", "expand", "join_chunks",
-    "read_chunks", "read_head", "read_table", "write_chunk",
+    "read_chunks", "read_class_names", "read_head", "read_table", "write_chunk",
 ]  # fmt: skip
 
 ROWS_PER_CHUNK = 1_024
@@ -161,6 +161,20 @@ def _holds_rows(values: Sequence[Any]) -> bool:
     return len(values) > 1 and all(
         isinstance(value, dict) and value and all(key.isdigit() for key in value) for value in values
     )
+
+
+def read_class_names(path: Path) -> dict[str, list[str]]:
+    """Names of the classes of each column of a Parquet file whose numbers mean one; of other files none are known.
+
+    Raises:
+        BadInput: the file can't be read.
+    """
+    if find_format(path) != "parquet":
+        return {}
+    from onecurve.training.data.parquet_rows import find_class_names, iterate_tables
+
+    with _naming(path):
+        return find_class_names(next(iterate_tables(path)))
 
 
 def count_rows(path: Path) -> int:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
+    from onecurve.training.survey import Survey
+    from onecurve.training.tasks.fits.fit import Fit
+
     Array = NDArray[Any]
 
 # What stands in padded places of targets: cross_entropy's ignore_index.
@@ -168,6 +171,7 @@ class Task(ABC):
         converses: whether `answer` answers messages.
         predicts_tokens: whether the model has an output for each word of its vocabulary at each token, and losses come from
             training/tasks/token_losses.py.
+        model_kinds: what kinds of transformer can learn it.
         packs: whether `forward` takes packed batches as well. Its model must be causal and give `logits` for each token.
         facts: what was learned from the training data; plain values, kept with the prepared data.
         notes: lines for the user about the data, each by a word for what it is about; kept with the prepared data.
@@ -186,6 +190,7 @@ class Task(ABC):
     has_new_head: ClassVar[bool] = True
     ragged_results: ClassVar[frozenset[str]] = frozenset()
     unbatched_features: ClassVar[frozenset[str]] = frozenset({"row"})
+    model_kinds: ClassVar[frozenset[str]] = frozenset({"encoder", "decoder", "encoder-decoder"})
     converses: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     predicts_tokens: ClassVar[bool] = False
@@ -220,6 +225,11 @@ class Task(ABC):
     @abstractmethod
     def metric_names(self) -> list[str]:
         """What `compute_metrics` finds, without prefix; the loss is always found."""
+
+    @classmethod
+    def find_fits(cls, table: Survey) -> list[Fit]:
+        """Ways in which this task could read a table, the likeliest first; `onecurve init` asks every task of the project."""
+        return []
 
     def find_row_problem(self, row: Mapping[str, Any], with_targets: bool = True) -> str | None:
         """What is wrong with a row of a file, as far as can be seen without the other rows; None where nothing is.

@@ -21,7 +21,9 @@ from onecurve.training.tasks.token_spans import cut_into_examples
 if TYPE_CHECKING:
     import torch
 
+    from onecurve.training.survey import Survey
     from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.fits.fit import Fit
     from onecurve.training.tasks.token_losses import TokenLosses
 
 _MAX_TOKENS_SHOWN = 400
@@ -48,6 +50,7 @@ class CausalLM(Task):
     auto_class = "AutoModelForCausalLM"
     peft_task_type = "CAUSAL_LM"
     has_new_head = False
+    model_kinds = frozenset({"decoder"})
     unbatched_features = frozenset({"row", "prompt_length"})
     converses = True
     packs = True
@@ -75,6 +78,13 @@ class CausalLM(Task):
         else:
             return {"text_column": [recipe.text_column or "text"]}
         return {key: [name] for key in keys if (name := getattr(recipe, key)) is not None}
+
+    @classmethod
+    def find_fits(cls, table: Survey) -> list[Fit]:
+        """As training/tasks/fits/causal_lm.py sees it."""
+        from onecurve.training.tasks.fits import causal_lm
+
+        return causal_lm.find_fits(table)
 
     def metric_names(self) -> list[str]:
         """Perplexity, and the accuracy of the next token."""

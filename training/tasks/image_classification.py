@@ -22,7 +22,9 @@ from onecurve.training.tasks.images import UnreadableImage, crop_randomly, open_
 from onecurve.training.tasks.processors import IMAGE_PROCESSOR
 
 if TYPE_CHECKING:
+    from onecurve.training.survey import Survey
     from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.fits.fit import Fit
 
 _NUM_THREADS = 4
 _CHANNELS = 3
@@ -78,6 +80,13 @@ class ImageClassification(Classification):
     def columns(cls, recipe: ImageClassificationRecipe, with_targets: bool = True) -> dict[str, list[str]]:
         """The image, and the label or labels."""
         return {"image_column": [recipe.image_column], **(cls.name_labels(recipe) if with_targets else {})}
+
+    @classmethod
+    def find_fits(cls, table: Survey) -> list[Fit]:
+        """As training/tasks/fits/image_classification.py sees it."""
+        from onecurve.training.tasks.fits import image_classification
+
+        return image_classification.find_fits(table)
 
     def find_row_problem(self, row: Mapping[str, Any], with_targets: bool = True) -> str | None:
         """An image whose header can't be read, or a label that can't be one."""

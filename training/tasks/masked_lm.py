@@ -25,7 +25,9 @@ from onecurve.training.tasks.token_results import describe_counts, describe_toke
 if TYPE_CHECKING:
     import torch
 
+    from onecurve.training.survey import Survey
     from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.fits.fit import Fit
     from onecurve.training.tasks.token_losses import TokenLosses
 
 # What becomes of a token that is to be predicted (Devlin et al. 2019, "BERT", section 3.1): the mask token, another token, or
@@ -67,6 +69,7 @@ class MaskedLM(Task):
     pipeline_tag = "fill-mask"
     auto_class = "AutoModelForMaskedLM"
     has_new_head = False
+    model_kinds = frozenset({"encoder"})
     ragged_results = frozenset({"filled", "score"})
     predicts_tokens = True
 
@@ -82,6 +85,13 @@ class MaskedLM(Task):
     def columns(cls, recipe: MaskedLMRecipe, with_targets: bool = True) -> dict[str, list[str]]:
         """The text."""
         return {"text_column": [recipe.text_column]}
+
+    @classmethod
+    def find_fits(cls, table: Survey) -> list[Fit]:
+        """As training/tasks/fits/masked_lm.py sees it."""
+        from onecurve.training.tasks.fits import masked_lm
+
+        return masked_lm.find_fits(table)
 
     def metric_names(self) -> list[str]:
         """Pseudo-perplexity, and the accuracy of the hidden tokens."""

@@ -16,6 +16,9 @@ from onecurve.training.tasks.texts import encode_texts, find_text_problem, note_
 if TYPE_CHECKING:
     import torch
 
+    from onecurve.training.survey import Survey
+    from onecurve.training.tasks.fits.fit import Fit
+
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -79,6 +82,13 @@ class MultipleChoice(Task):
             "choice_columns": list(recipe.choice_columns),
             **({"label_column": [recipe.label_column]} if with_targets else {}),
         }
+
+    @classmethod
+    def find_fits(cls, table: Survey) -> list[Fit]:
+        """As training/tasks/fits/multiple_choice.py sees it."""
+        from onecurve.training.tasks.fits import multiple_choice
+
+        return multiple_choice.find_fits(table)
 
     def metric_names(self) -> list[str]:
         """Accuracy."""

@@ -33,6 +33,9 @@ from onecurve.training.tasks.texts import check_texts, find_text_problem, note_s
 if TYPE_CHECKING:
     import torch
 
+    from onecurve.training.survey import Survey
+    from onecurve.training.tasks.fits.fit import Fit
+
 _MAX_TOKENS_SHOWN = 400
 _IN_NO_WINDOW = (
     "questions whose answer is whole in no window, and which are learned as if it were not there; raise doc_stride above the "
@@ -128,6 +131,13 @@ class QuestionAnswering(Task):
         """Question, context and answers."""
         keys = ["question_column", "context_column", *(["answers_column"] if with_targets else [])]
         return {key: [getattr(recipe, key)] for key in keys}
+
+    @classmethod
+    def find_fits(cls, table: Survey) -> list[Fit]:
+        """As training/tasks/fits/question_answering.py sees it."""
+        from onecurve.training.tasks.fits import question_answering
+
+        return question_answering.find_fits(table)
 
     def metric_names(self) -> list[str]:
         """Exact match and F1, in percent."""

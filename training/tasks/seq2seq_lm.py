@@ -18,7 +18,9 @@ from onecurve.training.tasks.token_results import describe_tokens, measure_token
 if TYPE_CHECKING:
     import torch
 
+    from onecurve.training.survey import Survey
     from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.fits.fit import Fit
 
 _MAX_TOKENS_SHOWN = 400
 
@@ -58,6 +60,7 @@ class Seq2SeqLM(Task):
     auto_class = "AutoModelForSeq2SeqLM"
     peft_task_type = "SEQ_2_SEQ_LM"
     has_new_head = False
+    model_kinds = frozenset({"encoder-decoder"})
     unbatched_features = frozenset({"row", "reference"})
 
     def __init__(self, recipe: Seq2SeqLMRecipe) -> None:
@@ -94,6 +97,13 @@ class Seq2SeqLM(Task):
             return {"translation_column": [recipe.translation_column]}
         target = {"target_column": [recipe.target_column]} if with_targets else {}
         return {"source_column": [recipe.source_column], **target}
+
+    @classmethod
+    def find_fits(cls, table: Survey) -> list[Fit]:
+        """As training/tasks/fits/seq2seq_lm.py sees it."""
+        from onecurve.training.tasks.fits import seq2seq_lm
+
+        return seq2seq_lm.find_fits(table)
 
     def metric_names(self) -> list[str]:
         """Perplexity, the accuracy of the next token, and what written texts are measured by."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from onecurve.training.tasks.base import Rows
 from onecurve.training.tasks.classification import Classification, ClassificationRecipe
 from onecurve.training.tasks.texts import check_texts, encode_texts, find_text_problem, note_special_tokens
+
+if TYPE_CHECKING:
+    from onecurve.training.survey import Survey
+    from onecurve.training.tasks.fits.fit import Fit
 
 
 class TextClassificationRecipe(ClassificationRecipe):
@@ -47,6 +51,13 @@ class TextClassification(Classification):
         """The text or pair of texts, and the label or labels."""
         texts = [recipe.text_column] + ([recipe.text_pair_column] if recipe.text_pair_column else [])
         return {"text_column": texts, **(cls.name_labels(recipe) if with_targets else {})}
+
+    @classmethod
+    def find_fits(cls, table: Survey) -> list[Fit]:
+        """As training/tasks/fits/text_classification.py sees it."""
+        from onecurve.training.tasks.fits import text_classification
+
+        return text_classification.find_fits(table)
 
     def find_row_problem(self, row: Mapping[str, Any], with_targets: bool = True) -> str | None:
         """An empty text, or a label that can't be one."""

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
+    from onecurve.training.survey import Survey
     from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.fits.fit import Fit
 
 _MAX_TOKENS_SHOWN = 200
 _MAX_ROWS_SHOWN = 50
@@ -106,6 +108,13 @@ class TokenClassification(Task):
             "tokens_column": [recipe.tokens_column],
             **({"label_column": [recipe.label_column]} if with_targets else {}),
         }
+
+    @classmethod
+    def find_fits(cls, table: Survey) -> list[Fit]:
+        """As training/tasks/fits/token_classification.py sees it."""
+        from onecurve.training.tasks.fits import token_classification
+
+        return token_classification.find_fits(table)
 
     def metric_names(self) -> list[str]:
         """Those of entities, and those of plain labels: which of them there are is seen in the data."""

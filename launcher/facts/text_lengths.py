@@ -1,0 +1,47 @@
+"""How many tokens texts have: by the model's tokenizer where its files are on this machine, else estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onecurve.launcher.facts.model_files import find_config
+
+# English in UTF-8 under the tokenizers of BERT, GPT-2 and Llama. Letters of other scripts have more bytes, and more tokens.
+_BYTES_PER_TOKEN = 4.2
+_SPECIAL_TOKENS = 2
+
+
+def count_tokens(texts: Sequence[str], tokenizer: str) -> tuple[list[int], bool]:
+    """Tokens of each text, not cut.
+
+    Args:
+        tokenizer: a folder, or a name on the hub, of whose tokenizer.json is read what is in the hub's cache.
+
+    Returns:
+        The numbers, and whether a tokenizer counted them; else they are estimated from the number of bytes.
+    """
+    path = find_tokenizer(tokenizer)
+    if path is not None:
+        try:
+            from tokenizers import Tokenizer
+
+            backend = Tokenizer.from_file(str(path))
+            backend.no_truncation()
+            backend.no_padding()
+            return [len(encoding.ids) for encoding in backend.encode_batch(list(texts))], True
+        except Exception:  # The tokenizers package raises bare Exceptions.
+            pass
+    return [round(len(text.encode()) / _BYTES_PER_TOKEN) + _SPECIAL_TOKENS for text in texts], False
+
+
+def find_tokenizer(name: str) -> Path | None:
+    """The tokenizer.json of a model's folder, or in the hub's cache."""
+    folder = Path(name)
+    if not folder.is_dir():
+        config = find_config(name)
+        if config is None:
+            return None
+        folder = config.parent
+    path = folder / "tokenizer.json"
+    return path if path.is_file() else None
