@@ -45,7 +45,10 @@ class Undecided(LauncherError):
     def __init__(self, columns: str, problems: Sequence[str], tasks: Sequence[str]) -> None:
         self.problems, self.tasks = list(problems), list(tasks)
         said = "it could be one of these; add its flags" if tasks else "no task can read it"
-        super().__init__("\n  ".join([f"can't tell what to learn from the columns {columns}; {said}:", *self.problems]))
+        end = ":" if problems else "; docs/tasks.md says which columns each task reads"
+        super().__init__(
+            "\n  ".join([f"can't tell what to learn from the columns {columns}; {said}{end}", *self.problems])
+        )
 
 
 class UnknownTopology(LauncherError):

@@ -76,9 +76,12 @@ class Column:
     def describe(self) -> str:
         """Kind, and how many different values or how long its texts are, in a few words."""
         kind = " and ".join(self.kinds) or "empty"
-        if self.counts is not None and 0 < len(self.counts) <= _MAX_DISTINCT // 10:
+        if self.holds(TEXT) and self.numbers:
+            kind = "numbers as text"
+        repeats = self.counts is not None and self.num_filled >= 2 * len(self.counts)
+        if self.counts and len(self.counts) <= _MAX_DISTINCT // 10 and (repeats or not self.mean_words):
             return f"{kind}, {len(self.counts)} different value{'s' * (len(self.counts) != 1)}"
-        if self.mean_words:
+        if self.mean_words and self.numbers is None:
             return f"{kind}, {self.mean_words:,.0f} word{'s' * (round(self.mean_words) != 1)} on average"
         return kind
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ def init(options: InitOptions) -> int:
     from onecurve.launcher.starting.beginning import begin
     from onecurve.launcher.starting.data import find_data
 
+    files = [options.data, *itertools.takewhile(lambda word: not word.startswith("--"), options.context.args)]
+    options.context.args = options.context.args[len(files) - 1 :]  # A pattern that the shell has expanded.
     flags = parse_keys(options.context)
     if named := [key for key in ("train_file", "dataset_name") if key in flags]:
         raise UsageError(f"--{named[0]}: DATA names what to train on; leave it out")
@@ -60,10 +63,10 @@ def init(options: InitOptions) -> int:
             raise UsageError("--model and --model_name_or_path name the same; give one of them")
         flags["model_name_or_path"] = options.model
     _check_output(options.output, options.overwrite)
-    data = find_data([options.data], flags.get("dataset_config_name"))
+    data = find_data(files, flags.get("dataset_config_name"))
     path = options.output or Path(f"{data.name}.yaml")
     _check_output(path, options.overwrite)
-    words = [options.data, *(["--model", options.model] if options.model else []), *options.context.args]
+    words = [*files, *(["--model", options.model] if options.model else []), *options.context.args]
     beginning = begin(data, flags, detect_machine(), path, words)
     beginning.write()
     if options.as_json:

@@ -39,6 +39,15 @@ def test_a_name_is_loaded_as_from_the_hub(tmp_path: Path) -> None:
     assert Survey.from_json(found["survey"]).num_rows == NUM_ROWS
 
 
+def test_splits_are_known_by_their_names(tmp_path: Path) -> None:
+    """Whatever their sizes and order; as MNLI's are called, too."""
+    names = {"test": 9, "validation_mismatched": 3, "validation_matched": 2, "train": 5}
+    splits = {name: datasets.Dataset.from_dict({"text": ["a"] * count}) for name, count in names.items()}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    found = describe_data(str(tmp_path / "saved"))
+    assert (found["train"], found["validation"]) == ("train", "validation_mismatched")
+
+
 def test_images_are_told_without_their_bytes(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     found = json.dumps(describe_data(str(tmp_path / "pictures")))

@@ -24,6 +24,8 @@ TEXT_NAMES = frozenset(
         "sentence1", "question1", "review_text", "review_body", "plot", "synopsis", "story", "lyrics",
     }
 )  # fmt: skip
+# What a label is about may stand before these, as in airline_sentiment.
+_LAST_WORDS = frozenset({"label", "class", "category", "sentiment", "emotion", "intent", "topic", "target"})
 # Columns that describe a row, and are neither read nor learned.
 _ABOUT_THE_ROW = re.compile(
     r"(.*_)?(id|ids|idx|index|uid|uuid|guid|url|link|date|datetime|time|timestamp|created|created_at|author|user|username|name|"
@@ -67,6 +69,11 @@ def normalize(name: str) -> str:
     return re.sub(r"[\s.\-]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip())).lower()
 
 
+def is_named_label(column: Column) -> bool:
+    """Whether its name says that it is a label."""
+    return is_named(column, LABEL_NAMES) or normalize(column.name).rpartition("_")[2] in _LAST_WORDS
+
+
 def is_about_the_row(column: Column) -> bool:
     """Whether its name says that it describes the row: a number, a date, a link."""
     return _ABOUT_THE_ROW.fullmatch(normalize(column.name)) is not None
@@ -105,7 +112,7 @@ def find_classes(table: Survey) -> list[Column]:
     """Columns that could be a label of classes, those of a telling name first."""
     found = [column for column in table.columns if is_class(column) and not is_about_the_row(column)]
     found = [column for column in found if not any(_names_classes(other, column) for other in found)]
-    return sorted(found, key=lambda column: not is_named(column, LABEL_NAMES))
+    return sorted(found, key=lambda column: not is_named_label(column))
 
 
 def _names_classes(names: Column, numbers: Column) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onecurve.training.survey import BOOLEAN, DECIMAL, INTEGER, LIST, TEXT, Column, Survey
-from onecurve.training.tasks.fits.columns import LABEL_NAMES, find_classes, is_about_the_row, is_class, is_named
+from onecurve.training.tasks.fits.columns import find_classes, is_about_the_row, is_class, is_named_label
 from onecurve.training.tasks.fits.fit import LIKELY, NAMED, POSSIBLE
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -18,6 +18,7 @@ _MOST_TIMES_EVEN, _LEAST_TIMES_EVEN = 1.5, 0.5
 _FEWEST_ROWS_OF_CLASS = 10
 # So many columns of 0 and 1 are one label each; two may be anything.
 _FEWEST_FLAGS = 3
+_MOST_WHOLE_DECIMALS = 20
 _MOST_LABELS_SHOWN = 8
 
 
@@ -31,7 +32,7 @@ class Label:
     @property
     def is_named(self) -> bool:
         """Whether the names of its columns say that they are labels."""
-        return all(is_named(column, LABEL_NAMES) for column in self.columns)
+        return all(is_named_label(column) for column in self.columns)
 
     @property
     def names(self) -> list[str]:
@@ -80,7 +81,7 @@ def _is_flag(column: Column) -> bool:
 def _is_list_of_classes(column: Column) -> bool:
     is_list = column.holds(f"{LIST} of {TEXT}", f"{LIST} of {INTEGER}", LIST) and not is_about_the_row(column)
     repeats = column.counts is not None and column.num_filled >= 2 * len(column.counts) > 0
-    return is_list and column.counts is not None and (repeats or is_named(column, LABEL_NAMES))
+    return is_list and column.counts is not None and (repeats or is_named_label(column))
 
 
 def _is_measure(column: Column) -> bool:
@@ -97,6 +98,8 @@ def _is_measure(column: Column) -> bool:
 def judge(label: Label, others: Iterable[Label]) -> int:
     """How much speaks for a label among all that there could be."""
     others = list(others)
+    if label.problem_type == REGRESSION and _could_be_classes(label.columns[0]):
+        return POSSIBLE
     named = [each for each in others if each.is_named]
     if len(label.columns) > 1:
         return POSSIBLE if named else NAMED if len(label.columns) >= _FEWEST_FLAGS else LIKELY
@@ -106,14 +109,22 @@ def judge(label: Label, others: Iterable[Label]) -> int:
     return POSSIBLE if named or has_flags else LIKELY
 
 
+def _could_be_classes(column: Column) -> bool:
+    """Whether decimals are few and all whole, as pandas writes integers beside gaps."""
+    numbers = column.numbers or []
+    is_few = column.num_distinct is not None and column.num_distinct <= _MOST_WHOLE_DECIMALS
+    return column.holds(DECIMAL) and is_few and all(number.is_integer() for number in numbers)
+
+
 def describe_label(table: Survey, label: Label) -> LabelFacts:
     """What the label's values say: which metric is fair, which classes have few rows."""
     name = label.names[0]
     if label.problem_type == REGRESSION:
         numbers = label.columns[0].numbers or [0.0]
         least, most = min(numbers), max(numbers)
+        odd = "; if these are classes, write them as integers" if _could_be_classes(label.columns[0]) else ""
         return LabelFacts(
-            f"{name!r} holds numbers from {least:g} to {most:g}",
+            f"{name!r} holds numbers from {least:g} to {most:g}{odd}",
             {"learning_rate": 3e-5, "metric_for_best_model": "eval_pearson"},
             {"numbers": [least, most]},
         )

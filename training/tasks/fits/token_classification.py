@@ -22,7 +22,7 @@ def find_fits(table: Survey) -> list[Fit]:
         for words in sorted(texts, key=lambda column: _rank(column, _WORDS))
         for labels in sorted(lists, key=lambda column: _rank(column, _LABELS))
         if words is not labels
-        and labels.counts is not None
+        and (labels.num_distinct or 0) > 1
         and _rank(labels, _WORDS)
         and _have_same_lengths(words, labels)
     ]
