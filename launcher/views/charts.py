@@ -114,9 +114,7 @@ def _draw_marks(marks: Sequence[tuple[int, str]], across: Scale) -> Iterable[str
         x = across.place(step)
         yield polyline([(x, _TOP), (x, _BOTTOM)], class_="mark")
         is_left = x > _RIGHT - 70
-        yield text(
-            x + (-5 if is_left else 5), _TOP - 4, name, text_anchor="end" if is_left else "start"
-        )
+        yield text(x + (-5 if is_left else 5), _TOP - 4, name, text_anchor="end" if is_left else "start")
 
 
 def find_limit(values: Iterable[float], is_lower_better: bool) -> float | None:

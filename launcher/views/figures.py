@@ -17,7 +17,7 @@ _MOST_LETTERS = 18
 # Of a letter, in the SVG's units, at the page's font size.
 _LETTER = 6.4
 # From here on letters on a cell are of the other color: what is readable on it depends on the scheme (report.css).
-_MIDDLE_SHARE, _HIGH_SHARE = 0.5, 0.68
+_MIDDLE_SHARE, _HIGH_SHARE = 0.57, 0.71
 
 
 def draw_confusion(confusion: Confusion) -> str:
@@ -39,7 +39,9 @@ def draw_confusion(confusion: Confusion) -> str:
         parts.append(text(x, y, name, **turned, **small))
     for row, shares in enumerate(normalize(confusion.counts)):
         for column, share in enumerate(shares):
-            title = f"{confusion.labels[row]} → {confusion.labels[column]}: {confusion.counts[row][column]:,}, {share:.1%}"
+            title = (
+                f"{confusion.labels[row]} → {confusion.labels[column]}: {confusion.counts[row][column]:,}, {share:.1%}"
+            )
             corner = (left + column * size, top + row * size)
             parts.append(_draw_cell(corner, size, share, title, has_number=not is_dense))
     height = round(top + size * len(names) + 4)
@@ -49,11 +51,10 @@ def draw_confusion(confusion: Confusion) -> str:
 def _draw_cell(corner: tuple[float, float], size: float, share: float, title: str, has_number: bool) -> str:
     x, y = corner
     gap = 1.0 if has_number else 0.5
-    parts = [
-        rectangle(size - gap, size - gap, title, x=x, y=y, class_="cell", fill_opacity=f"{max(share, 0.03):.2f}")
-    ]
+    parts = [rectangle(size - gap, size - gap, title, x=x, y=y, class_="cell", fill_opacity=f"{max(share, 0.03):.2f}")]
     if has_number and share > 0:
-        level = "high" if share >= _HIGH_SHARE else "middle" if share >= _MIDDLE_SHARE else "low"
+        shown = round(share, 2)
+        level = "high" if shown >= _HIGH_SHARE else "middle" if shown >= _MIDDLE_SHARE else "low"
         number = f"{100 * share:.0f}" if share >= 0.005 else "<1"
         parts.append(text(x + size / 2, y + size / 2 + 4, number, text_anchor="middle", class_=f"on {level}"))
     return group(parts)

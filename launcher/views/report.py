@@ -13,7 +13,7 @@ from typing import Any
 from onecurve.launcher.errors import Unsuitable, UsageError
 from onecurve.launcher.facts.history import History, load_history
 from onecurve.launcher.facts.results import Results, list_confusions, load_results, load_starts
-from onecurve.launcher.units import format_result
+from onecurve.launcher.units import format_result, format_setting
 from onecurve.launcher.views.compare import build_comparison
 from onecurve.launcher.views.figures import (
     MOST_CLASSES,
@@ -122,10 +122,7 @@ def render_runs(histories: Sequence[History]) -> str:
 
 def _show_results(results: Results) -> dict[str, Any]:
     confusion, calibration = results.confusion, results.calibration
-    if confusion is not None and len(confusion.labels) > MOST_CLASSES:
-        drawn = None
-    else:
-        drawn = confusion
+    drawn = confusion if confusion is not None and len(confusion.labels) <= MOST_CLASSES else None
     classes = sorted(results.classes, key=lambda each: (each.f1, each.name))
     return {
         "confusion": drawn and _safe(draw_confusion(drawn)),
@@ -148,8 +145,9 @@ def _show_results(results: Results) -> dict[str, Any]:
 def _show_lengths(history: History) -> dict[str, Any]:
     train = describe_data(history).get("train", {})
     counts, longest = train.get("histogram"), train.get("longest")
-    is_known = isinstance(counts, list) and all(isinstance(count, int) for count in counts) and any(counts)
-    if not is_known or not isinstance(longest, int) or longest < 1:
+    if not isinstance(counts, list) or not all(isinstance(count, int) for count in counts) or not any(counts):
+        return {"lengths": None, "lengths_note": ""}
+    if not isinstance(longest, int) or longest < 1:
         return {"lengths": None, "lengths_note": ""}
     note = f"mean {format_setting(train.get('mean_tokens'))}, longest {longest:,}"
     return {"lengths": _safe(draw_lengths(counts, longest)), "lengths_note": note}

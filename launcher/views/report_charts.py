@@ -38,7 +38,7 @@ def build_charts(history: History, starts: Sequence[StartFact]) -> tuple[list[Dr
     marks = [(start.step, f"start {start.number}") for start in starts if start.step and start.number > 1]
     learned = [*_draw_loss([history], span, marks), *_draw_metrics([history], span, marks)]
     learned += _draw_steps([history], span, _OF_STEPS, marks)
-    return learned, _draw_steps([history], span, _OF_RESOURCES, marks)
+    return learned, list(_draw_steps([history], span, _OF_RESOURCES, marks))
 
 
 def build_common_charts(histories: Sequence[History], names: Sequence[str]) -> list[Drawn]:
@@ -62,9 +62,7 @@ Marks = Sequence[tuple[int, str]]
 def _draw_loss(
     histories: Sequence[History], span: tuple[int, int], marks: Marks, names: Sequence[str] = ()
 ) -> Iterable[Drawn]:
-    series = _collect(
-        histories, names, lambda each: (pick(each.steps, _LOSS), pick(each.evaluations, f"eval_{_LOSS}"))
-    )
+    series = _collect(histories, names, lambda each: (pick(each.steps, _LOSS), pick(each.evaluations, f"eval_{_LOSS}")))
     yield from _draw(Chart(_LOSS, span, series, smooths=True, marks=marks))
 
 
@@ -110,8 +108,8 @@ def _collect(
 
 
 def _draw(chart: Chart) -> Iterable[Drawn]:
-    """The chart, unless it would be empty."""
-    if not chart.series:
+    """The chart, unless it would be empty, or a line at zero."""
+    if not any(value for each in chart.series for _, value in (*each.points, *each.dots)):
         return
     latest = ""
     if len(chart.series) == 1 and chart.series[0].color is None:

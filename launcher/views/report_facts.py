@@ -14,6 +14,7 @@ from onecurve.launcher.facts.history import (
     is_metric,
     list_metrics,
 )
+from onecurve.launcher.facts.recipes import load_defaults
 from onecurve.launcher.facts.results import StartFact
 from onecurve.launcher.units import format_count, format_gib, format_result, format_seconds, format_setting
 from onecurve.launcher.views.compare import describe_cost, find_best_cells, has_other_best
@@ -46,7 +47,11 @@ def describe_lede(history: History) -> list[tuple[str, bool]]:
         parts.append((next((format_setting(name) for name in names if name), "unknown data"), False))
     if history.steps:
         step = history.steps[-1]["step"]
-        parts += [(": ", False), (f"{step:,} step{'s' * (step != 1)}", True), (f" on {_describe_place(history.topology)}", False)]
+        parts += [
+            (": ", False),
+            (f"{step:,} step{'s' * (step != 1)}", True),
+            (f" on {_describe_place(history.topology)}", False),
+        ]
     return [*parts, (".", False)]
 
 
@@ -64,10 +69,10 @@ def describe_figures(history: History) -> list[Pair]:
     names = [name for name, value in last.items() if is_metric(name, value)]
     main = pick_main_metrics(names, history.main_metrics)
     ordered = [name for name in main if name != "eval_loss"] + [name for name in main if name == "eval_loss"]
-    figures = [(name_metric(name), format_result(last[name])) for name in ordered[:4]]
+    figures = [(name_metric(name), _shorten(last[name])) for name in ordered[:4]]
     figures = [(f"validation {name}" if name == "loss" else name, value) for name, value in figures]
     if steps:
-        figures.append(("training loss", format_result(steps[-1].get("loss"))))
+        figures.append(("training loss", _shorten(steps[-1].get("loss"))))
     num_steps = estimate_num_steps(history)
     done = steps[-1]["step"] if steps else 0
     whole = f" of {num_steps:,}" if num_steps and num_steps != done else ""
@@ -75,6 +80,11 @@ def describe_figures(history: History) -> list[Pair]:
     if seconds := count_seconds(steps):
         figures.append(("time in steps", format_seconds(seconds)))
     return figures[:_MAX_FIGURES]
+
+
+def _shorten(value: object) -> str:
+    """A result in large letters: no more digits than one reads."""
+    return f"{value:,.1f}" if isinstance(value, float) and 100 <= abs(value) < 1e6 else format_result(value)
 
 
 def describe_facts(history: History) -> list[Pair]:
@@ -94,7 +104,9 @@ def describe_facts(history: History) -> list[Pair]:
             hours = format_result(round(count_device_hours(history), 4))
             facts.append(("time in steps", f"{format_seconds(seconds)} ({hours} device-hours)"))
             facts.append(("throughput", f"{tokens / seconds:,.0f} tokens per second"))
-        padded = sum(line.get("tokens", 0) / (1 - line.get("padding", 0.0)) for line in steps if line.get("padding", 0) < 1)
+        padded = sum(
+            line.get("tokens", 0) / (1 - line.get("padding", 0.0)) for line in steps if line.get("padding", 0) < 1
+        )
         if padded:
             facts.append(("padding", f"{max(0.0, 1 - tokens / padded):.1%} of all tokens"))
     if history.peak_memory_bytes is not None:
@@ -145,12 +157,18 @@ def tabulate_starts(starts: Sequence[StartFact]) -> list[list[str]]:
 
 
 def split_settings(history: History) -> tuple[list[tuple[str, str, str]], list[Pair]]:
-    """The settings that were set, with who set them; and those that are defaults."""
-    all_of_them = [
-        (key, format_setting(value), history.sources.get(key, "")) for key, value in history.settings.items()
-    ]
-    chosen = [each for each in all_of_them if each[2] != "default"]
-    return chosen, [(key, value) for key, value, source in all_of_them if source == "default"]
+    """The settings that are not defaults, with who set them; and those that are.
+
+    A resumed run's are all from its config.yaml, so values are compared, not who set them.
+    """
+    defaults = load_defaults(str(history.settings.get("task")))
+    chosen, left = [], []
+    for key, value in history.settings.items():
+        if key in defaults and defaults[key] == value:
+            left.append((key, format_setting(value) or "-"))
+        else:
+            chosen.append((key, format_setting(value), history.sources.get(key, "")))
+    return chosen, left
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterable[Pair]:
@@ -168,9 +186,15 @@ Cells = list[tuple[str, bool]]
 def tabulate_comparison(comparison: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Cells]]]]:
     """By heading the rows of the table of several runs: settings that differ, results, cost; the best values are marked."""
     names = pick_main_metrics(list(comparison["best"]), comparison["main_metrics"])
-    settings = [(key, [(format_setting(value), False) for value in row]) for key, row in comparison["differing_settings"].items()]
+    settings = [
+        (key, [(format_setting(value), False) for value in row])
+        for key, row in comparison["differing_settings"].items()
+    ]
     results = [
-        (f"final {name_metric(name)}" if name != "loss" else "last training loss", find_best_cells(name, comparison["final"][name]))
+        (
+            f"final {name_metric(name)}" if name != "loss" else "last training loss",
+            find_best_cells(name, comparison["final"][name]),
+        )
         for name in ("loss", *names)
     ]
     for name in names:
@@ -179,7 +203,9 @@ def tabulate_comparison(comparison: Mapping[str, Any]) -> list[tuple[str, list[t
             shown = [f"{format_result(entry['value'])} at {entry['step']:,}" if entry else "-" for entry in row]
             results.append((f"best {name_metric(name)}", [(value, False) for value in shown]))
     steps = [(f"{value:,}", False) for value in comparison["steps"]]
-    cost = [describe_cost(name, row) for name, row in comparison["cost"].items() if any(each is not None for each in row)]
+    cost = [
+        describe_cost(name, row) for name, row in comparison["cost"].items() if any(each is not None for each in row)
+    ]
     return [
         ("settings that differ", settings),
         ("results", [("steps", steps), *results]),

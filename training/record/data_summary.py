@@ -14,7 +14,7 @@ _MOST_COUNTED = 1_000_000
 
 
 def describe_data(data: PreparedData) -> dict[str, Any]:
-    """By split its origin, its examples, and the tokens of an example: mean, longest, and a histogram of bins from 0 to the longest."""
+    """By split its origin, its examples, and the tokens of an example: mean, longest, and a histogram."""
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return {name: _describe(split) for name, split in splits.items() if split is not None}
 

@@ -27,7 +27,11 @@ def find_hardest(
     means = losses / split.counts
     hardest = np.argsort(-means, kind="stable")[:_MOST]
     return [
-        {"example": int(number), "loss": float(means[number]), **_describe(int(number), results, split, task, processor)}
+        {
+            "example": int(number),
+            "loss": float(means[number]),
+            **_describe(int(number), results, split, task, processor),
+        }
         for number in hardest
     ]
 

@@ -14,6 +14,9 @@ from onecurve.training.tasks.word_windows import NO_WORD
 
 Array = NDArray[Any]
 
+# Wrong words of one text.
+_MOST_SHOWN = 8
+
 _KIND = "single_label_classification"
 
 
@@ -57,14 +60,15 @@ def show_words(results: Mapping[str, Any], tokens: Array, label_names: Sequence[
     word, label, prediction = (np.asarray(results[name][0]) for name in ("word", "label", "prediction"))
     begins = np.flatnonzero(word != NO_WORD)
     wrong = [place for place in begins if label[place] != prediction[place]]
+    more = f", and {len(wrong) - _MOST_SHOWN} more" if len(wrong) > _MOST_SHOWN else ""
     ends = dict(zip(begins.tolist(), [*begins[1:].tolist(), len(tokens)], strict=True))
 
     def show(found: Array) -> str:
         named = (
             (tokenizer.decode(tokens[place : ends[place]], skip_special_tokens=True).strip(), label_names[found[place]])
-            for place in map(int, wrong)
+            for place in map(int, wrong[:_MOST_SHOWN])
         )
-        return ", ".join(f"{text} {name}" for text, name in named) or "all right"
+        return ", ".join(f"{text} {name}" for text, name in named) + more or "all right"
 
     return {
         "text": tokenizer.decode(tokens, skip_special_tokens=True),

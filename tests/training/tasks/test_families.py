@@ -60,7 +60,9 @@ def test_a_family_trains_resumes_and_generates(causal: Settings, train: Train, t
     assert [line["step"] for line in samples] == [0, 0, 3, 3], "before the training and at its evaluation"
     for line in samples:
         prompt = torch.tensor([tokenizer(line["prompt"])["input_ids"]])
-        written = (final if line["step"] else model).generate(prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1] :]
+        written = (final if line["step"] else model).generate(prompt, max_new_tokens=8, do_sample=False)[
+            0, prompt.shape[1] :
+        ]
         assert line["generated"] == tokenizer.decode(written)
 
 
