@@ -336,6 +336,7 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
 
     note = ask_main_process(prepare_directory)
     session.checkpoints.writers, writers_note = find_writers(accelerator, run)
+    session.checkpoints.say = session.reporter.say
     session.outcome.add_status_file(run.status, session.progress.step)
     start_tracker(accelerator, run, resolved, session.progress.step)
     arithmetic = describe_arithmetic(
