@@ -11,6 +11,9 @@ from onecurve.launcher.views.svg import Scale, circle, drawing, group, polyline,
 MOST_CLASSES = 50
 """More have no room in a confusion matrix."""
 
+MOST_IN_HALF = 20
+"""A confusion matrix of more classes takes the width of the page."""
+
 _WIDTH = 520
 _MOST_WITH_NUMBERS = 12
 _MOST_LETTERS = 18
@@ -23,12 +26,15 @@ _MIDDLE_SHARE, _HIGH_SHARE = 0.57, 0.71
 def draw_confusion(confusion: Confusion) -> str:
     """A cell for each label (row) and prediction (column), as dark as its share of the row."""
     names = [_shorten(name) for name in confusion.labels]
-    left = 16 + _LETTER * max(map(len, names))
-    size = min((_WIDTH - left - 2) / len(names), 84.0)
+    longest = _LETTER * max(map(len, names))
+    left, width = 16 + longest, _WIDTH if len(names) <= MOST_IN_HALF else 2 * _WIDTH
+    size = min((width - left - 2) / len(names), 84.0)
     is_dense = len(names) > _MOST_WITH_NUMBERS
-    # Names above the columns lie slantwise, unless each has room.
-    is_slanted = max(map(len, names)) * _LETTER > size - 6
-    top = 18 + (0.72 * _LETTER * max(map(len, names)) if is_slanted else 8)
+    # Names above the columns lie slantwise, unless each has room; the last one ends beside the cells.
+    is_slanted = longest > size - 6
+    if is_slanted:
+        size = min(size, (width - left - 0.72 * longest) / len(names))
+    top = 18 + (0.72 * longest if is_slanted else 8)
     parts = []
     for number, name in enumerate(names):
         middle = (number + 0.5) * size
@@ -45,7 +51,8 @@ def draw_confusion(confusion: Confusion) -> str:
             corner = (left + column * size, top + row * size)
             parts.append(_draw_cell(corner, size, share, title, has_number=not is_dense))
     height = round(top + size * len(names) + 4)
-    return drawing(parts, _WIDTH, height, role="img", aria_label="confusion matrix", class_="matrix")
+    kind = "matrix" if width == _WIDTH else "matrix whole"
+    return drawing(parts, width, height, role="img", aria_label="confusion matrix", class_=kind)
 
 
 def _draw_cell(corner: tuple[float, float], size: float, share: float, title: str, has_number: bool) -> str:

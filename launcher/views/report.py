@@ -17,6 +17,7 @@ from onecurve.launcher.units import format_result, format_setting
 from onecurve.launcher.views.compare import build_comparison
 from onecurve.launcher.views.figures import (
     MOST_CLASSES,
+    MOST_IN_HALF,
     draw_calibration,
     draw_confusion,
     draw_lengths,
@@ -126,6 +127,7 @@ def _show_results(results: Results) -> dict[str, Any]:
     classes = sorted(results.classes, key=lambda each: (each.f1, each.name))
     return {
         "confusion": drawn and _safe(draw_confusion(drawn)),
+        "is_large": drawn is not None and len(drawn.labels) > MOST_IN_HALF,
         "confusions": [
             (label, predicted, f"{count:,}", f"{share:.1%}")
             for label, predicted, count, share in (list_confusions(confusion, _MOST_CONFUSIONS) if confusion else [])

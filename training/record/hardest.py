@@ -18,7 +18,8 @@ _MAX_CHARACTERS = 600
 def find_hardest(
     losses: Array, results: Mapping[str, Any], split: Split, task: Task, processor: Any
 ) -> list[dict[str, Any]]:
-    """At most twenty examples, the one with the highest mean loss first: "example" (from 0), "loss" and the task's own entries.
+    """At most twenty examples, the one with the highest mean loss first: "example", "row" where examples
+    are not rows, both from 0, "loss", and the task's own entries.
 
     Args:
         losses: [examples] summed over each example's targets.
@@ -36,10 +37,11 @@ def find_hardest(
     ]
 
 
-def _describe(number: int, results: Mapping[str, Any], split: Split, task: Task, processor: Any) -> dict[str, str]:
+def _describe(number: int, results: Mapping[str, Any], split: Split, task: Task, processor: Any) -> dict[str, Any]:
     alone = {name: values[number : number + 1] for name, values in results.items()}
     shown = task.show_example(split.examples, number, alone, processor)
-    return {name: _shorten(text) for name, text in shown.items()}
+    row = {"row": int(alone["row"][0])} if "row" in alone else {}
+    return {**row, **{name: _shorten(text) for name, text in shown.items()}}
 
 
 def _shorten(text: str) -> str:

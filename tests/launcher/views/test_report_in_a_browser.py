@@ -136,7 +136,7 @@ _ALSO = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("5 classes", "5
 @pytest.fixture(params=["hostile", *_ALSO])
 def address(request: pytest.FixtureRequest, write_run: Callable[..., Path], tmp_path: Path) -> str:
     """A page of each kind."""
-    word = _HOSTILE if request.param == "hostile" else "a label"
+    word = _HOSTILE if request.param == "hostile" else "a label with a long name"
     run = write_run("a<b>" if request.param == "hostile" else "run", text_column=word, model_name_or_path=word * 2)
     write_results(run, 50 if request.param == "50 classes" else 5, word)
     write_starts(run, word)

@@ -156,6 +156,9 @@ def test_conversations_are_learned_sampled_and_saved(chats: Settings, train: Tra
     assert samples[0]["prompt"] == "<|im_start|>user\nSay yes<|im_end|>\n<|im_start|>assistant\n"
     assert samples[0]["reference"] == "yes<|im_end|>\n"
     assert all(line["generated"].endswith("<|im_end|>") for line in samples[6:]), "it has learned to stop"
+    hardest, lines = run.read("eval_report.json")["hardest"], read_rows(run.path / "eval_predictions.jsonl")
+    assert len(hardest) == len(lines) == 10
+    assert [each["loss"] for each in hardest] == sorted((line["loss"] for line in lines), reverse=True)
     tokenizer = AutoTokenizer.from_pretrained(run.path / "final")
     assert tokenizer.chat_template == templates.CHATML
     ends = GenerationConfig.from_pretrained(run.path / "final").eos_token_id

@@ -92,6 +92,13 @@ def test_it_learns_and_its_metrics_are_those_of_seqeval(words: Settings, train: 
     for name, row in found["per_class"].items():
         assert row == official[name]
     assert found["tag_scheme"] == "BIO"
+    assert sum(each["count"] for each in found["calibration"]["bins"]) == len(everything)
+    assert len(found["hardest"]) == 20
+    for each in found["hardest"]:
+        line = lines[each["example"]]
+        wrong = [pair for pair in zip(line["label"], line["prediction"], strict=True) if pair[0] != pair[1]][:8]
+        shown = [[word.split()[-1] for word in each[key].split(", ")[: len(wrong)]] for key in ("label", "prediction")]
+        assert list(zip(*shown, strict=True)) == wrong or not wrong
     card = (run.path / "final" / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: token-classification" in card
     assert "B-NAME" in card
