@@ -38,9 +38,8 @@ def find_hardest(
 
 
 def _describe(number: int, results: Mapping[str, Any], split: Split, task: Task, processor: Any) -> dict[str, Any]:
-    alone = {name: values[number : number + 1] for name, values in results.items()}
-    shown = task.show_example(split.examples, number, alone, processor)
-    row = {"row": int(alone["row"][0])} if "row" in alone else {}
+    shown = task.show_example(split.examples, number, results, processor)
+    row = {"row": int(results["row"][number])} if "row" in results else {}
     return {**row, **{name: _shorten(text) for name, text in shown.items()}}
 
 

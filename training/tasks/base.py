@@ -118,6 +118,11 @@ class Forward:
     results: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+def pick_example(results: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The results of one example alone, as those of all of them are given."""
+    return {name: values[number : number + 1] for name, values in results.items()}
+
+
 def build_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
     """Random numbers of one example in one epoch, whichever process, batch, worker or start draws them.
 
@@ -513,7 +518,7 @@ class Task(ABC):
         Args:
             examples: prepared ones.
             number: of the example.
-            results: as `compute_metrics` gets them, of this example alone.
+            results: as `compute_metrics` gets them, of all examples.
         """
         if "input_ids" not in examples:
             return {}

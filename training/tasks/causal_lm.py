@@ -310,7 +310,7 @@ class CausalLM(Task):
         """The text, and how many of its targets the model finds."""
         return {
             **super().show_example(examples, number, results, processor),
-            "prediction": describe_right(results),
+            "prediction": describe_right(results, number),
         }
 
     def prediction_example(self) -> dict[str, Any]:

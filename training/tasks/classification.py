@@ -12,7 +12,7 @@ from pydantic import Field
 
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Files, Number, Recipe
-from onecurve.training.tasks.base import Forward, Rows, Task
+from onecurve.training.tasks.base import Forward, Rows, Task, pick_example
 
 if TYPE_CHECKING:
     import torch
@@ -333,7 +333,7 @@ class Classification(Task):
         self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
     ) -> dict[str, str]:
         """Label and prediction, and the text if it is one."""
-        [line] = self.describe_predictions(results)
+        [line] = self.describe_predictions(pick_example(results, number))
         named = {name: _show_label(line[name]) for name in ("label", "prediction")}
         return {**super().show_example(examples, number, results, processor), **named}
 

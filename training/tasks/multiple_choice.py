@@ -322,7 +322,7 @@ class MultipleChoice(Task):
             processor.decode(tokens[end - size : end], skip_special_tokens=True)
             for size, end in zip(sizes, ends, strict=True)
         ]
-        named = {name: f"choice {int(results[name][0])}" for name in ("label", "prediction")}
+        named = {name: f"choice {int(results[name][number])}" for name in ("label", "prediction")}
         return {"text": "\n".join(f"{place}: {text}" for place, text in enumerate(texts)), **named}
 
     def prediction_example(self) -> dict[str, Any]:

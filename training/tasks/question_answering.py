@@ -347,8 +347,8 @@ class QuestionAnswering(Task):
     def show_example(
         self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
     ) -> dict[str, str]:
-        """Question and context of one window, the answers of the data, and the one that this window alone gives."""
-        [answer] = self.find_answers(results)
+        """Question and context of one window, the answers of the data, and the one that is found in all windows of the row."""
+        answer = next(each for each in self.find_answers(results) if each.row == int(results["row"][number]))
         named = {"label": " / ".join(answer.references or []) or "no answer", "prediction": answer.text or "no answer"}
         return {**super().show_example(examples, number, results, processor), **named}
 

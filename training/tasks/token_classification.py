@@ -344,7 +344,7 @@ class TokenClassification(Task):
         self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
     ) -> dict[str, str]:
         """The text, and of the words whose prediction is wrong label and prediction."""
-        return show_words(results, examples["input_ids"][[number]][0], self.label_names, processor)
+        return show_words(results, number, examples["input_ids"][[number]][0], self.label_names, processor)
 
     def build_table(self, results: Mapping[str, Any]) -> Table:
         """Precision, recall and F1 of each kind of entity, or of each label."""

@@ -32,9 +32,9 @@ def describe_tokens(results: Mapping[str, Any], number: int) -> dict[str, Any]:
     }
 
 
-def describe_right(results: Mapping[str, Any]) -> str:
+def describe_right(results: Mapping[str, Any], number: int) -> str:
     """How many targets of one example are the most likely tokens."""
-    return f"{int(results['right'][0])} of {int(results['targets'][0])} tokens right"
+    return f"{int(results['right'][number])} of {int(results['targets'][number])} tokens right"
 
 
 def describe_counts(kind: str, counts: Mapping[str, int]) -> list[str]:

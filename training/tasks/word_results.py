@@ -50,14 +50,17 @@ def join_words(results: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Arra
         yield int(of_row[start]), joined
 
 
-def show_words(results: Mapping[str, Any], tokens: Array, label_names: Sequence[str], tokenizer: Any) -> dict[str, str]:
+def show_words(
+    results: Mapping[str, Any], number: int, tokens: Array, label_names: Sequence[str], tokenizer: Any
+) -> dict[str, str]:
     """The text of one window, and the labels and predictions of those of its words whose prediction is wrong.
 
     Args:
-        results: as `join_words` gets them, of one example.
+        results: as `join_words` gets them.
+        number: of the example.
         tokens: [tokens] of the example.
     """
-    word, label, prediction = (np.asarray(results[name][0]) for name in ("word", "label", "prediction"))
+    word, label, prediction = (np.asarray(results[name][number]) for name in ("word", "label", "prediction"))
     begins = np.flatnonzero(word != NO_WORD)
     wrong = [place for place in begins if label[place] != prediction[place]]
     more = f", and {len(wrong) - _MOST_SHOWN} more" if len(wrong) > _MOST_SHOWN else ""
