@@ -85,7 +85,8 @@ class WorkProgress:
             TextColumn("{task.percentage:.0f} %  {task.fields[left]}"),
         )
         self._bar = Progress(*columns, console=self._console, transient=True)
-        self._bar.add_task(self._what, total=self._total, completed=self._done, left=self._describe_left())
+        task = self._bar.add_task(self._what, total=self._total, left=self._describe_left())
+        self._bar.update(task, completed=self._done)
         self._bar.start()
 
     def _describe_left(self) -> str:
