@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onecurve.training.units import GIB as GIB
+from onecurve.training.units import format_seconds as format_seconds
 
 MIB = 1024**2
 
@@ -26,20 +27,6 @@ def format_flops(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.1f} {prefix}FLOP"
     return f"{number:.0f} FLOP"
-
-
-def format_seconds(seconds: float) -> str:
-    """3 d 04 h, 2 h 05 min, 4 min 10 s, 12 s, 0.25 s."""
-    if 0 < seconds < 1:
-        return f"{seconds:.2f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours:02} h"
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def format_result(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,6 +60,22 @@ def test_one_label(recipe: Settings, train: Train) -> None:
     assert report["confusion_matrix"] == confusion_matrix(labels, predicted, labels=report["labels"]).tolist()
     assert set(report["per_class"]) == {"business", "entertainment", "politics", "sports", "tech"}
     assert set(report["per_class"]["tech"]) == {"precision", "recall", "f1-score", "support"}
+    scores, is_right = np.array([row["score"] for row in predictions]), np.array(labels) == np.array(predicted)
+    bins = [(scores >= low / 10) & (scores < (low + 1) / 10) for low in range(10)]
+    error = sum(abs(scores[here].mean() - is_right[here].mean()) * here.mean() for here in bins if here.any())
+    assert report["calibration"]["error"] == pytest.approx(error)
+    assert [each["count"] for each in report["calibration"]["bins"]] == [here.sum() for here in bins if here.any()]
+    hardest = report["hardest"]
+    assert len(hardest) == 20
+    assert [each["loss"] for each in hardest] == sorted((each["loss"] for each in hardest), reverse=True)
+    texts = [row["text"] for row in read_rows(Path(recipe["validation_file"]))]
+    for each in hardest:
+        line = predictions[each["example"]]
+        assert (each["label"], each["prediction"]) == (line["label"], line["prediction"])
+        shown, text = ("".join(each.split()).lower() for each in (each["text"], texts[each["example"]]))
+        assert shown[:12] == text[:12]
+        if line["label"] == line["prediction"]:
+            assert math.exp(-each["loss"]) == pytest.approx(line["score"], rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["lists", "columns"])

@@ -78,6 +78,11 @@ def test_the_run_directory_keeps_the_contract(runs: dict[str, Run]) -> None:
     environment = run.read("environment.json")
     assert environment["packages"]["torch"].startswith("2.")
     assert len(environment["git_revision"]) == 40
+    assert environment["start_step"] == 0
+    assert environment["data"]["train"]["examples"] == sum(environment["data"]["train"]["histogram"]) == 203
+    assert environment["data"]["validation"]["examples"] == 61
+    assert 0 < environment["data"]["train"]["mean_tokens"] <= environment["data"]["train"]["longest"] <= 64
+    assert environment["trained_parameters"] == environment["parameters"] > 500_000
     assert set(run.steps[0]) == {
         "event", "step", "epoch", "loss", "learning_rate", "grad_norm", "examples", "tokens", "tokens_per_second", "padding",
         "peak_memory_bytes",

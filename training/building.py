@@ -56,6 +56,7 @@ from onecurve.training.parallel.zero3 import divide_model
 from onecurve.training.process import launcher_has_died
 from onecurve.training.record import samples
 from onecurve.training.record.console import describe_arithmetic
+from onecurve.training.record.data_summary import describe_data
 from onecurve.training.record.environment import describe_changes, describe_environment
 from onecurve.training.record.evaluation import EvaluationData
 from onecurve.training.record.reporter import Reporter
@@ -310,9 +311,15 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
     accelerator.wait_for_everyone()  # Another one may still read a checkpoint that is about to get its name back.
     environment = describe_environment(describe_topology(accelerator), session.task.main_metrics)
     num_checkpoints = session.milestones.most_checkpoints()
+    trained, total = loaded.parameters
 
     def prepare_directory() -> str | None:
-        trained, total = loaded.parameters
+        about = {
+            "start_step": session.progress.step,
+            "parameters": total,
+            "trained_parameters": trained,
+            "data": describe_data(session.data),
+        }
         final_bytes = 4 * (trained if has_adapter(loaded.model) else total)
         final_bytes += 4 * total * session.recipe.merge_adapter
         local_share = Launch.from_environment().num_local_processes / accelerator.num_processes
@@ -323,12 +330,13 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
             else RunDirectory.of_checkpoint(start.checkpoint)
         )
         changes = describe_changes(owner.read_environment(), environment) if start.checkpoint is not None else None
-        create_run(run, lock, resolved, environment)
+        create_run(run, lock, resolved, environment | about)
         samples.cut_back(run, session.progress.step)
         return "\n".join(filter(None, (changes, tidy(run, start)))) or None
 
     note = ask_main_process(prepare_directory)
     session.checkpoints.writers, writers_note = find_writers(accelerator, run)
+    session.checkpoints.say = session.reporter.say
     session.outcome.add_status_file(run.status, session.progress.step)
     start_tracker(accelerator, run, resolved, session.progress.step)
     arithmetic = describe_arithmetic(

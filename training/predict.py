@@ -69,6 +69,7 @@ from onecurve.training.recovery.checkpoints import find_model
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.tasks import Task, build_task
 from onecurve.training.tasks.base import Rows
+from onecurve.training.work_progress import WorkProgress
 
 
 class Stopped(Exception):
@@ -227,16 +228,22 @@ def label_file(
     size = request.batch_size or recipe.per_device_batch_size
 
     layout = survey.build_layout(task.prediction_example())
-    start = 0
-    for number, rows in enumerate(read_chunks(request.input)):
-        if number % accelerator.num_processes == accelerator.process_index:
-            numbers = np.arange(start, start + len(rows))
-            lines = label(rows, numbers, request.input, task, processor, model, accelerator, size)
-            added = {name: [line[name] for line in lines] for name in lines[0]}
-            write_chunk(scratch / f"{number:08d}", add_columns(rows, added), layout)
-        start += len(rows)
+    start, say = 0, None if accelerator.is_main_process else _say_nothing
+    with WorkProgress("predicting", survey.num_rows, "rows", say) as progress:
+        for number, rows in enumerate(read_chunks(request.input)):
+            if number % accelerator.num_processes == accelerator.process_index:
+                numbers = np.arange(start, start + len(rows))
+                lines = label(rows, numbers, request.input, task, processor, model, accelerator, size)
+                added = {name: [line[name] for line in lines] for name in lines[0]}
+                write_chunk(scratch / f"{number:08d}", add_columns(rows, added), layout)
+            start += len(rows)
+            progress.reach(start)  # The chunks of other processes take as long.
     notes.update(task.notes)
     return layout
+
+
+def _say_nothing(line: str) -> None:
+    """Of several processes one says how far they are."""
 
 
 def check_rows(survey: Survey, task: Task) -> None:

@@ -87,6 +87,9 @@ def train(session: Session) -> Evaluation:
     """
     session.model.train()
     evaluation = None
+    if not session.progress.step:
+        sample(session)  # Before, for who wants to see what the training changed.
+        session.reporter.restart_clock()
     if session.progress.evaluation_is_due:  # The run was stopped in the middle of it.
         evaluation = conclude_step(session)
     while not session.milestones.stops_early(session.progress):
@@ -176,12 +179,19 @@ def return_to_best(session: Session) -> bool:
 
 def evaluate_validation(session: Session) -> Evaluation:
     """Evaluate the validation data, and write samples of what the model makes of it."""
+    evaluation = evaluate(
+        session.accelerator, session.model, session.task, session.validation, "eval", session.stop_flag
+    )
+    sample(session)
+    return evaluation
+
+
+def sample(session: Session) -> None:
+    """Write what the model now makes of a few validation examples, if the recipe asks for samples."""
     accelerator, model, task = session.accelerator, session.model, session.task
-    evaluation = evaluate(accelerator, model, task, session.validation, "eval", session.stop_flag)
     with session.watchdog.slow_phase():
         examples, step = session.validation.split.examples, session.progress.step
         write_samples(accelerator, model, task, examples, session.processor, session.run, step)
-    return evaluation
 
 
 def stop(session: Session) -> None:
@@ -209,9 +219,9 @@ def save(session: Session, evaluation: Evaluation) -> None:
             merge = partial(write_merged, session.recipe, run.final, run.merged, examples)
             session.reporter.say(ask_main_process(merge))
     if accelerator.is_main_process:
-        save_evaluation(evaluation, task, run.eval_predictions, run.eval_report)
+        save_evaluation(evaluation, task, session.processor, run.eval_predictions, run.eval_report)
         if test is not None:
-            save_evaluation(test, task, run.test_predictions, run.test_report)
+            save_evaluation(test, task, session.processor, run.test_predictions, run.test_report)
 
 
 def evaluate_only(session: Session) -> None:
@@ -225,7 +235,7 @@ def evaluate_only(session: Session) -> None:
     except StopRequested:
         raise Preempted("stopped as asked; nothing is written, start it again to evaluate") from None
     if accelerator.is_main_process:
-        save_evaluation(evaluation, task, *files)
+        save_evaluation(evaluation, task, session.processor, *files)
     print_evaluation(session.reporter.console, task, evaluation)
     accelerator.end_training()
 

@@ -1,19 +1,31 @@
-"""`onecurve report RUN`: write an HTML page of a run."""
+"""`onecurve report RUN [RUN...]`: write an HTML page of one run, or of several."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Annotated
 
-from onecurve.launcher.cli.options import DebugOption, JsonOption, RunArgument
+import typer
+
+from onecurve.launcher.cli.options import DebugOption, JsonOption
 
 
-def report(run: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> int:
-    """Write an HTML page of a run: RUN/report.html.
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN...]", help="run directories")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="the page [default: RUN/report.html; of several runs ./report.html]"),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Write an HTML page of a run, or of several side by side.
 
-    Curves, evaluations, settings and where each came from, environment and restarts, in one file without scripts.
+    Curves, confusions, calibration, hardest examples, samples, settings, starts: one file without scripts.
     """
     from onecurve.launcher.views.report import write_report
 
-    path = write_report(run)
+    path = write_report(runs, output)
     print(json.dumps({"report": str(path)}) if as_json else path)
     return 0

@@ -37,7 +37,7 @@ def watch(
     if as_json:
         print(json.dumps(asdict(build_view(folder, find_job))))
     elif is_single:
-        console.print(render(build_view(folder, find_job)))
+        console.print(render(build_view(folder, find_job), console.width))
     else:
         follow(console, folder, every)
     return 0

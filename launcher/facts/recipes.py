@@ -13,7 +13,7 @@ from pydantic import PrivateAttr, create_model
 
 from onecurve.training.config import Recipe, RecipeError, ResolvedRecipe, find_task_name
 from onecurve.training.config import load_recipe as load_own_recipe
-from onecurve.training.tasks import build_task, find_task, is_outside
+from onecurve.training.tasks import TASKS, build_task, find_task, is_outside
 from onecurve.training.tasks.processors import KINDS, TOKENIZER, ProcessorKind
 
 _DESCRIBE = Path(__file__).resolve().parents[2] / "training" / "describe_recipe.py"
@@ -63,6 +63,17 @@ def find_columns(recipe: Recipe, with_targets: bool = True) -> Columns:
     if isinstance(recipe, _OutsideRecipe):
         return recipe._columns["all" if with_targets else "inputs"]
     return find_task(recipe.task).columns(recipe, with_targets)
+
+
+def load_defaults(task: str) -> dict[str, Any]:
+    """The default of each key that has one, as YAML holds it; of a task outside the project only those of every recipe."""
+    kind = find_task(task).recipe_class if task in TASKS else Recipe
+    fields = {
+        key: field.get_default(call_default_factory=True)
+        for key, field in kind.model_fields.items()
+        if not field.is_required()
+    }
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
 
 def predicts_tokens(recipe: Recipe) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,17 +79,18 @@ def print_comparison(console: Console, comparison: dict[str, Any]) -> None:
         table.add_row(f"final {name}", *_mark_best(name, comparison["final"][name]))
     for name in names:
         row = comparison["best"][name]
-        if _has_other_best(comparison, name):
+        if has_other_best(comparison, name):
             shown = [f"{entry['value']:.4f} at {entry['step']}" if entry else "-" for entry in row]
             table.add_row(f"best {name}", *shown)
     table.add_section()
     for name, row in comparison["cost"].items():
         if any(value is not None for value in row):
-            table.add_row(*_describe_cost(name, row))
+            table.add_row(*describe_cost(name, row))
     console.print(table)
 
 
-def _describe_cost(name: str, row: Sequence[Any]) -> list[str]:
+def describe_cost(name: str, row: Sequence[Any]) -> list[str]:
+    """A row of the table: what it is, and the value of each run."""
     if name == "training_seconds":
         return ["training time", *map(format_seconds, row)]
     if name == "peak_memory_bytes":
@@ -97,18 +98,22 @@ def _describe_cost(name: str, row: Sequence[Any]) -> list[str]:
     return [name.replace("_", " "), *map(format_result, row)]
 
 
-def _has_other_best(comparison: dict[str, Any], name: str) -> bool:
+def has_other_best(comparison: Mapping[str, Any], name: str) -> bool:
+    """Whether the best value of a metric is, for one run at least, not that of the last evaluation."""
     pairs = zip(comparison["best"][name], comparison["final"][name], strict=True)
     return any(entry is not None and entry["value"] != last for entry, last in pairs)
 
 
 def _mark_best(name: str, row: Sequence[Any]) -> list[str]:
+    return [f"[bold]{value}[/bold]" if is_best else value for value, is_best in find_best_cells(name, row)]
+
+
+def find_best_cells(name: str, row: Sequence[Any]) -> list[tuple[str, bool]]:
+    """Each value of a metric as it is shown, and whether it is the best; none is where all are the same."""
     numbers = [value for value in row if isinstance(value, (int, float))]
     best = (min if is_lower_better(name) else max)(numbers, default=None)
     differ = len(set(numbers)) > 1
-    return [
-        f"[bold]{format_result(value)}[/bold]" if differ and value == best else format_result(value) for value in row
-    ]
+    return [(format_result(value), differ and value == best) for value in row]
 
 
 def _show_setting(value: object) -> str:

@@ -96,7 +96,7 @@ def follow(console: Console, run: Path, every_seconds: float, queue: Queue = fin
 
     poller, metrics = QueuePoller(queue), MetricsFile(RunDirectory(run).metrics)
     view = build_view(run, poller, metrics=metrics)
-    first = render(view, _width(console))
+    first = render(view, console.width)
     with _collecting_ctrl_c() as interrupts, Live(first, console=console, refresh_per_second=4) as live:
         while not view.is_over or (view.state != "finished" and poller.is_polling):
             until = time.monotonic() + every_seconds
@@ -105,7 +105,7 @@ def follow(console: Console, run: Path, every_seconds: float, queue: Queue = fin
             if interrupts:
                 return
             view = build_view(run, poller, metrics=metrics)
-            live.update(render(view, _width(console)))
+            live.update(render(view, console.width))
 
 
 @contextlib.contextmanager
@@ -117,7 +117,3 @@ def _collecting_ctrl_c() -> Iterator[list[int]]:
         yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _width(console: Console) -> int:
-    return max(20, console.width - 16)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from onecurve.training.config import Recipe
 
 
+_SECONDS_OF_NO_MATTER = 60.0
+
+
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The whole plan as numbers: bytes, seconds, operations."""
     return {**asdict(plan), "device_hours": plan.device_hours}
@@ -114,9 +117,12 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
 
 def _describe_time(plan: Plan) -> str:
     if plan.seconds is not None and plan.device_hours is not None:
+        # Of a short training the steps are the smallest part: what is left out takes longer.
+        time = "under a minute" if plan.seconds < _SECONDS_OF_NO_MATTER else format_seconds(plan.seconds)
+        hours = "under 0.01" if plan.device_hours < 0.01 else f"{plan.device_hours:,.2f}"
         return (
-            f"{format_seconds(plan.seconds)} at {plan.mfu:.0%} of peak, {plan.device_hours:.2f} device-hours, without "
-            "evaluation, loading and communication that is not hidden"
+            f"{time} for the steps, at {plan.mfu:.0%} of peak, {hours} device-hours. Not in it: start-up (imports, tokenizing, "
+            "loading: tens of seconds to minutes), evaluations, checkpoints, and communication that is not hidden"
         )
     if plan.flops is None:
         return "unknown, because the number of examples is not known"

@@ -36,9 +36,14 @@ def polyline(points: Iterable[Point], **attributes: object) -> str:
     return _element("polyline", points=" ".join(f"{_write(x)},{_write(y)}" for x, y in points), **attributes)
 
 
-def rectangle(width: float, height: float, **attributes: object) -> str:
-    """A rectangle from the upper left corner of the drawing."""
-    return _element("rect", width=width, height=height, **attributes)
+def rectangle(width: float, height: float, title: str = "", **attributes: object) -> str:
+    """A rectangle from the upper left corner of the drawing, or from x and y; its title is shown under the pointer."""
+    return _element("rect", _title(title), width=width, height=height, **attributes)
+
+
+def group(parts: Iterable[str], **attributes: object) -> str:
+    """Shapes that belong together."""
+    return _element("g", "".join(parts), **attributes)
 
 
 def text(x: float, y: float, content: str, **attributes: object) -> str:
@@ -48,8 +53,11 @@ def text(x: float, y: float, content: str, **attributes: object) -> str:
 
 def circle(x: float, y: float, radius: float, title: str = "", **attributes: object) -> str:
     """A dot; its title is shown while the pointer rests on it."""
-    content = f"<title>{escape(title)}</title>" if title else ""
-    return _element("circle", content, cx=x, cy=y, r=radius, **attributes)
+    return _element("circle", _title(title), cx=x, cy=y, r=radius, **attributes)
+
+
+def _title(title: str) -> str:
+    return f"<title>{escape(title)}</title>" if title else ""
 
 
 def _element(name: str, content: str = "", /, **attributes: object) -> str:

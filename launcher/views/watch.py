@@ -15,15 +15,20 @@ from onecurve.training.metric_names import pick_main_metrics
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+# Columns of a panel's borders and of the space beside them.
+_FRAME = 4
+
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def draw_curve(values: Sequence[float], width: int, height: int = 8) -> list[str]:
-    """A curve in block characters: `height` lines of `width` columns, each column is the mean of its part of the values."""
+    """A curve in block characters: `height` lines of at most `width` columns, labels included; each column is a mean."""
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return []
-    width = min(width, len(values))
+    ends = [f"{value:.4f}" for value in (max(values), min(values))]  # No label of a mean is longer.
+    room = max(8, *map(len, ends))
+    width = min(max(1, width - room - 2), len(values))
     edges = [round(number * len(values) / width) for number in range(width + 1)]
     means = [
         sum(values[start:stop]) / (stop - start) for start, stop in itertools.pairwise(edges)
@@ -34,24 +39,30 @@ def draw_curve(values: Sequence[float], width: int, height: int = 8) -> list[str
     lines = []
     for row in range(height - 1, -1, -1):
         cells = [min(8, max(0, level - row * 8)) for level in levels]
-        label = f"{highest:8.4f} ┤" if row == height - 1 else f"{lowest:8.4f} ┤" if row == 0 else "         │"
+        label = (
+            f"{highest:{room}.4f} ┤"
+            if row == height - 1
+            else f"{lowest:{room}.4f} ┤"
+            if row == 0
+            else " " * room + " │"
+        )
         lines.append(label + "".join(" " if cell == 0 else _BLOCKS[cell - 1] for cell in cells))
     return lines
 
 
-def render(view: View, width: int = 72) -> RenderableType:
-    """A panel for the terminal."""
+def render(view: View, width: int) -> RenderableType:
+    """A panel for a terminal of this many columns."""
     from rich.panel import Panel
     from rich.text import Text
 
     lines = [*_describe_progress(view), *_describe_surroundings(view)]
     if view.message:
         lines.append(view.message)
-    curve = draw_curve(view.losses, width)
+    curve = draw_curve(view.losses, width - _FRAME)
     text = Text("\n".join([*lines, "", *curve]) if curve else "\n".join(lines))
     colors = {"running": "green", "finished": "blue", "preempted": "yellow", "failed": "red", "stale": "yellow"}
     state = "stale" if view.is_stale else view.state
-    room = max(20, width - len(state))
+    room = max(8, width - len(state) - _FRAME - 4)
     title = Text(f"{state}  {view.run if len(view.run) <= room else '…' + view.run[-room:]}")
     return Panel(text, title=title, border_style=colors.get(state, "white"), expand=False)
 

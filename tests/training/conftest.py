@@ -37,8 +37,10 @@ def stop_and_resume(train: Callable[[dict[str, Any]], Run], settings: dict[str, 
         patch.setenv("ONECURVE_STOP_FILE", str(folder / "stop"))
         stopped = train(settings)
     assert stopped.exit_code == 75
+    step = stopped.read("status.json")["step"]
     resumed = train(settings)
     assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.read("environment.json")["start_step"] == step > 0
     return resumed
 
 

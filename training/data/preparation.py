@@ -30,6 +30,7 @@ from onecurve.training.errors import BadInput
 from onecurve.training.process import check_launcher
 from onecurve.training.recipe import DataKeys, Recipe
 from onecurve.training.tasks.base import Task
+from onecurve.training.work_progress import WorkProgress
 
 # Raised whenever the layout or the meaning of a prepared folder changes.
 PREPARED_FORMAT = 4
@@ -244,7 +245,7 @@ def _subset(rows: Array, limit: int | None, seed: int, key: str, origin: str) ->
 
 def _encode(folder: Path, split: RawSplit, columns: list[str], numbers: Array, task: Task, processor: Any) -> None:
     """Write the features of some rows, a batch at a time."""
-    with ExamplesWriter(folder) as writer:
+    with ExamplesWriter(folder) as writer, WorkProgress(f"preparing {folder.name}", len(numbers), "rows") as progress:
         for start in range(0, len(numbers), task.rows_at_once):
             check_launcher()
             rows = split.rows(columns, numbers[start : start + task.rows_at_once])
@@ -252,6 +253,7 @@ def _encode(folder: Path, split: RawSplit, columns: list[str], numbers: Array, t
             if "row" in batch:  # Positions among these rows; kept as numbers in the file.
                 batch["row"] = rows.numbers[np.asarray(batch["row"])]
             writer.write(batch)
+            progress.advance(len(rows))
     if not writer.num_examples:
         reasons = task.describe_left_out()
         raise BadInput(f"{split.origin}: no row gives an example to learn from" + (f". {reasons}" if reasons else ""))

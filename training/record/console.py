@@ -6,7 +6,8 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from onecurve.training.recipe import Recipe
 from onecurve.training.record.evaluation import Evaluation
 from onecurve.training.run_directory import RunDirectory
 from onecurve.training.tasks.base import Task
+from onecurve.training.work_progress import follow
 
 
 def quiet_third_parties() -> None:
@@ -36,6 +38,15 @@ def quiet_third_parties() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if os.environ.get("RANK", "0") == "0":  # All processes load at the same time.
+        transformers.logging.set_tqdm_hook(_follow_loading)
+
+
+def _follow_loading(build: Callable[..., Any], arguments: tuple[Any, ...], keys: dict[str, Any]) -> Any:
+    """In place of the bar of transformers: how far the weights are loaded, and the time left."""
+    if keys.get("desc") == "Loading weights" and arguments:
+        return follow("loading weights", list(arguments[0]), "tensors")
+    return build(*arguments, **keys)
 
 
 def describe_arithmetic(

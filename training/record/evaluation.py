@@ -23,6 +23,7 @@ from onecurve.training.data.preparation import Split
 from onecurve.training.models import attention
 from onecurve.training.parallel.states import is_sharded, unwrap
 from onecurve.training.record.gathering import Part, Round, gather_results
+from onecurve.training.record.hardest import find_hardest
 from onecurve.training.recovery.stops import StopFlag, StopRequested
 from onecurve.training.tasks.base import Forward, Task
 
@@ -52,10 +53,14 @@ class Evaluation:
     Attributes:
         metrics: "eval_loss", "eval_accuracy", ... or "test_loss", ...; the loss alone where it is not finite.
         results: what the task found of each example, in the order of the data, by name.
+        losses: [examples] summed over each example's targets.
+        split: the examples.
     """
 
     metrics: dict[str, float]
     results: Mapping[str, Any]
+    losses: Array
+    split: Split
 
 
 def evaluate(
@@ -111,7 +116,7 @@ def evaluate(
     metrics = {f"{prefix}_loss": float(np.sum(losses, dtype=np.float64) / np.sum(data.split.counts))}
     if math.isfinite(metrics[f"{prefix}_loss"]):  # Some metrics raise an error of NaN.
         metrics |= {f"{prefix}_{name}": value for name, value in task.compute_metrics(results).items()}
-    return Evaluation(metrics, results)
+    return Evaluation(metrics, results, losses, data.split)
 
 
 def _generate(
@@ -162,10 +167,11 @@ def _put_in_order(
     return results
 
 
-def save_evaluation(evaluation: Evaluation, task: Task, predictions: Path, report: Path) -> None:
-    """Write a line per example, and a report: the metrics, and the task's own."""
+def save_evaluation(evaluation: Evaluation, task: Task, processor: Any, predictions: Path, report: Path) -> None:
+    """Write a line per example, and a report: the metrics, the task's own, and the hardest examples."""
     write_atomically(predictions, format_predictions(evaluation, task))
     content = {"metrics": evaluation.metrics, **task.report(evaluation.results)}
+    content["hardest"] = find_hardest(evaluation.losses, evaluation.results, evaluation.split, task, processor)
     write_atomically(report, json.dumps(content, indent=2) + "\n")
 
 

@@ -7,6 +7,7 @@ and reads it back; that of rank 0 publishes the checkpoint when all have done so
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -34,6 +35,7 @@ from onecurve.training.recovery.parts import collect_receipts, write_indexes, wr
 from onecurve.training.recovery.publishing import begin, describe_failure, discard, finish, link_best, remove
 from onecurve.training.recovery.room import check_free_space
 from onecurve.training.run_directory import MOMENTS_FILE, PROGRESS_FILE, WEIGHTS_FILE, RunDirectory
+from onecurve.training.work_progress import following_files
 
 # How long rank 0 waits, at the end of a training that failed, for the parts of processes that may have died: at least this,
 # and twice as long as its own part took.
@@ -47,6 +49,7 @@ class CheckpointWriter:
     Attributes:
         save_description: writes what makes a checkpoint a model that `from_pretrained` loads: its config and processor.
         writers: ranks that write; all, unless some do not see the run directory.
+        say: prints how far a file is that the training waits for.
 
     Leaving it as a context waits for a write in progress, however the training ended.
     """
@@ -59,6 +62,7 @@ class CheckpointWriter:
     save_total_limit: int | None
     save_description: Callable[[Path], None] = lambda folder: None
     writers: tuple[int, ...] = ()
+    say: Callable[[str], None] = lambda line: None
     _weights: HostCopy = field(default_factory=HostCopy)
     _moments: HostCopy = field(default_factory=HostCopy)
     _dealing: Dealing = field(default_factory=lambda: Dealing((0,)))
@@ -124,7 +128,8 @@ class CheckpointWriter:
             Fault: on every rank, if one could not write it. Earlier checkpoints are intact.
         """
         if self._thread is not None:
-            self._part_is_done.wait()
+            with self._following("saving the checkpoint", MOMENTS_FILE):
+                self._part_is_done.wait()
         try:
             raise_together(self._problem)
             self._join()  # Every part is written, so rank 0 does not wait for any.
@@ -165,7 +170,8 @@ class CheckpointWriter:
         raise_together(self._problem)
         assert staging is not None  # Or there is a problem.
         try:
-            write_final(self.accelerator, inner, self._weights.tensors, self._dealing, staging, target, add_more)
+            with self._following(f"saving {target.name}/"):
+                write_final(self.accelerator, inner, self._weights.tensors, self._dealing, staging, target, add_more)
         except Fault:
             self._discard()
             raise
@@ -190,6 +196,12 @@ class CheckpointWriter:
 
         self._staging, self._problem = ask_main_process(begin_here)
         return self._staging
+
+    def _following(self, what: str, *more_files: str) -> contextlib.AbstractContextManager[None]:
+        """Say how far the staging folder is, on the main process."""
+        num_bytes = sum(self._dealing.num_bytes.get(file, 0) for file in (WEIGHTS_FILE, *more_files))
+        folder = self._staging if self.accelerator.is_main_process else None
+        return following_files(what, folder, num_bytes, self.say)
 
     def _join(self, gives_up: bool = False) -> None:
         """Wait for this rank's thread.

@@ -118,6 +118,11 @@ class Forward:
     results: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+def pick_example(results: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The results of one example alone, as those of all of them are given."""
+    return {name: values[number : number + 1] for name, values in results.items()}
+
+
 def build_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
     """Random numbers of one example in one epoch, whichever process, batch, worker or start draws them.
 
@@ -497,8 +502,27 @@ class Task(ABC):
         """A line of `describe_predictions` without targets, with a typical value of each kind: the columns of a labelled file."""
 
     def report(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """The content of eval_report.json; plain values."""
+        """The content of eval_report.json; plain values.
+
+        `onecurve report` draws what it finds by these names, of any task: "per_class", by name "precision", "recall",
+        "f1-score" and "support"; "labels" and "confusion_matrix", row is the label, column the prediction; "calibration", as
+        training/tasks/metrics/calibration.py builds it.
+        """
         return {}
+
+    def show_example(
+        self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
+    ) -> dict[str, str]:
+        """An evaluated example as people read it: by name what they see, such as "text", "label" and "prediction".
+
+        Args:
+            examples: prepared ones.
+            number: of the example.
+            results: as `compute_metrics` gets them, of all examples.
+        """
+        if "input_ids" not in examples:
+            return {}
+        return {"text": processor.decode(examples["input_ids"][[number]][0], skip_special_tokens=True)}
 
     def build_table(self, results: Mapping[str, Any]) -> Table | None:
         """A table that is printed at the end; None prints none."""

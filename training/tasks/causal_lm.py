@@ -15,7 +15,7 @@ from onecurve.training.tasks.row_reader import RowReader, find_row_problem
 from onecurve.training.tasks.sequences import INSIDE_A_TOKEN, TokenSequence
 from onecurve.training.tasks.special_tokens import read_special_tokens
 from onecurve.training.tasks.texts import note_special_tokens
-from onecurve.training.tasks.token_results import describe_counts, describe_tokens, measure_tokens
+from onecurve.training.tasks.token_results import describe_counts, describe_right, describe_tokens, measure_tokens
 from onecurve.training.tasks.token_spans import cut_into_examples
 
 if TYPE_CHECKING:
@@ -303,6 +303,15 @@ class CausalLM(Task):
             yield {"prediction": self._tokenizer.decode(written, skip_special_tokens=True)}
         for number in range(len(results.get("targets", ()))):
             yield {"row": int(results["row"][number]), **describe_tokens(results, number)}
+
+    def show_example(
+        self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
+    ) -> dict[str, str]:
+        """The text, and how many of its targets the model finds."""
+        return {
+            **super().show_example(examples, number, results, processor),
+            "prediction": describe_right(results, number),
+        }
 
     def prediction_example(self) -> dict[str, Any]:
         """A text."""

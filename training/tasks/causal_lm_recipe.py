@@ -46,7 +46,8 @@ class CausalLMRecipe(Recipe):
         "cut", description="what happens to more than max_length tokens: cut off, or split into several examples"
     )
     num_samples: Annotated[Integer, Field(ge=0)] = Field(
-        0, description="validation examples that each evaluation lets the model continue, into samples.jsonl"
+        0,
+        description="validation examples that the model continues at the start and at each evaluation, into samples.jsonl",
     )
     max_new_tokens: Annotated[Integer, Field(ge=1)] = Field(128, description="most tokens of one generation")
 

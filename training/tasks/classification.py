@@ -12,7 +12,7 @@ from pydantic import Field
 
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Files, Number, Recipe
-from onecurve.training.tasks.base import Forward, Rows, Task
+from onecurve.training.tasks.base import Forward, Rows, Task, pick_example
 
 if TYPE_CHECKING:
     import torch
@@ -312,17 +312,30 @@ class Classification(Task):
         return self.label_names[int(value)]
 
     def report(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """Precision, recall and F1 of each class, and the confusion matrix: row is the label, column the prediction.
+        """Precision, recall and F1 of each class, the confusion matrix (row is the label, column the prediction), calibration.
 
         For several labels the matrix of each is [[true negative, false positive], [false negative, true positive]];
-        regression has neither.
+        regression has none of them.
         """
+        from onecurve.training.tasks.metrics.calibration import build_calibration
         from onecurve.training.tasks.metrics.classification import build_report
 
         if self.problem_type == "regression":
             return {}
+        label, prediction, score = results["label"], results["prediction"], results["score"]
         is_multi = self.problem_type == "multi_label_classification"
-        return build_report(results["label"], results["prediction"], self.label_names, is_multi)
+        report = build_report(label, prediction, self.label_names, is_multi)
+        if is_multi:
+            return {**report, "calibration": build_calibration(score.ravel(), label.ravel() > 0, "each label")}
+        return {**report, "calibration": build_calibration(score, label == prediction, "the predicted label")}
+
+    def show_example(
+        self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
+    ) -> dict[str, str]:
+        """Label and prediction, and the text if it is one."""
+        [line] = self.describe_predictions(pick_example(results, number))
+        named = {name: _show_label(line[name]) for name in ("label", "prediction")}
+        return {**super().show_example(examples, number, results, processor), **named}
 
     def build_table(self, results: Mapping[str, Any]) -> Table | None:
         """For one label an example, the accuracy of each class."""
@@ -350,6 +363,13 @@ class Classification(Task):
     def describe_card(self) -> str:
         """The labels."""
         return f"Labels: {', '.join(self.label_names)}.\n\n" if self.label_names else ""
+
+
+def _show_label(value: Any) -> str:
+    """A label or prediction of `describe_predictions` in one line."""
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _has_head(config: Any) -> bool:

@@ -20,7 +20,7 @@ from onecurve.training.tasks.base import (
 )
 from onecurve.training.tasks.special_tokens import find_leaks, find_special_tokens, read_special_tokens
 from onecurve.training.tasks.texts import check_texts, find_text_problem, note_special_tokens
-from onecurve.training.tasks.token_results import describe_counts, describe_tokens, measure_tokens
+from onecurve.training.tasks.token_results import describe_counts, describe_right, describe_tokens, measure_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -350,6 +350,15 @@ class MaskedLM(Task):
             yield {"prediction": text, "tokens": words, "score": scores[scores >= 0].astype(float).tolist()}
         for number in range(len(results.get("targets", ()))):
             yield {"row": int(results["row"][number]), **describe_tokens(results, number)}
+
+    def show_example(
+        self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
+    ) -> dict[str, str]:
+        """The text, and how many of its targets the model finds."""
+        return {
+            **super().show_example(examples, number, results, processor),
+            "prediction": describe_right(results, number),
+        }
 
     def prediction_example(self) -> dict[str, Any]:
         """A text, the tokens that fill its masks, and their probabilities."""

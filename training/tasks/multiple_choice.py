@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -304,6 +304,26 @@ class MultipleChoice(Task):
             else:
                 of_choices = results["probabilities"][number]
                 yield {**line, "probabilities": [float(value) for value in of_choices if value >= 0]}
+
+    def report(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """The calibration of the probability of the most likely choice."""
+        from onecurve.training.tasks.metrics.calibration import build_calibration
+
+        is_right = results["prediction"] == results["label"]
+        return {"calibration": build_calibration(results["score"], is_right, "the predicted choice")}
+
+    def show_example(
+        self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
+    ) -> dict[str, str]:
+        """All choices with what they continue, and the right and the predicted one."""
+        tokens, sizes = (examples[name][[number]][0] for name in ("input_ids", "sizes"))
+        ends = list(accumulate(map(int, sizes)))
+        texts = [
+            processor.decode(tokens[end - size : end], skip_special_tokens=True)
+            for size, end in zip(sizes, ends, strict=True)
+        ]
+        named = {name: f"choice {int(results[name][number])}" for name in ("label", "prediction")}
+        return {"text": "\n".join(f"{place}: {text}" for place, text in enumerate(texts)), **named}
 
     def prediction_example(self) -> dict[str, Any]:
         """A row of two choices."""

@@ -344,6 +344,14 @@ class QuestionAnswering(Task):
                 line = {"row": answer.row, **line, "answers": answer.references, "exact_match": exact, "f1": f1}
             yield line
 
+    def show_example(
+        self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
+    ) -> dict[str, str]:
+        """Question and context of one window, the answers of the data, and the one that is found in all windows of the row."""
+        answer = next(each for each in self.find_answers(results) if each.row == int(results["row"][number]))
+        named = {"label": " / ".join(answer.references or []) or "no answer", "prediction": answer.text or "no answer"}
+        return {**super().show_example(examples, number, results, processor), **named}
+
     def prediction_example(self) -> dict[str, Any]:
         """An answer at the beginning of a context."""
         best = [{"text": "an answer", "score": 1.0, "answer_start": 0}]

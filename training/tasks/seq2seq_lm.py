@@ -10,10 +10,10 @@ from pydantic import Field
 from onecurve.training.architectures import count_positions
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Integer, Recipe
-from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task
+from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, pick_example
 from onecurve.training.tasks.metrics.written import NAMES, score_texts
 from onecurve.training.tasks.texts import check_texts, encode_texts, find_text_problem, note_special_tokens
-from onecurve.training.tasks.token_results import describe_tokens, measure_tokens
+from onecurve.training.tasks.token_results import describe_right, describe_tokens, measure_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -293,6 +293,14 @@ class Seq2SeqLM(Task):
                 line["reference"] = bytes(results["reference"][number]).decode()
                 line |= describe_tokens(results, number)
             yield line
+
+    def show_example(
+        self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
+    ) -> dict[str, str]:
+        """What is read, what the data has for it, and what the model writes."""
+        [line] = self.describe_predictions(pick_example(results, number))
+        named = {"label": line["reference"], "prediction": line.get("prediction", describe_right(results, number))}
+        return {**super().show_example(examples, number, results, processor), **named}
 
     def prediction_example(self) -> dict[str, Any]:
         """A text."""

@@ -21,7 +21,7 @@ from onecurve.training.tasks.tag_schemes import (
 )
 from onecurve.training.tasks.texts import note_special_tokens
 from onecurve.training.tasks.word_labels import WordLabels, find_word_problem
-from onecurve.training.tasks.word_results import WordResults, join_words, measured_names
+from onecurve.training.tasks.word_results import WordResults, join_words, measured_names, show_words
 from onecurve.training.tasks.word_windows import NO_WORD, WordTokenizer, build_features, cut_into_windows
 
 if TYPE_CHECKING:
@@ -339,6 +339,12 @@ class TokenClassification(Task):
     def report(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Precision, recall, F1 and support of each kind of entity; of plain labels that of each, and the confusion matrix."""
         return self._read(results).report()
+
+    def show_example(
+        self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
+    ) -> dict[str, str]:
+        """The text, and of the words whose prediction is wrong label and prediction."""
+        return show_words(results, number, examples["input_ids"][[number]][0], self.label_names, processor)
 
     def build_table(self, results: Mapping[str, Any]) -> Table:
         """Precision, recall and F1 of each kind of entity, or of each label."""

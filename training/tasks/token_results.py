@@ -32,6 +32,11 @@ def describe_tokens(results: Mapping[str, Any], number: int) -> dict[str, Any]:
     }
 
 
+def describe_right(results: Mapping[str, Any], number: int) -> str:
+    """How many targets of one example are the most likely tokens."""
+    return f"{int(results['right'][number])} of {int(results['targets'][number])} tokens right"
+
+
 def describe_counts(kind: str, counts: Mapping[str, int]) -> list[str]:
     """A line for each reason of what is counted by reason: "Left out: 3 (pieces without a target)."."""
     return [f"{kind}: {count:,} ({reason})." for reason, count in counts.items()]

@@ -14,6 +14,9 @@ from onecurve.training.tasks.word_windows import NO_WORD
 
 Array = NDArray[Any]
 
+# Wrong words of one text.
+_MOST_SHOWN = 8
+
 _KIND = "single_label_classification"
 
 
@@ -45,6 +48,36 @@ def join_words(results: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Arra
         words = joined.pop("word")
         assert np.array_equal(words, np.arange(len(words))), "each word of a row is predicted once"
         yield int(of_row[start]), joined
+
+
+def show_words(
+    results: Mapping[str, Any], number: int, tokens: Array, label_names: Sequence[str], tokenizer: Any
+) -> dict[str, str]:
+    """The text of one window, and the labels and predictions of those of its words whose prediction is wrong.
+
+    Args:
+        results: as `join_words` gets them.
+        number: of the example.
+        tokens: [tokens] of the example.
+    """
+    word, label, prediction = (np.asarray(results[name][number]) for name in ("word", "label", "prediction"))
+    begins = np.flatnonzero(word != NO_WORD)
+    wrong = [place for place in begins if label[place] != prediction[place]]
+    more = f", and {len(wrong) - _MOST_SHOWN} more" if len(wrong) > _MOST_SHOWN else ""
+    ends = dict(zip(begins.tolist(), [*begins[1:].tolist(), len(tokens)], strict=True))
+
+    def show(found: Array) -> str:
+        named = (
+            (tokenizer.decode(tokens[place : ends[place]], skip_special_tokens=True).strip(), label_names[found[place]])
+            for place in map(int, wrong[:_MOST_SHOWN])
+        )
+        return ", ".join(f"{text} {name}" for text, name in named) + more or "all right"
+
+    return {
+        "text": tokenizer.decode(tokens, skip_special_tokens=True),
+        "label": show(label),
+        "prediction": show(prediction),
+    }
 
 
 class WordResults:
@@ -81,13 +114,23 @@ class WordResults:
         }
 
     def report(self) -> dict[str, Any]:
-        """Precision, recall, F1 and support of each kind of entity; of plain labels that of each, and the confusion matrix."""
+        """Precision, recall, F1 and support of each kind of entity; of plain labels that of each, and the confusion matrix.
+
+        And the calibration of the probabilities of all words.
+        """
+        from onecurve.training.tasks.metrics.calibration import build_calibration
         from onecurve.training.tasks.metrics.classification import build_report
         from onecurve.training.tasks.metrics.entities import build_entity_report
 
+        label, prediction, score = (self._numbers(kind) for kind in ("label", "prediction", "score"))
+        calibration = build_calibration(score, label == prediction, "the predicted label of a word")
         if self._scheme == PLAIN:
-            return build_report(self._numbers("label"), self._numbers("prediction"), self._names, is_multi_label=False)
+            return {
+                **build_report(label, prediction, self._names, is_multi_label=False),
+                "calibration": calibration,
+            }
         return {
             "tag_scheme": self._scheme,
             "per_class": build_entity_report(self._tags("prediction"), self._tags("label")),
+            "calibration": calibration,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from onecurve.launcher.planning.data_estimate import estimate_data
 from onecurve.launcher.planning.devices import parse_devices
 from onecurve.launcher.planning.plan import build_plan
 from onecurve.launcher.units import GIB, format_seconds
-from onecurve.launcher.views.plan_table import plan_to_json, print_plan
+from onecurve.launcher.views.plan_table import describe_plan, plan_to_json, print_plan
 from onecurve.training.config import Recipe, build_recipe
 from tests.launcher.conftest import cluster
 from tests.launcher.planning.test_topology import BERT, LLAMA, LLAMA_70B
@@ -107,6 +108,21 @@ def test_communication_of_sharding_is_one_and_a_half_times_that_of_ddp() -> None
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.07, "under a minute"), (59.0, "under a minute"), (250.0, "4 min 10 s")]
+)
+def test_the_time_of_a_training_is_never_a_few_seconds(seconds: float, shown: str) -> None:
+    """Its start alone takes longer; what is left out is named."""
+    settings = Recipe.model_validate(
+        {"model_name_or_path": "x", "dataset_name": "x", "max_train_samples": 100, "num_train_epochs": 1}
+    )
+    plan = build_plan(settings, build_shape(BERT), estimate_data(settings), cluster("1xL4"))
+    time = dict(describe_plan(dataclasses.replace(plan, seconds=seconds), settings))["time"]
+    assert time.startswith(shown)
+    assert names(time, "start-up", "evaluations", "checkpoints", "communication")
+    assert plan_to_json(dataclasses.replace(plan, seconds=seconds))["seconds"] == seconds
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "json"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from onecurve.launcher.cluster.queue import QueueState
 from onecurve.launcher.facts.history import MetricsFile
@@ -71,7 +75,7 @@ def test_the_queue_is_asked(write_run: Callable[..., Path]) -> None:
     view = build_view(run, queue=lambda path: queued(path.name))
     assert view.queue_state == "Slurm job 7: a"
     text = io.StringIO()
-    Console(file=text, width=80).print(render(view))
+    Console(file=text, width=80).print(render(view, 80))
     assert "Slurm job 7: a" in text.getvalue()
 
 
@@ -158,14 +162,37 @@ def test_a_hostile_name_is_only_text(write_run: Callable[..., Path]) -> None:
 
 def draw(run: Path, now: float | None = None) -> str:
     text = io.StringIO()
-    Console(file=text, width=80).print(render(build_view(run, now=now), 64))
+    Console(file=text, width=80).print(render(build_view(run, now=now), 80))
     assert max(map(len, text.getvalue().splitlines())) <= 80
     return text.getvalue()
 
 
 def test_a_curve() -> None:
-    lines = draw_curve([4.0, 3.0, 2.0, 1.0, math.nan], width=4, height=2)
+    lines = draw_curve([4.0, 3.0, 2.0, 1.0, math.nan], width=14, height=2)
     assert lines[0].startswith("  4.0000 ┤█")
     assert lines[1].startswith("  1.0000 ┤█")
     assert draw_curve([], width=10) == []
-    assert len(draw_curve([1.0] * 500, width=30)[0]) == len("  1.0000 ┤") + 30
+    for top in (1.0, 123456.7):
+        assert {len(line) for line in draw_curve([top, *[1.0] * 499], width=30)} == {30}
+
+
+@pytest.mark.parametrize("color", ["truecolor", None], ids=["in colour", "without colour"])
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_line_is_wider_than_the_terminal_and_no_row_of_the_curve_breaks(
+    write_run: Callable[..., Path], width: int, color: Literal["truecolor"] | None
+) -> None:
+    run = write_run("a-run-with-a-name-that-is-as-long-as-names-of-runs-become-in-a-sweep", 400, state="running")
+    status = {
+        "state": "running",
+        "message": "a message that says what was wrong, and where, and what to do about it " * 2,
+    }
+    (run / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    view = dataclasses.replace(build_view(run), losses=[12345.678, *(300 / step for step in range(1, 400))])
+    text = io.StringIO()
+    Console(file=text, width=width, color_system=color, force_terminal=color is not None).print(render(view, width))
+    assert ("\x1b[" in text.getvalue()) == (color is not None)
+    lines = Text.from_ansi(text.getvalue()).plain.splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [re.fullmatch(r"│ ([ \d.]{10} [┤│][ ▁▂▃▄▅▆▇█]*) │", line) for line in lines[-9:-1]]
+    assert all(rows), "a row that breaks is two, of which one has no label"
+    assert len({len(line) for line in lines}) == 1, "the frame is straight"

@@ -150,10 +150,16 @@ def test_conversations_are_learned_sampled_and_saved(chats: Settings, train: Tra
     assert run.exit_code == 0, run.stderr
     assert run.evaluations[-1]["eval_accuracy"] > 0.8
     samples = read_rows(run.path / "samples.jsonl")
-    assert [(line["step"], line["row"]) for line in samples] == [(step, row) for step in (30, 60) for row in range(3)]
+    assert [(line["step"], line["row"]) for line in samples] == [
+        (step, row) for step in (0, 30, 60) for row in range(3)
+    ]
     assert samples[0]["prompt"] == "<|im_start|>user\nSay yes<|im_end|>\n<|im_start|>assistant\n"
     assert samples[0]["reference"] == "yes<|im_end|>\n"
-    assert all(line["generated"].endswith("<|im_end|>") for line in samples[3:]), "it has learned to stop"
+    assert all(line["generated"].endswith("<|im_end|>") for line in samples[6:]), "it has learned to stop"
+    hardest, lines = run.read("eval_report.json")["hardest"], read_rows(run.path / "eval_predictions.jsonl")
+    assert len(hardest) == len(lines) == 10
+    losses = sorted((line["loss"] for line in lines), reverse=True)
+    assert [each["loss"] for each in hardest] == pytest.approx(losses, rel=1e-6)
     tokenizer = AutoTokenizer.from_pretrained(run.path / "final")
     assert tokenizer.chat_template == templates.CHATML
     ends = GenerationConfig.from_pretrained(run.path / "final").eos_token_id

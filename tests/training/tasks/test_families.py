@@ -57,10 +57,12 @@ def test_a_family_trains_resumes_and_generates(causal: Settings, train: Train, t
 
     final = AutoModelForCausalLM.from_pretrained(whole.path / "final", dtype=torch.float32).eval()
     samples = read_rows(whole.path / "samples.jsonl")
-    assert len(samples) == 2
+    assert [line["step"] for line in samples] == [0, 0, 3, 3], "before the training and at its evaluation"
     for line in samples:
         prompt = torch.tensor([tokenizer(line["prompt"])["input_ids"]])
-        written = final.generate(prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1] :]
+        written = (final if line["step"] else model).generate(prompt, max_new_tokens=8, do_sample=False)[
+            0, prompt.shape[1] :
+        ]
         assert line["generated"] == tokenizer.decode(written)
 
 
@@ -74,7 +76,7 @@ def test_samples_are_the_same_on_two_processes(causal: Settings, launch: Launch,
     assert two.exit_code == 0, two.stderr
     assert two.losses == pytest.approx(one.losses, rel=1e-5)
     samples = read_rows(two.path / "samples.jsonl")
-    assert len(samples) == 6
+    assert [line["step"] for line in samples] == [0] * 3 + [2] * 3 + [4] * 3, "one before the training"
     assert samples == read_rows(one.path / "samples.jsonl")
 
 

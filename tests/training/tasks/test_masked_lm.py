@@ -256,6 +256,10 @@ def test_an_evaluation_hides_the_same_tokens_each_time_and_weighs_them_alike(mas
     lines = read_rows(run.path / "eval_predictions.jsonl")
     assert [line["targets"] for line in lines] == data.validation.counts.tolist()
     assert sum(line["right"] for line in lines) == sum(right)
+    hardest = run.read("eval_report.json")["hardest"][0]
+    assert hardest["loss"] == pytest.approx(max(line["loss"] for line in lines), rel=1e-6)
+    line = lines[hardest["example"]]
+    assert hardest["prediction"].split()[:3] == [str(line["right"]), "of", str(line["targets"])]
 
 
 def test_a_roberta_with_a_head_is_evaluated_as_it_came(masked: Settings, train: Train, tmp_path: Path) -> None:

@@ -82,7 +82,11 @@ def test_it_learns_and_its_accuracy_is_that_of_scikit_learn(choices: Settings, t
     rows = read(choices["validation_file"])
     assert [line["label"] for line in lines] == [row["label"] for row in rows]
     found = accuracy_score([line["label"] for line in lines], [line["prediction"] for line in lines])
-    assert run.read("eval_report.json")["metrics"]["eval_accuracy"] == found
+    report = run.read("eval_report.json")
+    assert report["metrics"]["eval_accuracy"] == found
+    for each in report["hardest"]:
+        assert each["label"] == f"choice {rows[each['example']]['label']}"
+        assert each["text"].count("\n") == len(rows[each["example"]]["choices"]) - 1
     assert found > 0.9, "chance is 0.32"
     weights = load_file(run.path / "final" / "model.safetensors")
     assert weights["classifier.bias"].item() == 0, "it adds the same to all choices, and would learn what is rounded"

@@ -73,6 +73,10 @@ def test_it_is_learned_and_scored_by_question(settings: Settings, data: Path, tr
     for line, row in zip(lines, rows, strict=True):
         assert row["context"].startswith(line["prediction"], line["answer_start"])
         assert line["n_best"][0]["text"] == line["prediction"]
+    for each in report["hardest"]:
+        assert each["label"] == (" / ".join(lines[each["row"]]["answers"]) or "no answer")
+        shown, asked = ("".join(each.split()).lower() for each in (each["text"], rows[each["row"]]["question"]))
+        assert shown[:8] == asked[:8]
         assert 1 <= len(line["n_best"]) <= 20
         assert sum(each["score"] for each in line["n_best"]) == pytest.approx(1)
     card = (run.path / "final" / "README.md").read_text(encoding="utf-8")

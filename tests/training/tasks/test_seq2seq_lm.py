@@ -98,6 +98,8 @@ def test_texts_are_written_and_measured_by_their_packages(settings: Settings, tr
         scores = [scorer.score(wanted, text)[name].fmeasure for text, wanted in zip(texts, references, strict=True)]
         assert metrics[f"eval_{name}"] == 100 * sum(scores) / 61
     assert metrics["eval_bleu"] == corpus_bleu(texts, [references]).score
+    for each in run.read("eval_report.json")["hardest"]:
+        assert (each["label"], each["prediction"]) == (references[each["example"]], texts[each["example"]])
     assert metrics["eval_chrf"] == corpus_chrf(texts, [references]).score
     assert metrics["eval_word_error_rate"] == 100 * wer(references, texts)
     assert metrics["eval_rougeL"] > 10, "it has begun to write drinks"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,14 @@ def test_it_learns_and_its_metrics_are_those_of_seqeval(words: Settings, train: 
     for name, row in found["per_class"].items():
         assert row == official[name]
     assert found["tag_scheme"] == "BIO"
+    assert sum(each["count"] for each in found["calibration"]["bins"]) == len(everything)
+    assert len(found["hardest"]) == 20
+    for each in found["hardest"]:
+        line = lines[each["row"]]  # The example may be one of several windows.
+        wrong = {pair for pair in zip(line["label"], line["prediction"], strict=True) if pair[0] != pair[1]}
+        shown = [re.findall(r" (O|[BI]-[A-Z]+)(?=,|$)", each[key]) for key in ("label", "prediction")]
+        assert set(zip(*shown, strict=True)) <= wrong
+        assert shown[0] or each["label"] == "all right"
     card = (run.path / "final" / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: token-classification" in card
     assert "B-NAME" in card
