@@ -29,7 +29,7 @@ help:
 .venv/complete: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed,dev]'
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks,deepspeed,dev]'
 	.venv/bin/python -m onecurve.training.parallel.rehearsal
 	touch $@
 
