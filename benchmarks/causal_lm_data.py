@@ -62,9 +62,9 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload(
-            "dialogues", "Dialogues, the assistant's part learned, 16 a step", _DIALOGUES, 16, 16, 4, 256, 1024, 3, 4
+            "dialogues", "Dialogues, the assistant's part learned, 16 a step", _DIALOGUES, 16, 16, 4, 256, 1024, 1, 3
         ),
-        Workload("documents", "BBC news cut to 1,024 tokens, 4 a step", _DOCUMENTS, 4, 2, 1, 1024, 2048, 1, 4),
+        Workload("documents", "BBC news cut to 1,024 tokens, 4 a step", _DOCUMENTS, 4, 2, 1, 1024, 2048, 1, 3),
         Workload("quick", "Dialogues and a tiny model, 16 a step", _DIALOGUES, 16, 16, 4, 256, 1024, 2, 2),
     )
 }

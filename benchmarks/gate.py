@@ -61,8 +61,9 @@ class TurnGate:
         for line in sys.stdin:
             wanted = json.loads(line)
             if wanted["do"] == "train":
-                # While others had their turn, caches and memory were theirs: the first step gets them back.
-                self._steps_left, self._is_cold = wanted["steps"] + 1, True
+                # While others had their turn, caches and memory were theirs: the first step gets them back, if wanted.
+                self._is_cold = wanted.get("warms_up", True)
+                self._steps_left = wanted["steps"] + self._is_cold
                 self._begin()
                 return
             answer(self.answers[wanted["do"]]())
