@@ -159,6 +159,10 @@ and divided by the number of targets; "off by" is the relative distance from it.
 {tables}
 
 In a step of texts every token but the first of a text is a target; in one of completions those of the completion.
+
+On a decoder all three are right on every topology, to the last digits of float32. With a classifier Trainer's gradient is
+multiplied ([REFERENCES.md](REFERENCES.md)). TRL's packing is not in the table: it makes other batches of the same data, so
+there is no step to compare. Onecurve's packed micro-batches, which it uses here, hold the examples of the same global batch.
 """
 
 
