@@ -12,9 +12,16 @@ from benchmarks.causal_lm_data import WORKLOADS
 from benchmarks.processor import describe_measurement
 from benchmarks.speed_data import ROOT
 from benchmarks.speed_page import describe_spread, read_sections
+from onecurve.launcher.facts.shape import build_shape
+from onecurve.launcher.planning.memory import count_checkpoint_bytes, estimate_memory
+from onecurve.launcher.planning.work import build_work
+from onecurve.launcher.units import MIB
+from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe
 
 PAGE = ROOT / "benchmarks" / "causal_lm.md"
 TABLES = ("dialogues", "documents")
+ADAPTERS_PAGE, ADAPTERS = ROOT / "benchmarks" / "adapters.md", "adapters"
+_SECONDS = ("seconds", "cpu_seconds")
 
 WAYS = {
     "t": "TRL, padded, {precision}, sampling by length, fused AdamW",
@@ -23,6 +30,20 @@ WAYS = {
     "o": "Onecurve, padded, {precision}",
     "f": "floor: bare PyTorch on e's batches",
 }
+ADAPTER_WAYS = {
+    "e": "Onecurve, LoRA, packed",
+    "x": "Onecurve, all weights, packed",
+    "t": "TRL and PEFT, LoRA, padded, sampling by length",
+    "p": "TRL and PEFT, LoRA, packing",
+}
+ADAPTERS_INTRODUCTION = """# Adapters, measured
+
+<!-- Written by `python -m benchmarks.causal_lm --adapter`. -->
+
+SmolLM2-135M-Instruct with LoRA of rank 8 in every linear layer but the head, beside the same model with all weights trained
+and beside TRL with PEFT, on the same tokens and targets, in turns as in [causal_lm.md](causal_lm.md). Gradients and moments
+are predicted by the arithmetic of `onecurve plan`, and measured as the bytes of the tensors that the optimizer has. Of a
+checkpoint the files with tensors are counted, weights and moments; tokenizer and configs lie beside them."""
 INTRODUCTION = """# Causal language models, measured
 
 <!-- Written by benchmarks/causal_lm.py. -->
@@ -79,20 +100,72 @@ def _describe_turns(turns: Sequence[Mapping[str, Any]]) -> str:
     return f"| {rates[0]:,.0f} | {rates[1]:,.0f} | {padding:.1%} | {memory}"
 
 
-def update_page(folder: Path) -> None:
-    """Write what was measured into its processor's section, and leave the others as they are."""
+def predict(recipe_keys: Mapping[str, str], precision: str, has_adapter: bool) -> dict[str, int]:
+    """Bytes of gradients, moments and a checkpoint, by the arithmetic of `onecurve plan`."""
+    adapter = {"adapter": "lora"} if has_adapter else {}
+    recipe = CausalLMRecipe(**recipe_keys, **adapter, mixed_precision=precision)  # type: ignore[arg-type]
+    config = json.loads((Path(recipe.model_name_or_path) / "config.json").read_text(encoding="utf-8"))
+    shape = build_shape(config, predicts_tokens=True)
+    work = build_work(recipe, shape, "cpu", recipe.max_length, 1)
+    memory = estimate_memory(shape, "one process", work, 1)
+    checkpoint = count_checkpoint_bytes(shape, work.trained_parameters)
+    return {"held": memory.gradients + memory.optimizer, "checkpoint": checkpoint}
+
+
+def to_adapter_table(result: Mapping[str, Any]) -> list[str]:
+    """The lines of the table of adapters."""
+    workload, pairs = WORKLOADS[result["workload"]], result["pairs"]
+    lines = [
+        f"## {workload.title}",
+        "",
+        "| way | trained | gradients and moments: predicted | measured | checkpoint | of 12 bytes x trained | seconds a step "
+        "| tokens/s | e is times as fast | in processor time |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    first = next(iter(pairs.values()))
+    ways = {"e": (first["ours"], first["ready"]["e"], first["held"]["e"])}
+    ways |= {way: (pair["theirs"], pair["ready"][way], pair["held"][way]) for way, pair in pairs.items()}
+    for way, (turns, ready, held) in ways.items():
+        of_plan = predict(workload.recipe, result["precision"], way != "x") if way in "ex" else None
+        cells = [
+            f"{way} {ADAPTER_WAYS[way]}",
+            f"{ready['trained']:,} of {ready['all']:,}",
+            "" if of_plan is None else f"{of_plan['held'] / MIB:,.1f} MiB",
+            f"{(held['gradients'] + held['moments']) / MIB:,.1f} MiB",
+            f"{held['bytes'] / MIB:,.1f} MiB",
+            f"{held['bytes'] / (12 * ready['trained']):.3f}",
+            f"{statistics.median(turn['seconds'] / workload.steps for turn in turns):.1f}",
+            f"{statistics.median(turn['tokens'] / turn['seconds'] for turn in turns):,.0f}",
+            *("" if way == "e" else describe_spread(find_ratios(pairs[way], "tokens", each), 2) for each in _SECONDS),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def update_page(folder: Path, names: Sequence[str]) -> None:
+    """Write what was measured into its processor's section, and leave the others as they are.
+
+    Args:
+        folder: has a JSON file of each table.
+        names: of the tables of one page.
+    """
     results = [
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for name in TABLES
+        for name in names
         if (folder / f"{name}.json").exists()
     ]
-    lines = [describe_measurement(results[0]["machine"], "python -m benchmarks.causal_lm", ("trl",)), ""]
-    for result in results:
-        lines += [line.replace("## ", "### ", 1) if line.startswith("## ") else line for line in to_table(result)]
-    old = read_sections(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
-    PAGE.write_text(
-        build_page(INTRODUCTION, {**old, results[0]["machine"]["kind"]: "\n".join(lines).strip()}), encoding="utf-8"
+    machine, is_adapters = results[0]["machine"], names == (ADAPTERS,)
+    page, introduction, to_lines, more, flag = (
+        (ADAPTERS_PAGE, ADAPTERS_INTRODUCTION, to_adapter_table, ("trl", "peft"), " --adapter")
+        if is_adapters
+        else (PAGE, INTRODUCTION, to_table, ("trl",), "")
     )
+    lines = [describe_measurement(machine, f"python -m benchmarks.causal_lm{flag}", more), ""]
+    for result in results:
+        lines += [f"#{line}" if line.startswith("## ") else line for line in to_lines(result)]
+    old = read_sections(page.read_text(encoding="utf-8")) if page.exists() else {}
+    sections = {**old, machine["kind"]: "\n".join(lines).strip()}
+    page.write_text(build_page(introduction, sections), encoding="utf-8")
 
 
 def build_page(introduction: str, sections: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ p  the same with its packing
 e  Onecurve: training/run.py itself, packed
 o  Onecurve, padded
 f  bare PyTorch on the batches that e has just trained on, run by e's process: the floor
+x  e without an adapter, whatever the others have
 
 All have the tokens and targets that Onecurve's preparation makes of the data. With --adapter lora they train adapters.
 """
@@ -20,7 +21,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -58,7 +60,34 @@ class Work:
 
 
 class Gate(TurnGate):
-    """A gate whose loop counts its batches in `work`."""
+    """A gate whose loop counts its batches in `work`, and whose optimizer can be asked for what it holds."""
+
+    gradient_bytes = 0
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the gradients whenever the optimizer makes its step, and at its moments when asked to."""
+
+        def look(*arguments: object) -> None:
+            self.gradient_bytes = sum(
+                each.grad.nbytes
+                for group in optimizer.param_groups
+                for each in group["params"]
+                if each.grad is not None
+            )
+
+        optimizer.register_step_pre_hook(look)
+        self.answers["held"] = lambda: {
+            "gradients": self.gradient_bytes,
+            "moments": sum(
+                value.nbytes for state in optimizer.state.values() for name, value in state.items() if name != "step"
+            ),
+        }
+
+    def save_with(self, save: Callable[[], Path]) -> None:
+        """Let the bytes of a checkpoint's tensors be asked for; `save` writes one and gives its folder."""
+        self.answers["checkpoint"] = lambda: {
+            "bytes": sum(path.stat().st_size for path in save().iterdir() if path.suffix in (".safetensors", ".pt"))
+        }
 
     def forget(self) -> None:
         """Count anew."""
@@ -113,7 +142,10 @@ def run_trl(way: str, workload: Workload, recipe: dict[str, str], has_adapter: b
     gate = Gate()
 
     class Turns(TrainerCallback):
-        def on_train_begin(self, *arguments: object, **others: object) -> None:
+        def on_train_begin(self, *arguments: object, **others: Any) -> None:
+            optimizer = others["optimizer"]
+            gate.watch(getattr(optimizer, "optimizer", optimizer))
+            gate.save_with(save)
             gate.after_step()
 
         def on_step_end(self, *arguments: object, **others: object) -> None:
@@ -154,6 +186,11 @@ def run_trl(way: str, workload: Workload, recipe: dict[str, str], has_adapter: b
         else None,
         callbacks=[Turns()],
     )
+
+    def save() -> Path:
+        trainer._save_checkpoint(trainer.model, trial=None)
+        return Path(settings.output_dir) / f"checkpoint-{trainer.state.global_step}"
+
     answer({"ready": True, **describe_trained(trainer.model)})
     trainer.train()
 
@@ -200,12 +237,22 @@ def run_onecurve(recipe: dict[str, str]) -> None:
         gate = Gate()
         gated = GatedLoader(session.train_loader, gate)
         gate.extra = gated.take
+        gate.watch(session.optimizer.optimizer)
+        gate.save_with(lambda: save_checkpoint(session))
         gate.answers["floor"] = lambda: run_floor(session, gated.last_turn)
         answer({"ready": True, **describe_trained(session.model)})
         return dataclasses.replace(session, train_loader=gated)  # type: ignore[arg-type]
 
     run.build = build_gated
     sys.exit(report_outcome(run.main, to_flags(recipe)))
+
+
+def save_checkpoint(session: Any) -> Path:
+    """Write a checkpoint of the step that is made; returns its folder."""
+    session.checkpoints.save(session.progress)
+    session.checkpoints.wait()
+    folder: Path = max(session.run.checkpoints.iterdir())
+    return folder
 
 
 def run_floor(session: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
@@ -241,7 +288,7 @@ def to_flags(recipe: dict[str, str]) -> list[str]:
 
 def main(way: str, workload: Workload, flags: Sequence[str]) -> None:
     """Set up one way and wait for turns."""
-    has_adapter = list(flags) == ["--adapter", "lora"]
+    has_adapter = list(flags) == ["--adapter", "lora"] and way != "x"
     recipe = {
         **workload.recipe,
         "mixed_precision": MIXED,

@@ -146,7 +146,9 @@ def to_rows(found: dict[tuple[int, int], dict[str, FirstStep]]) -> list[list[str
 
 def format_page(found: dict[str, Any], machine: dict[str, Any]) -> str:
     """The text of docs/PEERS.md."""
-    tables = "\n\n".join(f"## {name.capitalize()}\n\n{format_rows(HEADINGS, to_rows(each))}" for name, each in found.items())
+    tables = "\n\n".join(
+        f"## {name.capitalize()}\n\n{format_rows(HEADINGS, to_rows(each))}" for name, each in found.items()
+    )
     return f"""# Peers on a decoder's global batch
 
 {describe_measurement(machine, "python -m benchmarks.peers", ("trl",))}

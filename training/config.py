@@ -221,7 +221,9 @@ def _find_adapter_contradictions(recipe: Recipe) -> list[str]:
         if recipe.torch_compile:
             return ["quantization: nf4 is not compiled; remove torch_compile"]
         if recipe.merge_adapter:
-            return ["merge_adapter: a merge loses something with quantization: nf4, so it asks first: `onecurve merge RUN --yes`"]
+            return [
+                "merge_adapter: a merge loses something with quantization: nf4, so it asks first: `onecurve merge RUN --yes`"
+            ]
     if recipe.freeze:
         return ["freeze: an adapter leaves all weights of the model as they are; remove one of them"]
     if recipe.layerwise_lr_decay != 1:

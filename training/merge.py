@@ -42,8 +42,8 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
         raise BadInput(f"--output: {str(output)!r} exists; give a new folder")
     if recipe.quantization != "none" and flags.get("yes") != "true":
         raise BadInput(
-            f"quantization: {recipe.quantization} rounded the weights that {run.path}'s adapter was trained beside. The merged model "
-            "has these rounded weights in float32: it is as large as the original, whose exact weights are lost in it. "
+            f"quantization: {recipe.quantization} rounded the weights that {run.path}'s adapter was trained beside. The merged "
+            "model has these rounded weights in float32: it is as large as the original, whose exact weights are lost in it. "
             "`onecurve merge RUN --yes` writes it; without a merge the adapter runs beside the quantized model"
         )
     outcome.print_once(write_merged(recipe, run.final, output))

@@ -15,7 +15,9 @@ def merge(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FOLDER", help="a new folder; by default RUN/merged")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="also where the model was quantized, which loses something")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="also where the model was quantized, which loses something")
+    ] = False,
     debug: DebugOption = False,
 ) -> int:
     """Put a run's adapter into its model, prove that it gives the same outputs, and write the whole model."""

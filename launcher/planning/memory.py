@@ -134,12 +134,11 @@ def count_frozen(shape: ModelShape, work: Work) -> int:
     """Bytes of the weights beside an adapter on one process or under DDP; 0 without one."""
     if work.trained_parameters is None:
         return 0
-    frozen = shape.num_parameters - work.trained_parameters
     size = 2 if work.has_half_base else 4
     if not work.has_quantized_base:
-        return size * frozen
-    quantized = min(frozen, shape.num_layers * shape.layer_parameters)
-    return size * (frozen - quantized) + math.ceil(_BYTES_PER_QUANTIZED * quantized)
+        return size * (shape.num_parameters - work.trained_parameters)
+    quantized = shape.num_layers * shape.layer_parameters
+    return size * (shape.num_parameters - quantized) + math.ceil(_BYTES_PER_QUANTIZED * quantized)
 
 
 def count_shards(strategy: Strategy, num_processes: int, num_local_processes: int) -> int:

@@ -100,7 +100,9 @@ def _check_quantization(accelerator: Accelerator) -> None:
             "take none: they divide whole ones among the processes"
         )
     if accelerator.device.type not in ("cpu", "cuda"):
-        raise BadInput(f"quantization: nf4 is for CPUs and CUDA GPUs, not for {accelerator.device.type}; remove the key")
+        raise BadInput(
+            f"quantization: nf4 is for CPUs and CUDA GPUs, not for {accelerator.device.type}; remove the key"
+        )
 
 
 def build_offload_operators(accelerator: Accelerator) -> None:

@@ -6,17 +6,23 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
+from onecurve.training import merge
 from onecurve.training.config import load_recipe
 from onecurve.training.errors import BadInput
 from onecurve.training.models import quantization
 from onecurve.training.models.adapters import hash_base
-from onecurve.training.models.loading import load_trained_model
+from onecurve.training.models.loading import count_parameters, load_trained_model
+from onecurve.training.outcome import Outcome
+from onecurve.training.parallel.accelerator import _check_quantization
 from onecurve.training.recipe import RecipeError
 from onecurve.training.tasks import build_task
 from tests.conftest import Run
@@ -51,6 +57,7 @@ def test_an_adapter_is_trained_beside_weights_in_four_bits(
         load_file(exact.path / "final" / "adapter_model.safetensors")
     )
     model = load(run)
+    assert count_parameters(model)[1] == count_parameters(load(run, is_dequantized=True))[1]
     layers = [each for each in model.modules() if isinstance(each, bitsandbytes.nn.Linear4bit)]
     assert len(layers) == 2 * 6 + 1, "two layers of a BERT and its pooler; embeddings and head stay"
     whole = compute_logits(load(run, is_dequantized=True))
@@ -59,15 +66,12 @@ def test_an_adapter_is_trained_beside_weights_in_four_bits(
 
 def test_weights_of_the_same_four_bits_have_another_digest(bitsandbytes: Any) -> None:
     """The digest that a resume compares is of what the layer computes with: its scales are not in its bits."""
-    one = torch.nn.Sequential(quantized_linear(weight := torch.randn(8, 64)))
-    other = torch.nn.Sequential(quantized_linear(2 * weight))
-    assert torch.equal(one[0].weight.data, other[0].weight.data)
+    one, other = quantized_linear(weight := torch.randn(8, 64)), quantized_linear(2 * weight)
+    assert torch.equal(one.weight.data, other.weight.data)
     assert hash_base(one) != hash_base(other)
 
 
-def test_a_resume_gives_the_same_bits(
-    recipe: dict[str, Any], train: Train, bitsandbytes: Any, tmp_path: Path
-) -> None:
+def test_a_resume_gives_the_same_bits(recipe: dict[str, Any], train: Train, bitsandbytes: Any, tmp_path: Path) -> None:
     whole = train({**recipe, **NF4, "checkpointing_steps": 4})
     status = whole.path / "status.json"
     expected = load_file(whole.path / "final" / "adapter_model.safetensors")
@@ -89,6 +93,27 @@ def quantized_linear(weight: torch.Tensor) -> Any:
     return quantization._quantize(nn, linear, torch.float32)
 
 
+def test_a_merge_asks_first_and_has_the_rounded_weights(
+    recipe: dict[str, Any], train: Train, bitsandbytes: Any, tmp_path: Path
+) -> None:
+    run = train({**recipe, **NF4})
+    arguments = ["--run", str(run.path), "--output", str(tmp_path / "merged")]
+    with pytest.raises(BadInput, match=naming("quantization", "nf4", "--yes")):
+        merge.main(arguments, Outcome())
+    assert not (tmp_path / "merged").exists()
+    merge.main([*arguments, "--yes", "true"], Outcome())
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    logits = compute_logits(load(run))
+    assert (compute_logits(merged) - logits).norm() <= 1e-4 * logits.norm()
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_strategies_that_divide_weights_refuse_it(kind: DistributedType) -> None:
+    accelerator: Any = SimpleNamespace(distributed_type=kind, device=torch.device("cuda"))
+    with pytest.raises(BadInput, match=naming("quantization", "nf4", "FSDP2", "DeepSpeed")):
+        _check_quantization(accelerator)
+
+
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     recipe = load_recipe(None, {"model_name_or_path": "m", "train_file": "t.csv", "output_dir": "o", **to_text(NF4)})
@@ -102,7 +127,13 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     ids=str,
 )
 def test_keys_that_contradict_it_are_refused(more: dict[str, str]) -> None:
-    flags = {"model_name_or_path": "m", "train_file": "t.csv", "output_dir": "o", "adapter": "lora", "quantization": "nf4"}
+    flags = {
+        "model_name_or_path": "m",
+        "train_file": "t.csv",
+        "output_dir": "o",
+        "adapter": "lora",
+        "quantization": "nf4",
+    }
     with pytest.raises(RecipeError, match=naming("quantization", *more)):
         load_recipe(None, {**flags, **more})
 
