@@ -11,8 +11,8 @@
 # make invariance  the matrix: one recipe on every topology, one curve (about 40 minutes)
 # make soak     a hundred random kills, and a curve that shows none of them (about 20 minutes)
 # make gpu       what holds on a machine with GPUs: curves, resume, waits, speed, memory (under nine minutes)
-# make bench     speed beside what people would use instead, and start, data, scale (about 35 minutes)
-# make references  the tutorial's three ways and Trainer's fault, measured (about 8 minutes)
+# make bench     speed beside what people would use instead, TRL too, and start, data, scale (about 50 minutes)
+# make references  the tutorial's three ways, Trainer's fault, and TRL on a decoder, measured (about 11 minutes)
 
 PYTHON ?= python3
 # A worker for each core, up to four. A file's tests stay in one of them.
@@ -29,7 +29,7 @@ help:
 .venv/complete: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed,dev]'
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks,deepspeed,dev]'
 	.venv/bin/python -m onecurve.training.parallel.rehearsal
 	touch $@
 
@@ -99,13 +99,16 @@ soak: build/demo/complete
 
 references: build/demo/complete
 	.venv/bin/python -m benchmarks.references
+	.venv/bin/python -m benchmarks.peers
 
-bench: build/demo/complete
+bench: build/demo/complete build/demo-chat/complete
 	.venv/bin/python -m benchmarks.speed
 	.venv/bin/python -m benchmarks.processes
 	.venv/bin/python -m benchmarks.first_step
 	.venv/bin/python -m benchmarks.scale
 	.venv/bin/python -m benchmarks.speed --only none
+	.venv/bin/python -m benchmarks.causal_lm
+	.venv/bin/python -m benchmarks.causal_lm --adapter
 
 gpu: build/demo/complete
 	.venv/bin/python -m benchmarks.gpu

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,3 +63,19 @@ def describe_machine() -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def describe_measurement(machine: Mapping[str, Any], command: str, packages: Sequence[str] = ()) -> str:
+    """A sentence that says what measured, when, on what and with what.
+
+    Args:
+        machine: as `describe_machine` gives it.
+        packages: whose versions are said besides.
+    """
+    found = {**machine["versions"], **{name: version(name) for name in packages}}
+    versions = ", ".join(f"{name} {number}" for name, number in found.items())
+    limit = f", limited by `ONEDNN_MAX_CPU_ISA={machine['isa']}`" if machine["isa"] else ""
+    return (
+        f"`{command}` on {machine['date']}: {machine['processor']}{limit}, {machine['cores']} cores, "
+        f"`OMP_NUM_THREADS={machine['threads']}`, load average {machine['load_average']:.1f}; {versions}."
+    )

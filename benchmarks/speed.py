@@ -36,14 +36,14 @@ _MOST_SECONDS_HELD = 175
 
 
 class Worker:
-    """A way in its process."""
+    """A way in its process, which runs the program `ways`."""
 
-    def __init__(self, way: str, workload: Workload, flags: Sequence[str]) -> None:
+    def __init__(self, way: str, name: str, flags: Sequence[str], ways: str = "benchmarks.speed_ways") -> None:
         self.way = way
         allocator = {} if way == "g" else GLIBC_ALLOCATOR
         environment = {**os.environ, **allocator, "HF_HUB_OFFLINE": "1", "ONECURVE_CACHE": str(FOLDER / "cache")}
-        command = [sys.executable, "-m", "benchmarks.speed_ways", way, workload.name, *flags]
-        self._log = (FOLDER / f"{workload.name}_{way}.log").open("w+", encoding="utf-8")
+        command = [sys.executable, "-m", ways, way, name, *flags]
+        self._log = (FOLDER / f"{name}_{way}.log").open("w+", encoding="utf-8")
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -170,7 +170,7 @@ def start_workers(ways: str, workload: Workload, flags: Sequence[str]) -> dict[s
     workers = {}
     for way in ways:
         if way != "f":
-            workers[way] = Worker(way, workload, flags if way in "egh" else ())
+            workers[way] = Worker(way, workload.name, flags if way in "egh" else ())
             workers[way].read()
     return workers
 

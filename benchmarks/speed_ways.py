@@ -18,10 +18,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,9 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from benchmarks.gate import TurnGate, answer, synchronize
 from benchmarks.processor import PRECISION
-from benchmarks.speed_data import FOLDER, PREFIX, WORKLOADS, Workload, build_workload
+from benchmarks.speed_data import FOLDER, WORKLOADS, Workload, build_workload
 
 # What e's recipe says besides the workload. The others get the same rate; nobody's ever ends.
 LEARNING_RATE = 1e-4
@@ -58,20 +58,15 @@ _PRODUCTS = ((4096, 768, 3072), (4096, 384, 1536), (2048, 2048, 2048))
 _LARGE_PRODUCTS = ((16384, 1024, 4096), (8192, 8192, 8192))
 
 
-class Gate:
-    """Holds a training loop until its next turn, and counts what it trains on."""
+class Gate(TurnGate):
+    """A gate that counts what a model trains on at the model itself."""
 
     def __init__(self, model: torch.nn.Module, validation: Path, tokenizer: Any) -> None:
+        super().__init__(DEVICE)
         self._model = model
         self._validation = validation
         self._tokenizer = tokenizer
-        self._steps_left = 0
-        self._is_cold = False
-        self.answers: dict[str, Callable[[], dict[str, Any]]] = {
-            "peak": measure_peak,
-            "accuracy": self.measure_accuracy,
-        }
-        self.extra: Callable[[], dict[str, Any]] = dict
+        self.answers |= {"peak": measure_peak, "accuracy": self.measure_accuracy}
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, model: object, arguments: tuple[Any, ...], inputs: dict[str, Any]) -> None:
@@ -82,46 +77,14 @@ class Gate:
             self._lengths.append(full if mask is None else mask.sum(dim=1))
             self._num_padded += tokens.numel()
 
-    def after_step(self) -> None:
-        """Called by the loop when a step is made, and once before the first."""
-        self._steps_left -= 1
-        if self._is_cold:
-            self._is_cold = False
-            self._begin()
-        if self._steps_left > 0:
-            return
-        if self._steps_left == 0:
-            _synchronize()
-            seconds = time.perf_counter() - self._started
-            cpu_seconds = time.process_time() - self._cpu_started
-            turn = {
-                "seconds": seconds,
-                "cpu_seconds": cpu_seconds,
-                "lengths": torch.cat(self._lengths).tolist(),
-                "padded": self._num_padded,
-                **self.extra(),
-            }
-            answer({**turn, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
-        self._wait()
-
-    def _wait(self) -> None:
-        for line in sys.stdin:
-            wanted = json.loads(line)
-            if wanted["do"] == "train":
-                # While others had their turn, caches and memory were theirs: the first step gets them back.
-                self._steps_left, self._is_cold = wanted["steps"] + 1, True
-                self._begin()
-                return
-            answer(self.answers[wanted["do"]]())
-        sys.stdout.flush()
-        os._exit(0)
-
-    def _begin(self) -> None:
-        _synchronize()
+    def forget(self) -> None:
+        """Count anew."""
         self._lengths: list[torch.Tensor] = []
         self._num_padded = 0
-        self.extra()
-        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+
+    def describe(self) -> dict[str, Any]:
+        """Tokens of each text, and places that were computed."""
+        return {"lengths": torch.cat(self._lengths).tolist(), "padded": self._num_padded}
 
     def measure_accuracy(self) -> dict[str, Any]:
         """Accuracy on the validation texts, measured alike for everyone."""
@@ -143,16 +106,6 @@ class Gate:
         return {"accuracy": num_right / len(rows)}
 
 
-def answer(found: Mapping[str, Any]) -> None:
-    """Tell `benchmarks.speed`."""
-    print(PREFIX + json.dumps(found), flush=True)
-
-
-def _synchronize() -> None:
-    if DEVICE != "cpu":
-        torch.accelerator.synchronize()
-
-
 def measure_peak() -> dict[str, Any]:
     """The fastest matrix product of a few shapes in each precision, in FLOP/s."""
     found = {}
@@ -163,10 +116,10 @@ def measure_peak() -> dict[str, Any]:
             right = torch.randn(inner, columns, dtype=dtype, device=DEVICE)
             out = torch.empty(rows, columns, dtype=dtype, device=DEVICE)
             for _ in range(8):
-                _synchronize()
+                synchronize(DEVICE)
                 started = time.perf_counter()
                 torch.mm(left, right, out=out)
-                _synchronize()
+                synchronize(DEVICE)
                 best = max(best, 2 * rows * inner * columns / (time.perf_counter() - started))
         found[str(dtype).removeprefix("torch.")] = best
     return found

@@ -212,11 +212,18 @@ def _find_adapter_contradictions(recipe: Recipe) -> list[str]:
     changed = [key for key in ADAPTER_KEYS if getattr(recipe, key) != Recipe.model_fields[key].default]
     if recipe.adapter == "none":
         return [f"{key}: only an adapter reads it; set adapter: lora, or remove it" for key in changed]
-    own = [key for key in changed if key not in ("adapter_name_or_path", "base_dtype", "merge_adapter")]
+    own = [key for key in changed if key not in ("adapter_name_or_path", "base_dtype", "quantization", "merge_adapter")]
     if recipe.adapter_name_or_path is not None and own:
         return [f"{key}: adapter_name_or_path brings its own; remove one of them" for key in own]
     if recipe.base_dtype == "bfloat16" and recipe.mixed_precision != "bf16":
         return ["base_dtype: bfloat16 needs mixed_precision: bf16, because a product has one type"]
+    if recipe.quantization != "none":
+        if recipe.torch_compile:
+            return ["quantization: nf4 is not compiled; remove torch_compile"]
+        if recipe.merge_adapter:
+            return [
+                "merge_adapter: a merge loses something with quantization: nf4, so it asks first: `onecurve merge RUN --yes`"
+            ]
     if recipe.freeze:
         return ["freeze: an adapter leaves all weights of the model as they are; remove one of them"]
     if recipe.layerwise_lr_decay != 1:

@@ -34,12 +34,18 @@ def main(arguments: Sequence[str], outcome: Outcome) -> None:
     """
     quiet_third_parties()
     _, flags = parse_arguments(arguments)
-    if flags.keys() != {"run", "output"}:
-        raise BadInput(f"merge takes --run and --output, not {', '.join(sorted(flags)) or 'nothing'}")
+    if flags.keys() - {"yes"} != {"run", "output"}:
+        raise BadInput(f"merge takes --run, --output and --yes, not {', '.join(sorted(flags)) or 'nothing'}")
     run, output = RunDirectory(Path(flags["run"])), Path(flags["output"])
     recipe = load_recipe(str(run.config)).recipe
     if output.exists():
         raise BadInput(f"--output: {str(output)!r} exists; give a new folder")
+    if recipe.quantization != "none" and flags.get("yes") != "true":
+        raise BadInput(
+            f"quantization: {recipe.quantization} rounded the weights that {run.path}'s adapter was trained beside. The merged "
+            "model has these rounded weights in float32: it is as large as the original, whose exact weights are lost in it. "
+            "`onecurve merge RUN --yes` writes it; without a merge the adapter runs beside the quantized model"
+        )
     outcome.print_once(write_merged(recipe, run.final, output))
 
 

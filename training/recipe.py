@@ -149,6 +149,10 @@ class AdapterKeys(_Keys):
     base_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="type of the weights that are not trained; bfloat16 halves their memory"
     )
+    quantization: Literal["none", "nf4"] = Field(
+        "none",
+        description="nf4 holds the linear layers beside the adapter in 4 bits (QLoRA); one process and DDP, with bitsandbytes",
+    )
     freeze: Names = Field(
         (),
         description="without an adapter: patterns of names of parameters that are not trained, such as bert.embeddings.*",

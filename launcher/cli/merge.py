@@ -15,6 +15,9 @@ def merge(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FOLDER", help="a new folder; by default RUN/merged")
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="also where the model was quantized, which loses something")
+    ] = False,
     debug: DebugOption = False,
 ) -> int:
     """Put a run's adapter into its model, prove that it gives the same outputs, and write the whole model."""
@@ -23,4 +26,4 @@ def merge(
     from onecurve.launcher.launching.merge import merge_adapter
 
     check_finished(run)
-    return merge_adapter(run, output or run / "merged", find_root())
+    return merge_adapter(run, output or run / "merged", find_root(), yes)

@@ -24,6 +24,7 @@ gradients and a 4-byte master copy; DDP and FSDP keep float32 and hold 2-byte co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -51,6 +52,8 @@ USABLE_HOST_SHARE = 0.9
 # DeepSpeed's defaults, in numbers: reduce_bucket_size and stage3_max_live_parameters.
 _ZERO_BUCKET = 500_000_000
 _ZERO_LIVE_PARAMETERS = 1_000_000_000
+# NF4 (QLoRA, section 3): half a byte, one for the scale of 64 weights, and four for that of 256 scales.
+_BYTES_PER_QUANTIZED = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 _LARGEST_BATCH_TRIED = 1 << 16
 
 
@@ -127,6 +130,17 @@ def count_logits(shape: ModelShape, work: Work) -> tuple[int, int]:
     return held, held + of_weights + 12 * work.logit_tokens * shape.vocab_size
 
 
+def count_frozen(shape: ModelShape, work: Work) -> int:
+    """Bytes of the weights beside an adapter on one process or under DDP; 0 without one."""
+    if work.trained_parameters is None:
+        return 0
+    size = 2 if work.has_half_base else 4
+    if not work.has_quantized_base:
+        return size * (shape.num_parameters - work.trained_parameters)
+    quantized = shape.num_layers * shape.layer_parameters
+    return size * (shape.num_parameters - quantized) + math.ceil(_BYTES_PER_QUANTIZED * quantized)
+
+
 def count_shards(strategy: Strategy, num_processes: int, num_local_processes: int) -> int:
     """Processes among which a strategy divides what it divides: all, or under HSDP those of a machine."""
     return num_local_processes if strategy.startswith("HSDP") else num_processes
@@ -151,10 +165,11 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_shard
     host = 0
     base = strategy.removesuffix(" offload")
     if base in ("one process", "DDP"):
-        weights = 4 * trained + (2 if work.has_half_base else 4) * (number - trained)
+        weights = 4 * trained + count_frozen(shape, work)
         gradients, optimizer = 4 * trained, 8 * trained
-        # Autocast keeps a half-size copy of each weight that it has cast until the forward ends.
-        buffers = (4 * trained if base == "DDP" else 0) + (2 * (number - shape.embedding_parameters) if mixed else 0)
+        # Autocast keeps a half-size copy of each weight that it has cast until the forward ends. Quantized ones it never sees.
+        cast = trained if work.has_quantized_base else number - shape.embedding_parameters
+        buffers = (4 * trained if base == "DDP" else 0) + (2 * cast if mixed else 0)
     elif base in ("FSDP2", "HSDP"):
         weights, gradients, optimizer = 4 * part, 4 * trained_part, 8 * trained_part
         buffers = gathered + shape.layer_parameters * 4 + 4 * shape.embedding_parameters

@@ -29,6 +29,7 @@ class Work:
         logit_tokens: tokens whose logits over a vocabulary are in memory at once (training/tasks/chunked_losses.py).
         trained_parameters: of an adapter; None where all of the model's are trained.
         has_half_base: whether the weights beside an adapter have two bytes each.
+        has_quantized_base: whether the linear layers beside an adapter have four bits a weight.
         cuts_last_layer: whether the last layer computes the first token only (training/models/last_layer.py).
     """
 
@@ -43,6 +44,7 @@ class Work:
     logit_tokens: int = 0
     trained_parameters: int | None = None
     has_half_base: bool = False
+    has_quantized_base: bool = False
 
 
 def build_work(
@@ -73,6 +75,7 @@ def build_work(
         else min(micro_batch * length, choose_chunk_tokens(recipe.loss_chunk_tokens, shape.vocab_size)),
         trained_parameters=None if shape is None else count_trained_parameters(recipe, shape),
         has_half_base=recipe.base_dtype == "bfloat16",
+        has_quantized_base=recipe.quantization == "nf4",
         cuts_last_layer=shape is not None
         and shape.reads_first_token
         and recipe.attn_implementation in (None, "eager", "sdpa"),

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, Fault
+from onecurve.training.models.quantization import is_quantized, read_values
 from onecurve.training.models.saving import MODEL_CONFIG, save_config
 from onecurve.training.models.tensor_files import TensorFiles
 from onecurve.training.tasks.base import Task
@@ -115,7 +116,7 @@ def choose_trained(model: torch.nn.Module, recipe: Recipe, task: Task, adapter: 
         _add_adapter(model, recipe, task)
     if recipe.base_dtype == "bfloat16":
         for parameter in model.parameters():
-            if not parameter.requires_grad:
+            if not parameter.requires_grad and not is_quantized(parameter):
                 parameter.data = parameter.data.bfloat16()
 
 
@@ -282,7 +283,7 @@ def hash_base(model: torch.nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         if name not in own and ".original_module." not in name:
             digest.update(name.encode())
-            values = parameter.detach().float().cpu().contiguous()
+            values = read_values(parameter).cpu().contiguous()
             digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -160,7 +160,7 @@ def attend(
     if sequence_lengths is None:
         return attend_rows(query, key, value, first_row=0), None
     assert sequence_offsets is not None
-    dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
+    dtype = _find_computing_type(query)
     if has_kernel(query.device, dtype, query.shape[-1]) and not dropout and softcap is None and s_aux is None:
         key, value = (_repeat_heads(each, query.shape[1]) for each in (key, value))
         queries, keys, values = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
@@ -182,6 +182,12 @@ def attend(
         pieces.append(attend_rows(*rows, first_row=first_row).flatten(0, 1))
         start, first_row = stop, first_row + count
     return torch.cat(pieces)[None], None
+
+
+def _find_computing_type(states: torch.Tensor) -> torch.dtype:
+    """What autocast computes products in. Rotary positions leave queries and keys in float32 there, and values not."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 def _repeat_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
@@ -222,8 +228,10 @@ def _attend_rows(
     if softcap is not None or sinks is not None:
         drop = partial(_drop, dropout=dropout, is_training=module.training, site=site, first_row=first_row)
         return _attend_plainly(query, key, value, drop, scaling, window, softcap, sinks)
-    is_quicker = prefers_matrices and not dropout and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    dtype = _find_computing_type(query)
+    is_quicker = prefers_matrices and not dropout and dtype == torch.bfloat16 and torch.is_grad_enabled()
     if site is not None or is_quicker:
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         mask = _build_mask_of_rows(length, window, query.device, query.dtype)[None, None]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         found = matrix_attention.attend_by_example(query, key, value, mask, scale, dropout, site, first_row)

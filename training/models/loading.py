@@ -26,6 +26,7 @@ from onecurve.training.models.adapters import (
     open_adapter,
 )
 from onecurve.training.models.example_masks import checkpoint_contexts
+from onecurve.training.models.quantization import count_values, dequantize, quantize
 from onecurve.training.models.saving import MODEL_CONFIG
 from onecurve.training.models.shares import Shares
 from onecurve.training.run_directory import WEIGHTS_FILE
@@ -152,6 +153,7 @@ def build_model(
         raise BadInput(describe_load_error("model_name_or_path", name, error)) from None
     task.configure_model(model, processor)
     set_seed(recipe.seed)  # So are an adapter's, whatever was drawn while the model was loaded.
+    quantize(model, recipe)
     choose_trained(model, recipe, task, adapter)
     if recipe.gradient_checkpointing:
         keywords = {"use_reentrant": False, "context_fn": checkpoint_contexts}
@@ -159,19 +161,20 @@ def build_model(
     return model
 
 
-def load_trained(folder: Path, recipe: Recipe, task: Task) -> tuple[Any, Any]:
+def load_trained(folder: Path, recipe: Recipe, task: Task, is_dequantized: bool = False) -> tuple[Any, Any]:
     """Model, as `load_trained_model` gives it, and processor of final/ or of a checkpoint; the task knows its config."""
-    model = load_trained_model(folder, recipe, task)
+    model = load_trained_model(folder, recipe, task, is_dequantized)
     task.read_config(model.config)
     saved = recipe.model_copy(update={"model_name_or_path": str(folder), "tokenizer_name": None})
     return model, task.processor_kind.load(saved, model.config)
 
 
-def load_trained_model(folder: Path, recipe: Recipe, task: Task) -> Any:
+def load_trained_model(folder: Path, recipe: Recipe, task: Task, is_dequantized: bool = False) -> Any:
     """The model of final/ or of a checkpoint in float32, with its adapter if it has one.
 
     Args:
         recipe: of the run.
+        is_dequantized: whether its quantized layers become ordinary ones, with the same weights in float32.
     """
     more: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code, "use_safetensors": True}
     if recipe.adapter == "none":
@@ -186,6 +189,9 @@ def load_trained_model(folder: Path, recipe: Recipe, task: Task) -> Any:
     if recipe.base_dtype == "bfloat16":  # The adapter was trained beside rounded weights.
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16().float()
+    quantize(model, recipe)
+    if is_dequantized:
+        dequantize(model)
     if adapter is not None:
         load_adapter(model, adapter)
     else:
@@ -228,5 +234,5 @@ def describe_model(config: Any, task: Task, processor: Any) -> str | None:
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """Trained and all parameters; correct under sharding when called before `prepare`."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(count_values(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)

@@ -84,11 +84,25 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
             f"base_dtype: {recipe.base_dtype} is for one process and DDP; FSDP2 and DeepSpeed hold all weights of a layer in one "
             "type, so take float32: they divide it among the processes"
         )
+    if recipe.quantization != "none":
+        _check_quantization(accelerator)
     _choose_sharded_layers(accelerator, model)
     _reduce_in_float32(accelerator)
     # NCCL connects the ranks in the first collective. Here it is under the limit of a join, not under that of a step.
     accelerator.reduce(torch.zeros(1, device=accelerator.device)).cpu()
     return accelerator
+
+
+def _check_quantization(accelerator: Accelerator) -> None:
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        raise BadInput(
+            "quantization: nf4 is for one process and DDP; FSDP2 and DeepSpeed would divide weights that lie two in a byte, so "
+            "take none: they divide whole ones among the processes"
+        )
+    if accelerator.device.type not in ("cpu", "cuda"):
+        raise BadInput(
+            f"quantization: nf4 is for CPUs and CUDA GPUs, not for {accelerator.device.type}; remove the key"
+        )
 
 
 def build_offload_operators(accelerator: Accelerator) -> None:

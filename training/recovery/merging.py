@@ -42,7 +42,7 @@ def write_merged(recipe: Recipe, final: Path, output: Path, examples: Any = None
         Fault: the merged model is another one, or can't be written.
     """
     task = build_task(recipe)
-    model, processor = load_trained(final, recipe, task)
+    model, processor = load_trained(final, recipe, task, is_dequantized=True)
     model.eval()
     if not has_adapter(model):
         raise BadInput(f"{final} is a whole model, and there is no adapter to merge")

@@ -54,3 +54,8 @@ def test_gradients_moments_and_checkpoints_are_of_the_adapter_alone() -> None:
     assert whole.weights == 4 * shape.num_parameters
     assert found.weights == 2 * shape.num_parameters + 2 * trained
     assert count_checkpoint_bytes(shape, trained) == 12 * trained
+    quantized = build_work(build(quantization="nf4"), shape, "cuda", 8, 1)
+    layers = shape.num_layers * shape.layer_parameters
+    exact = 4 * (shape.num_parameters - layers) + 4 * trained
+    weights = estimate_memory(shape, "one process", quantized, 1).weights
+    assert 0.5 * layers < weights - exact < 0.52 * layers, "half a byte each, and the scales of 64"

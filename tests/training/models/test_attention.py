@@ -300,3 +300,28 @@ def test_models_that_are_not_causal_are_refused() -> None:
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
     assert attention.find_obstacle(bert) is not None
     assert attention.find_obstacle(t5) is not None
+
+
+def test_rotary_positions_do_not_hide_from_autocast_what_is_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They leave queries and keys in float32: attention computes in bfloat16 all the same, as matrices on a CPU."""
+    taken: list[torch.dtype] = []
+    compute = matrix_attention.attend_by_example
+
+    def watch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any) -> torch.Tensor:
+        taken.extend(each.dtype for each in (query, key, value))
+        return compute(query, key, value, *others)
+
+    monkeypatch.setattr(matrix_attention, "attend_by_example", watch)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=50
+    )
+    model = build_decoder(config)
+    matrix_attention.install(model)
+    attention.install(model)
+    tokens = torch.arange(3, 17)[None]
+    exact = model(input_ids=tokens, use_cache=False).logits
+    assert not taken, "in float32 SDPA is quicker"
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=tokens, use_cache=False).logits
+    assert taken == [torch.bfloat16] * 3
+    torch.testing.assert_close(logits.float(), exact, rtol=0.05, atol=0.02)
