@@ -58,6 +58,11 @@ def _build(values: Mapping[str, Any], answer: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def is_of_outside_task(recipe: Recipe) -> bool:
+    """Whether its task lies outside the project: then the task itself is not at hand here."""
+    return isinstance(recipe, _OutsideRecipe)
+
+
 def find_columns(recipe: Recipe, with_targets: bool = True) -> Columns:
     """Names of the columns that the recipe's task reads, by the key that names them."""
     if isinstance(recipe, _OutsideRecipe):
