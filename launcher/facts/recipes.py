@@ -37,17 +37,33 @@ def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> Res
     """
     if not is_outside(find_task_name(path, flags)):
         return load_own_recipe(path, flags)
-    words = [] if path is None else ["--config", path]
+    answer = _describe(path, flags)
+    return ResolvedRecipe(_build(answer["values"], answer), answer["sources"], answer["eval_only"])
+
+
+def list_task_metrics(path: str, flags: Mapping[str, str]) -> list[str]:
+    """Names of what the recipe's task measures, without prefix. Asked in a process of its own, which imports torch.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    return list(_describe(path, flags, "--metrics")["metrics"])
+
+
+def _describe(path: str | None, flags: Mapping[str, str] | None, *options: str) -> dict[str, Any]:
+    words = [*options] if path is None else [*options, "--config", path]
     words += [f"--{key}={value}" for key, value in (flags or {}).items()]
     result = subprocess.run([sys.executable, str(_DESCRIBE), *words], capture_output=True, text=True, check=False)
     try:
-        answer = json.loads(result.stdout.strip().rpartition("\n")[2])  # The task's file may print before.
+        answer: dict[str, Any] = json.loads(
+            result.stdout.strip().rpartition("\n")[2]
+        )  # The task's file may print before.
     except ValueError:
         reason = result.stderr.strip().rpartition("\n")[2] or f"exit code {result.returncode}"
         raise RecipeError(path or "the command line", [f"task: its file could not be read: {reason}"]) from None
     if "problems" in answer:
         raise RecipeError(answer["origin"], answer["problems"])
-    return ResolvedRecipe(_build(answer["values"], answer), answer["sources"], answer["eval_only"])
+    return answer
 
 
 def _build(values: Mapping[str, Any], answer: Mapping[str, Any]) -> Recipe:
@@ -56,11 +72,6 @@ def _build(values: Mapping[str, Any], answer: Mapping[str, Any]) -> Recipe:
     recipe._columns, recipe._predicts_tokens = answer["columns"], answer["predicts_tokens"]
     recipe._processor = answer["processor"]
     return recipe
-
-
-def is_of_outside_task(recipe: Recipe) -> bool:
-    """Whether its task lies outside the project: then the task itself is not at hand here."""
-    return isinstance(recipe, _OutsideRecipe)
 
 
 def find_columns(recipe: Recipe, with_targets: bool = True) -> Columns:

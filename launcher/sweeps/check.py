@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onecurve.launcher.errors import PreflightFailed, UsageError
-from onecurve.launcher.facts.recipes import is_of_outside_task, load_recipe
+from onecurve.launcher.facts.recipes import list_task_metrics, load_recipe
 from onecurve.launcher.preflight import check_inputs
 from onecurve.launcher.sweeps.settings import list_probes, list_settings
 from onecurve.launcher.sweeps.sweep_file import Sweep
 from onecurve.launcher.sweeps.tpe import check_optuna
 from onecurve.launcher.sweeps.trials import Trial, name_run
-from onecurve.training.config import Recipe, RecipeError
-from onecurve.training.errors import BadInput
-from onecurve.training.tasks import build_task
+from onecurve.training.config import Recipe, RecipeError, find_nearest
 
 
 def find_folder(sweep: Sweep, overrides: Mapping[str, str]) -> Path:
@@ -54,7 +52,7 @@ def check_sweep(sweep: Sweep, overrides: Mapping[str, str], folder: Path, trials
         {**settings, "output_dir": str(name_run(folder, number))} for number, settings in _list_points(sweep, trials)
     ]
     recipes = _load_recipes(sweep, [{**overrides, **point} for point in points])
-    _check_metric(sweep, recipes[0])
+    _check_metric(sweep, {**overrides, **points[0]})
     findings = [finding for recipe in recipes for finding in check_inputs(recipe)]
     errors = list(dict.fromkeys(finding.message for finding in findings if finding.severity == "error"))
     if errors:
@@ -89,10 +87,13 @@ def _load_recipes(sweep: Sweep, points: Sequence[Mapping[str, str]]) -> list[Rec
     return recipes
 
 
-def _check_metric(sweep: Sweep, recipe: Recipe) -> None:
-    if is_of_outside_task(recipe):
+def _check_metric(sweep: Sweep, overrides: Mapping[str, str]) -> None:
+    name = sweep.metric.removeprefix("eval_")
+    if name == "loss":
         return
-    try:
-        build_task(recipe.model_copy(update={"metric_for_best_model": sweep.metric}))
-    except BadInput as error:
-        raise RecipeError(str(sweep.path), [str(error).replace("metric_for_best_model", "metric")]) from None
+    names = list_task_metrics(sweep.recipe, overrides)
+    if name not in names:
+        nearest = find_nearest(name, names)
+        hint = f"; did you mean eval_{nearest}?" if nearest else ""
+        there = ", ".join(f"eval_{each}" for each in names)
+        raise RecipeError(str(sweep.path), [f"metric: {sweep.metric} is not measured; there are {there}{hint}"])

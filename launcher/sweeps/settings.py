@@ -36,9 +36,7 @@ def draw_settings(sweep: Sweep, number: int) -> dict[str, str]:
 def list_probes(sweep: Sweep) -> list[dict[str, str]]:
     """Settings in which each value of a list and each bound of a range stands once: what can be checked before tpe."""
     ends = {
-        key: [_format(values, values.low), _format(values, values.high)]
-        if isinstance(values, Range)
-        else list(values)
+        key: [_format(values, values.low), _format(values, values.high)] if isinstance(values, Range) else list(values)
         for key, values in sweep.parameters.items()
     }
     first = {key: values[0] for key, values in ends.items()}

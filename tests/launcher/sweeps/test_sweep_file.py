@@ -72,7 +72,7 @@ RANDOM = {"strategy": "random", "num_trials": 2}
     ("keys", "needed"),
     [
         ({"recipe": None}, [("recipe",)]),
-        ({"metric": None, "stratgy": "grid"}, [("metric",), ("stratgy", "strategy")]),
+        ({"metric": None, "stratgy": "grid"}, [("stratgy", "strategy"), ("metric",)]),
         ({"parameters": None}, [("parameters",)]),
         ({"strategy": None}, [("strategy", "grid", "random", "tpe")]),
         ({"strategy": "bayes"}, [("strategy", "bayes")]),
@@ -118,11 +118,22 @@ def test_a_file_that_is_no_mapping_of_keys(tmp_path: Path, text: str, needed: st
 @pytest.mark.parametrize(
     ("keys", "needed"),
     [
-        ({"parameters": {"learning_rate": [1.0, -1.0], "seed": [1, 2]}}, [("learning_rate", "2", "4")]),
-        ({"parameters": {"sead": [1, 2]}}, [("sead", "seed")]),
-        ({"metric": "accuracie"}, [("metric", "accuracie", "eval_accuracy")]),
         (
-            {"strategy": "tpe", "num_trials": 50, "parameters": {"dropout": {"low": 0.1, "high": 1.5}, "seed": [1, "x"]}},
+            {"metric": "loss", "parameters": {"learning_rate": [1.0, -1.0], "seed": [1, 2]}},
+            [("learning_rate", "2", "4")],
+        ),
+        ({"parameters": {"sead": [1, 2]}}, [("sead", "seed")]),
+        pytest.param(
+            {"metric": "accuracie"},
+            [("metric", "eval_accuracie", "eval_loss", "eval_accuracy")],
+            marks=pytest.mark.slow,  # A process that imports torch and scikit-learn.
+        ),
+        (
+            {
+                "strategy": "tpe",
+                "num_trials": 50,
+                "parameters": {"dropout": {"low": 0.1, "high": 1.5}, "seed": [1, "x"]},
+            },
             [("dropout",), ("seed", "x")],
         ),
     ],
