@@ -145,15 +145,15 @@ def test_tpe_comes_near_the_best_and_is_repeatable(write_sweep: WriteSweep, star
 def test_a_bad_trial_is_pruned_by_its_evaluations(write_sweep: WriteSweep, start: Start) -> None:
     def curve(overrides: Mapping[str, str]) -> list[float]:
         number = int(Path(overrides["output_dir"]).name.removeprefix("run_"))
-        return {3: [0.6, 0.3, 0.9], 4: [0.4, 0.9, 0.9], 5: [0.5, 0.6, 0.1]}.get(number, [0.5, 0.7, 0.9])
+        return {3: [0.6, 0.3, 0.9], 4: [0.4, 0.9, 0.9], 5: [0.5, 0.7, 0.1]}.get(number, [0.5, 0.7, 0.9])
 
     path, trainings = write_sweep(**{**TPE, "num_trials": 6}), Trainings(curve)
     trials = start(path, trainings).trials
     # Optuna's rule: the best value so far against the median of the finished trials at the same evaluation.
     assert [(trial.state, len(trial.values)) for trial in trials] == [
-        ("finished", 3), ("finished", 3), ("finished", 3), ("pruned", 2), ("pruned", 1), ("pruned", 2),
+        ("finished", 3), ("finished", 3), ("finished", 3), ("pruned", 2), ("pruned", 1), ("finished", 3),
     ]  # fmt: skip
-    assert [trial.value for trial in trials[3:]] == [None] * 3
+    assert [trial.value for trial in trials[3:]] == [None, None, 0.1], "after the last step nothing is left to prune"
     path = write_sweep("all.yaml", **{**TPE, "num_trials": 6, "prune": False})
     with pytest.raises(UsageError, match=naming("prunes")):
         start(path, trainings)
