@@ -55,9 +55,8 @@ def _describe(path: str | None, flags: Mapping[str, str] | None, *options: str) 
     words += [f"--{key}={value}" for key, value in (flags or {}).items()]
     result = subprocess.run([sys.executable, str(_DESCRIBE), *words], capture_output=True, text=True, check=False)
     try:
-        answer: dict[str, Any] = json.loads(
-            result.stdout.strip().rpartition("\n")[2]
-        )  # The task's file may print before.
+        last_line = result.stdout.strip().rpartition("\n")[2]  # The task's file may print before.
+        answer: dict[str, Any] = json.loads(last_line)
     except ValueError:
         reason = result.stderr.strip().rpartition("\n")[2] or f"exit code {result.returncode}"
         raise RecipeError(path or "the command line", [f"task: its file could not be read: {reason}"]) from None
