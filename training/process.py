@@ -26,13 +26,24 @@ def launcher_has_died() -> bool:
     return os.getppid() != _LAUNCHER_ID
 
 
+def count_local_processes() -> int:
+    """Processes of this launch on this machine."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(count)) if count.isdecimal() else 1  # Whatever else stands there is refused later.
+
+
+def count_local_cores() -> int:
+    """This process's share of the cores that the launch may use on this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable // count_local_processes()
+
+
 def identify_launch() -> str | None:
     """A name that the processes of this launch on this machine share, and no others; None where there is only one.
 
     Torch's agent has started them all, so it is the agent's number and the time at which it began.
     """
-    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if not count.isdecimal() or int(count) < 2 or launcher_has_died():
+    if count_local_processes() < 2 or launcher_has_died():
         return None
     import psutil
 
