@@ -235,7 +235,6 @@ def test_what_slurm_refuses_is_found_before(
         (["--train_file", "nowhere.jsonl"], ("train_file", "'nowhere.jsonl'")),
         (["--model_name_or_path", "bert-base-cased"], ("model_name_or_path", "'bert-base-cased'", "onecurve fetch")),
         (["--job-name", "two\nlines"], ("control character",)),
-        (["--at-once", "2"], ("--at-once",)),
     ]
     for words, needed in refused:
         result = onecurve("submit", path, *words)
