@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# One recipe with many settings: a job array with one run per task, each in its own run directory. `onecurve submit RECIPE
-# --array SWEEP.yaml` counts the runs and submits this twice; by hand, for 4 runs, at most 2 of them at a time:
+# One recipe with many settings: a job array with one trial per task, each in its own run directory. `onecurve sweep
+# SWEEP.yaml --slurm` counts the trials and submits this twice; by hand, for 4 trials, at most 2 of them at a time:
 #
-#   sbatch --array 0-3%2 slurm/sweep.sh --config RECIPE.yaml --sweep SWEEP.yaml [--key value ...]
-#   sbatch --dependency afterany:JOB slurm/sweep.sh --config RECIPE.yaml --sweep SWEEP.yaml [--key value ...]
+#   sbatch --array 0-3%2 slurm/sweep.sh --sweep SWEEP.yaml [--key value ...]
+#   sbatch --dependency afterany:JOB slurm/sweep.sh --sweep SWEEP.yaml [--key value ...]
 #
-# The first is the array: each task runs slurm/finetune.sh with the settings of its run. The second, without an array,
-# compares the runs. docs/slurm.md describes the sweep file.
+# The first is the array: each task runs slurm/finetune.sh with the settings of its trial. The second, without an array,
+# compares the trials. docs/sweep.md describes the sweep file.
 #
 #SBATCH --job-name=onecurve
 #SBATCH --nodes=1
@@ -21,7 +21,7 @@
 set -euo pipefail
 
 if [[ -z ${SLURM_JOB_ID-} ]]; then
-    printf 'onecurve: this is a batch script: onecurve submit RECIPE.yaml --array SWEEP.yaml\n' >&2
+    printf 'onecurve: this is a batch script: onecurve sweep SWEEP.yaml --slurm\n' >&2
     exit 2
 fi
 

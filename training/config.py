@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from onecurve.training import recipe_yaml
 from onecurve.training.recipe import ADAPTER_KEYS, FREE_KEYS, Recipe, RecipeError, find_nearest
@@ -30,6 +30,7 @@ __all__ = [
     "ResolvedRecipe",
     "all_keys",
     "build_recipe",
+    "describe_errors",
     "find_nearest",
     "find_task_name",
     "known_keys",
@@ -166,7 +167,7 @@ def _validate(task: type[Task], values: Mapping[str, Any], origin: str) -> Recip
     try:
         recipe = kind(**known)
     except ValidationError as error:
-        problems += _describe_errors(error, kind)
+        problems += describe_errors(error, kind)
         wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
         remainder = _build_remainder(kind, {key: value for key, value in known.items() if key not in wrong})
         if remainder is not None:  # Of two keys that contradict each other, both must be known.
@@ -243,7 +244,8 @@ def _describe_unknown(key: str, task: type[Task]) -> str:
     return f"{key}: unknown key; {hint}"
 
 
-def _describe_errors(error: ValidationError, kind: type[Recipe]) -> list[str]:
+def describe_errors(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """One line for each key whose value is wrong, as `key: what is wrong with it`."""
     by_key: dict[str, list[str]] = {}
     for detail in error.errors():
         key = str(detail["loc"][0]) if detail["loc"] else "recipe"
@@ -257,7 +259,7 @@ def _describe_errors(error: ValidationError, kind: type[Recipe]) -> list[str]:
     return [f"{key}: {_with_choices(kind, key, ' or '.join(messages))}" for key, messages in by_key.items()]
 
 
-def _with_choices(kind: type[Recipe], key: str, message: str) -> str:
+def _with_choices(kind: type[BaseModel], key: str, message: str) -> str:
     """Add the nearest of a key's literal choices to a message about a wrong value."""
     field = kind.model_fields.get(key)
     choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)] if field else []

@@ -1,9 +1,9 @@
 """Validate a recipe and print what the launcher needs to know of it, as one JSON object.
 
-    python training/describe_recipe.py --config RECIPE.yaml [--key value ...]
+    python training/describe_recipe.py [--metrics] --config RECIPE.yaml [--key value ...]
 
 The launcher runs this for a recipe whose task lies outside the project: that task's file may import anything, which the
-launcher does not.
+launcher does not. With --metrics also the names of the task's metrics, for which most tasks import torch.
 """
 
 import json
@@ -22,8 +22,9 @@ from onecurve.training.tasks import find_task
 
 def describe_recipe(arguments: Sequence[str]) -> dict[str, Any]:
     """The values, their sources and the columns that are read; or the problems."""
+    words = [word for word in arguments if word != "--metrics"]
     try:
-        resolved = load_recipe(*parse_arguments(arguments))
+        resolved = load_recipe(*parse_arguments(words))
     except RecipeError as error:
         return {"origin": error.origin, "problems": error.problems}
     task = find_task(resolved.recipe.task)
@@ -33,6 +34,7 @@ def describe_recipe(arguments: Sequence[str]) -> dict[str, Any]:
         "eval_only": resolved.eval_only,
         "predicts_tokens": task.predicts_tokens,
         "processor": task.processor_kind.name,
+        "metrics": ["loss", *task(resolved.recipe).metric_names()] if len(words) < len(arguments) else [],
         "columns": {name: task.columns(resolved.recipe, with_targets=name == "all") for name in ("all", "inputs")},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 from onecurve.training import launch_protocol
 from onecurve.training.errors import LostLauncher
@@ -23,6 +24,34 @@ def is_main_process() -> bool:
 def launcher_has_died() -> bool:
     """Whether the process that started this one has died, so that nothing supervises this one any more."""
     return os.getppid() != _LAUNCHER_ID
+
+
+def count_local_processes() -> int:
+    """Processes of this launch on this machine."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(count)) if count.isdecimal() else 1  # Whatever else stands there is refused later.
+
+
+def count_local_cores() -> int:
+    """This process's share of the cores that the launch may use on this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable // count_local_processes()
+
+
+def identify_launch() -> str | None:
+    """A name that the processes of this launch on this machine share, and no others; None where there is only one.
+
+    Torch's agent has started them all, so it is the agent's number and the time at which it began.
+    """
+    if count_local_processes() < 2 or launcher_has_died():
+        return None
+    import psutil
+
+    try:
+        began = psutil.Process(_LAUNCHER_ID).create_time()
+    except psutil.Error:
+        return None
+    return f"{socket.gethostname()}-{_LAUNCHER_ID}-{began}"
 
 
 def check_launcher() -> None:

@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel
 
 from onecurve.training.recipe import Recipe, RecipeError
 
@@ -54,11 +55,11 @@ def _find_keys_twice(mapping: yaml.MappingNode, inside: str = "") -> Iterator[st
             yield f"{name}: stands on lines {', '.join(map(str, places))}; keep one"
 
 
-def construct_values(path: str, nodes: Nodes, kind: type[Recipe]) -> dict[str, Any]:
+def construct_values(path: str, nodes: Nodes, kind: type[BaseModel]) -> dict[str, Any]:
     """The values of a recipe's keys.
 
     Args:
-        kind: the recipe of the task, which says where text is meant.
+        kind: the recipe of the task, or another model of the file's keys, which says where text is meant.
 
     Raises:
         RecipeError: a number is written so that YAML takes it for an octal one, or a value can't be read.

@@ -27,6 +27,7 @@ from onecurve.launcher.cli.report import report
 from onecurve.launcher.cli.resume import resume
 from onecurve.launcher.cli.run import run
 from onecurve.launcher.cli.submit import submit
+from onecurve.launcher.cli.sweep import sweep
 from onecurve.launcher.cli.watch import watch
 from onecurve.launcher.errors import LauncherError, UsageError
 from onecurve.training.launch_protocol import STOP_SIGNALS
@@ -43,6 +44,7 @@ app.command(context_settings=TAKES_RECIPE_KEYS)(run)
 app.command()(resume)
 app.command(context_settings=TAKES_RECIPE_KEYS)(check)
 app.command(context_settings=TAKES_RECIPE_KEYS)(submit)
+app.command(context_settings=TAKES_RECIPE_KEYS)(sweep)
 app.command()(cancel)
 app.command(context_settings=TAKES_RECIPE_KEYS)(fetch)
 app.command(context_settings=TAKES_RECIPE_KEYS)(plan)

@@ -53,6 +53,26 @@ class LaunchOptions:
     debug: DebugOption = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResourceOptions:
+    """What is requested of Slurm: the options that `submit` and `sweep` share."""
+
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="machines")] = 1
+    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", "--gpus_per_node", min=0, help="GPUs on each")] = 0
+    cpus_per_node: Annotated[
+        int | None,
+        typer.Option("--cpus-per-node", "--cpus_per_node", min=1, help="cores on each; by default 4 per GPU, or 4"),
+    ] = None
+    time: Annotated[str | None, typer.Option("--time", help="limit of each start, such as 12:00:00")] = None
+    partition: Annotated[str | None, typer.Option("--partition", help="a partition that sinfo lists")] = None
+    job_name: Annotated[str | None, typer.Option("--job-name", "--job_name", help="by default onecurve")] = None
+    dependency: Annotated[str | None, typer.Option("--dependency", help="such as afterok:123")] = None
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option("--sbatch", metavar="OPTION", help="any other option of sbatch, such as --sbatch=--account=NAME"),
+    ] = None
+
+
 Options = TypeVar("Options")
 
 

@@ -41,6 +41,28 @@ def run(options: RunOptions) -> int:
     return launch_training(str(options.recipe), parse_keys(options.context), options)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A training that is ready to start.
+
+    Attributes:
+        again: the command of a restart, which continues the run of the first start.
+        facts: what was chosen, and why.
+    """
+
+    recipe: Recipe
+    topology: Topology
+    command: Command
+    again: Command
+    facts: Sequence[str]
+    findings: Sequence[Finding]
+
+    @property
+    def errors(self) -> list[str]:
+        """Messages of the findings with which nothing can be started."""
+        return [finding.message for finding in self.findings if finding.severity == "error"]
+
+
 def launch_training(recipe_path: str, overrides: Mapping[str, str], options: LaunchOptions) -> int:
     """Choose a topology, check everything, then train; returns the training's exit code.
 
@@ -49,6 +71,26 @@ def launch_training(recipe_path: str, overrides: Mapping[str, str], options: Lau
         PreflightFailed: something else is.
         UnknownTopology, Unsuitable: there is no such topology, or this machine can't run it.
     """
+    launch = prepare_launch(recipe_path, overrides, options)
+    if options.as_json and options.dry_run:
+        print(json.dumps(describe_launch(launch.command, launch.topology, launch.findings), indent=2))
+        return PreflightFailed.exit_code if launch.errors else 0
+    _print_launch(launch, options.dry_run)
+    if launch.errors:
+        raise PreflightFailed(launch.errors)
+    if options.dry_run:
+        return 0
+    ending = supervise_launch(launch, options)
+    if ending.message:
+        print(f"onecurve: {ending.message}", file=sys.stderr)
+    if options.as_json:
+        message = ending.message or ending.cause
+        print(json.dumps({"exit_code": ending.exit_code, "run": launch.recipe.output_dir, "message": message}))
+    return ending.exit_code
+
+
+def prepare_launch(recipe_path: str, overrides: Mapping[str, str], options: LaunchOptions) -> Launch:
+    """Choose a topology and check everything. Raises as `launch_training`, but for PreflightFailed."""
     from onecurve.launcher.facts.machine import detect_machine
     from onecurve.launcher.facts.recipes import load_recipe
     from onecurve.launcher.launching.command import build_command, find_root, to_arguments
@@ -69,48 +111,34 @@ def launch_training(recipe_path: str, overrides: Mapping[str, str], options: Lau
     command = build(overrides)
     facts, findings = check_bf16_speed(recipe, topology)
     findings += check_recipe(recipe, topology, machine, resolved.eval_only)
-    errors = [finding.message for finding in findings if finding.severity == "error"]
-    if options.as_json and options.dry_run:
-        print(json.dumps(describe_launch(command, topology, findings), indent=2))
-        return PreflightFailed.exit_code if errors else 0
-    _print_launch(command, [*topology.reasons, *facts], findings, options.dry_run)
-    if errors:
-        raise PreflightFailed(errors)
-    if options.dry_run:
-        return 0
     # A restart continues the run of the first start, which `never` would refuse.
     again = build({**overrides, "resume": "auto"}) if recipe.resume == "never" else command
-    ending = _supervise(command, again, recipe, options)
-    if ending.message:
-        print(f"onecurve: {ending.message}", file=sys.stderr)
-    if options.as_json:
-        message = ending.message or ending.cause
-        print(json.dumps({"exit_code": ending.exit_code, "run": recipe.output_dir, "message": message}))
-    return ending.exit_code
+    return Launch(recipe, topology, command, again, [*topology.reasons, *facts], findings)
 
 
-def _supervise(first: Command, again: Command, recipe: Recipe, options: LaunchOptions) -> Ending:
+def supervise_launch(launch: Launch, options: LaunchOptions) -> Ending:
+    """Train, and start again after a crash as often as --max-restarts allows."""
     from onecurve.launcher.launching.supervise import supervise, supervise_with_restarts
     from onecurve.launcher.views.terminal import print_note
     from onecurve.training.launch_protocol import RESTARTS_LEFT
 
     def start(attempt: int) -> Ending:
-        command = again if attempt else first
+        command = launch.again if attempt else launch.command
         # `onecurve watch` reads in the run's status whether another start will follow a failure.
         variables = {**command.environment, RESTARTS_LEFT: str(options.max_restarts - attempt)}
         command = replace(command, environment=variables)
-        return supervise(command, Path(recipe.output_dir), options.debug, keeps_stdout=options.as_json)
+        return supervise(command, Path(launch.recipe.output_dir), options.debug, keeps_stdout=options.as_json)
 
     return supervise_with_restarts(start, options.max_restarts, print_note)
 
 
-def _print_launch(command: Command, facts: Sequence[str], findings: Sequence[Finding], is_dry_run: bool) -> None:
+def _print_launch(launch: Launch, is_dry_run: bool) -> None:
     from onecurve.launcher.views.terminal import print_note, wrap_fact
 
-    for line in facts:
+    for line in launch.facts:
         print_note(wrap_fact(line))
-    (print if is_dry_run else print_note)(command.to_shell())
-    for finding in findings:
+    (print if is_dry_run else print_note)(launch.command.to_shell())
+    for finding in launch.findings:
         if finding.severity == "warning":
             print_note(f"warning: {finding.message}")
 

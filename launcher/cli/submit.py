@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,38 +16,22 @@ from onecurve.launcher.cli.options import (
     JsonOption,
     ProcessesOption,
     RecipeArgument,
+    ResourceOptions,
     TopologyOption,
     parse_keys,
     takes,
 )
 
+if TYPE_CHECKING:
+    from onecurve.launcher.cli.sweep import SweepOptions
+
 
 @dataclass(frozen=True, kw_only=True)
-class SubmitOptions:
+class SubmitOptions(ResourceOptions):
     """The command line of `onecurve submit`."""
 
     context: typer.Context
     recipe: RecipeArgument
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="machines")] = 1
-    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", "--gpus_per_node", min=0, help="GPUs on each")] = 0
-    cpus_per_node: Annotated[
-        int | None,
-        typer.Option("--cpus-per-node", "--cpus_per_node", min=1, help="cores on each; by default 4 per GPU, or 4"),
-    ] = None
-    time: Annotated[str | None, typer.Option("--time", help="limit of each start, such as 12:00:00")] = None
-    partition: Annotated[str | None, typer.Option("--partition", help="a partition that sinfo lists")] = None
-    job_name: Annotated[str | None, typer.Option("--job-name", "--job_name", help="by default onecurve")] = None
-    array: Annotated[
-        Path | None, typer.Option("--array", metavar="SWEEP", help="a sweep file: one task of a job array per run")
-    ] = None
-    at_once: Annotated[
-        int | None, typer.Option("--at-once", "--at_once", min=1, help="most tasks of the array at a time")
-    ] = None
-    dependency: Annotated[str | None, typer.Option("--dependency", help="such as afterok:123")] = None
-    sbatch: Annotated[
-        list[str] | None,
-        typer.Option("--sbatch", metavar="OPTION", help="any other option of sbatch, such as --sbatch=--account=NAME"),
-    ] = None
     topology: TopologyOption = None
     num_processes: ProcessesOption = None
     dry_run: Annotated[
@@ -58,7 +43,23 @@ class SubmitOptions:
 
 @takes(SubmitOptions)
 def submit(options: SubmitOptions) -> int:
-    """Check everything, then submit the training to Slurm; with --array one run per setting, and their comparison."""
+    """Check everything, then submit the training to Slurm. `onecurve sweep --slurm` submits many."""
+    return submit_and_print(str(options.recipe), parse_keys(options.context), options)
+
+
+def submit_and_print(
+    recipe: str,
+    overrides: Mapping[str, str],
+    options: SubmitOptions | SweepOptions,
+    sweep: Path | None = None,
+    at_once: int | None = None,
+) -> int:
+    """Submit a training, or the trials of a sweep, and print the job's number.
+
+    Args:
+        sweep: its sweep file.
+        at_once: most trials that run at a time.
+    """
     # As in a job, everything must be on this machine already. The hub's client reads this variable when it is imported.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from onecurve.launcher.cluster.request import Request
@@ -67,8 +68,8 @@ def submit(options: SubmitOptions) -> int:
     from onecurve.launcher.views.terminal import print_note
 
     request = Request(
-        recipe=str(options.recipe),
-        overrides=parse_keys(options.context),
+        recipe=recipe,
+        overrides=overrides,
         num_nodes=options.nodes,
         gpus_per_node=options.gpus_per_node,
         cpus_per_node=options.cpus_per_node,
@@ -77,8 +78,8 @@ def submit(options: SubmitOptions) -> int:
         job_name=options.job_name,
         dependency=options.dependency,
         options=tuple(options.sbatch or ()),
-        sweep=options.array,
-        at_once=options.at_once,
+        sweep=sweep,
+        at_once=at_once,
         topology=options.topology,
         num_processes=options.num_processes,
     )

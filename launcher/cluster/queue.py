@@ -9,8 +9,8 @@ from pathlib import Path
 
 from onecurve.launcher.cluster.commands import run_slurm
 from onecurve.launcher.cluster.jobs import COMMENT, find_job_id, parse_job_id
-from onecurve.launcher.cluster.sweep import name_run
 from onecurve.launcher.errors import LaunchFailed, Unsuitable, UsageError
+from onecurve.launcher.sweeps.trials import name_run
 
 _COMMENT_WIDTH = 4096
 # squeue's fields and their widths.

@@ -17,7 +17,7 @@ class Request:
         time: in one of sbatch's forms, such as 12:00:00; None: the script's.
         dependency: as sbatch takes it, such as afterok:123.
         options: any other options of sbatch, each as --name=value.
-        sweep: a sweep file, whose runs become the tasks of a job array.
+        sweep: a sweep file, whose trials become the tasks of a job array.
         at_once: most tasks of the array that run at a time.
         topology, num_processes: options of `onecurve run`; None: it chooses.
     """

@@ -41,12 +41,15 @@ def render_training(root: Path, request: Request, run: Path) -> Submission:
         UsageError: a value can't be passed literally.
     """
     return _render(
-        root / "slurm" / "finetune.sh", request, [f"--comment={COMMENT}{run}", *_name_resources(request)], []
+        root / "slurm" / "finetune.sh",
+        request,
+        [f"--comment={COMMENT}{run}", *_name_resources(request)],
+        [f"--config={request.recipe}"],
     )
 
 
 def render_sweep(root: Path, request: Request, folder: Path, num_runs: int) -> Submission:
-    """The command that submits a job array, one task per run.
+    """The command that submits a job array, one task per trial.
 
     Args:
         folder: of the run directories.
@@ -60,7 +63,7 @@ def render_sweep(root: Path, request: Request, folder: Path, num_runs: int) -> S
 
 
 def render_comparison(root: Path, request: Request, array_id: str) -> Submission:
-    """The command that submits the comparison of an array's runs, to start when all of them have ended in any way.
+    """The command that submits the comparison of an array's trials, to start when all of them have ended in any way.
 
     Raises:
         UsageError: as `render_training`.
@@ -96,8 +99,7 @@ def _render(script: Path, request: Request, options: Sequence[str], arguments: S
     values = {"topology": request.topology, "num_processes": request.num_processes, **request.overrides}
     keys = [f"--{key}={value}" for key, value in values.items() if value is not None]
     words = (
-        "sbatch", "--parsable", *named, *options, *request.options, str(script), f"--config={request.recipe}", *arguments,
-        *keys,
+        "sbatch", "--parsable", *named, *options, *request.options, str(script), *arguments, *keys,
     )  # fmt: skip
     for word in words:
         if not word.isprintable():

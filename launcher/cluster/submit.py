@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from onecurve.launcher.cluster.sbatch import (
     render_training,
     submit,
 )
-from onecurve.launcher.cluster.sweep import build_runs, copy_sweep
-from onecurve.launcher.errors import LaunchFailed, PreflightFailed, Unsuitable, UsageError
+from onecurve.launcher.cluster.sweep import copy_sweep, list_runs, load_array_sweep
+from onecurve.launcher.errors import LaunchFailed, PreflightFailed, Unsuitable
 from onecurve.launcher.facts.recipes import load_recipe
 from onecurve.launcher.planning.configs import resolve_config
 from onecurve.launcher.preflight import check_inputs
+from onecurve.launcher.sweeps.check import check_sweep, find_folder
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,22 @@ def submit_request(root: Path, request: Request, dry_run: bool, report: Callable
         request = replace(request, recipe=f"./{request.recipe}")
     if request.topology is not None:
         resolve_config(root, request.topology)
-    if request.sweep is None and request.at_once is not None:
-        raise UsageError("--at-once needs --array")
-    folder = Path(load_recipe(request.recipe, request.overrides).recipe.output_dir)
     if request.sweep is None:
-        settings = [{**request.overrides, "output_dir": str(folder)}]
+        folder, settings = (
+            Path(load_recipe(request.recipe, request.overrides).recipe.output_dir),
+            [dict(request.overrides)],
+        )
+        settings[0]["output_dir"] = str(folder)
     else:
-        settings = build_runs(request.recipe, request.sweep, request.overrides)
+        sweep = load_array_sweep(request.sweep)
+        folder, settings = find_folder(sweep, request.overrides), list_runs(sweep, request.overrides)
     runs = tuple(overrides["output_dir"] for overrides in settings)
     submission = _render(root, request, folder, len(runs))
-    _check_inputs(request.recipe, settings, report)
+    if request.sweep is None:
+        _check_inputs(request.recipe, settings[0], report)
+    else:
+        for message in check_sweep(sweep, request.overrides, folder):
+            report(f"warning: {message}")
     report(check_submission(submission))
     if dry_run:
         submissions = [submission, *([render_comparison(root, request, "JOB")] if _is_compared(request, runs) else [])]
@@ -110,11 +117,12 @@ def _submit(
     return Submitted(job_id, comparison_id, tuple(each.to_shell() for each in submissions), runs)
 
 
-def _check_inputs(recipe: str, settings: list[dict[str, str]], report: Callable[[str], None]) -> None:
-    """Check the model, the data and the run directory of every run; each distinct finding is reported once."""
-    findings = [finding for overrides in settings for finding in check_inputs(load_recipe(recipe, overrides).recipe)]
-    for message in dict.fromkeys(finding.message for finding in findings if finding.severity == "warning"):
-        report(f"warning: {message}")
-    errors = list(dict.fromkeys(finding.message for finding in findings if finding.severity == "error"))
+def _check_inputs(recipe: str, overrides: Mapping[str, str], report: Callable[[str], None]) -> None:
+    """Check the model, the data and the run directory."""
+    findings = check_inputs(load_recipe(recipe, overrides).recipe)
+    for finding in findings:
+        if finding.severity == "warning":
+            report(f"warning: {finding.message}")
+    errors = [finding.message for finding in findings if finding.severity == "error"]
     if errors:
         raise PreflightFailed(errors)

@@ -37,17 +37,32 @@ def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> Res
     """
     if not is_outside(find_task_name(path, flags)):
         return load_own_recipe(path, flags)
-    words = [] if path is None else ["--config", path]
+    answer = _describe(path, flags)
+    return ResolvedRecipe(_build(answer["values"], answer), answer["sources"], answer["eval_only"])
+
+
+def list_task_metrics(path: str, flags: Mapping[str, str]) -> list[str]:
+    """Names of what the recipe's task measures, without prefix. Asked in a process of its own, which imports torch.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    return list(_describe(path, flags, "--metrics")["metrics"])
+
+
+def _describe(path: str | None, flags: Mapping[str, str] | None, *options: str) -> dict[str, Any]:
+    words = [*options] if path is None else [*options, "--config", path]
     words += [f"--{key}={value}" for key, value in (flags or {}).items()]
     result = subprocess.run([sys.executable, str(_DESCRIBE), *words], capture_output=True, text=True, check=False)
     try:
-        answer = json.loads(result.stdout.strip().rpartition("\n")[2])  # The task's file may print before.
+        last_line = result.stdout.strip().rpartition("\n")[2]  # The task's file may print before.
+        answer: dict[str, Any] = json.loads(last_line)
     except ValueError:
         reason = result.stderr.strip().rpartition("\n")[2] or f"exit code {result.returncode}"
         raise RecipeError(path or "the command line", [f"task: its file could not be read: {reason}"]) from None
     if "problems" in answer:
         raise RecipeError(answer["origin"], answer["problems"])
-    return ResolvedRecipe(_build(answer["values"], answer), answer["sources"], answer["eval_only"])
+    return answer
 
 
 def _build(values: Mapping[str, Any], answer: Mapping[str, Any]) -> Recipe:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
+from onecurve.launcher.sweeps.sweep_file import load_sweep
 from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.tasks.text_classification import TextClassificationRecipe
 from tests.conftest import ROOT
@@ -131,6 +132,8 @@ def check_onecurve(words: list[str]) -> None:
     )
     assert result.returncode == 0, result.stderr
     arguments = words[2 : words.index("--")] if "--" in words else words[2:]
+    if words[1] == "sweep":
+        load_sweep(ROOT / words[2])
     for option in [word.partition("=")[0] for word in arguments if word.startswith("--")]:
         assert option in result.stdout or option.removeprefix("--").replace("-", "_") in recipe_keys(), option
 
@@ -140,11 +143,9 @@ def check_sbatch(words: list[str]) -> None:
     position = next(number for number, word in enumerate(words) if word.endswith(".sh"))
     assert (ROOT / words[position]).is_file(), f"{words[position]} is not there"
     arguments = words[position + 1 :]
-    if "--sweep" in arguments:
-        assert words[position] == "slurm/sweep.sh"
+    if words[position] == "slurm/sweep.sh":
         sweep = arguments.index("--sweep")
-        assert (ROOT / arguments[sweep + 1]).is_file()
-        del arguments[sweep : sweep + 2]
+        arguments = ["--config", load_sweep(ROOT / arguments[sweep + 1]).recipe, *arguments[sweep + 2 :]]
     path, flags = parse_arguments(arguments)
     assert path is not None, "a recipe is named"
     load_recipe(str(ROOT / path), flags)

@@ -63,25 +63,30 @@ def ask(cluster: Cluster) -> Ask:
 
 
 @pytest.fixture
-def sweep_file(tmp_path: Path) -> Path:
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump({"grid": {"learning_rate": [1e-4, 1e-3], "seed": [1, 2]}}), encoding="utf-8")
-    return path
+def write_sweep(write_recipe: WriteRecipe, tmp_path: Path) -> Callable[..., Path]:
+    """A grid of four trials; their recipe's settings are given, and its run directories lie in `tmp_path/sweep`."""
+
+    def write(**settings: Any) -> Path:
+        path = tmp_path / "grid.yaml"
+        parameters = {"learning_rate": [1e-4, 1e-3], "seed": [1, 2]}
+        content = {"recipe": str(write_recipe("sweep", **settings)), "metric": "loss", "strategy": "grid"}
+        path.write_text(yaml.safe_dump({**content, "parameters": parameters}), encoding="utf-8")
+        return path
+
+    return write
 
 
 def test_a_sweep_and_its_comparison(
     cluster: Cluster,
     onecurve: Onecurve,
-    write_recipe: WriteRecipe,
+    write_sweep: Callable[..., Path],
     recipe: dict[str, Any],
     train: Train,
     ask: Ask,
     tmp_path: Path,
-    sweep_file: Path,
 ) -> None:
-    words = [write_recipe("sweep", max_train_steps=20, dropout=0.1), "--array", sweep_file, "--at-once", 2]
-    words += ["--cpus-per-node", 1, "--json"]
-    result = onecurve("submit", *words)
+    words = [write_sweep(max_train_steps=20, dropout=0.1), "--slurm", "--at-once", 2, "--cpus-per-node", 1, "--json"]
+    result = onecurve("sweep", *words)
     assert result.returncode == 0, result.stderr
     submitted = json.loads(result.stdout)
     array, comparison = submitted["job_id"], submitted["comparison_id"]
@@ -138,7 +143,11 @@ def test_an_array_is_cancelled_after_a_task_has_ended(
 
 
 def test_an_array_whose_comparison_is_refused_is_known(
-    onecurve: Onecurve, cluster: Cluster, write_recipe: WriteRecipe, tmp_path: Path, sweep_file: Path
+    onecurve: Onecurve,
+    cluster: Cluster,
+    write_recipe: WriteRecipe,
+    write_sweep: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -147,15 +156,15 @@ def test_an_array_whose_comparison_is_refused_is_known(
     (folder / "sbatch").write_text(text, encoding="utf-8")
     (folder / "sbatch").chmod(0o755)
     variables = {"PATH": f"{folder}{os.pathsep}{cluster.environment['PATH']}"}
-    words = [write_recipe("sweep"), "--array", sweep_file, "--sbatch=--begin=now+600", "--topology=cpu"]
-    result = onecurve("submit", *words, environment=variables)
+    words = [write_sweep(), "--slurm", "--sbatch=--begin=now+600", "--topology=cpu"]
+    result = onecurve("sweep", *words, environment=variables)
     assert result.returncode == 2
     array = (tmp_path / "sweep" / "slurm_job_id").read_text(encoding="utf-8").strip()
     assert names(result.stderr, f"job {array}")
     assert "no more jobs" in result.stderr
     assert (tmp_path / "sweep" / "run_03" / "slurm_job_id").read_text(encoding="utf-8") == f"{array}_3\n"
     assert onecurve("cancel", array).returncode == 0
-    unknown = onecurve("submit", *words[:1], "--topology=multi_cpus")
+    unknown = onecurve("submit", write_recipe(), "--topology=multi_cpus")
     assert unknown.returncode == 2
     assert names(unknown.stderr, "multi_cpus", "multi_cpu")
 
@@ -209,9 +218,13 @@ def test_submitted_watched_and_cancelled(
 
 
 def test_what_slurm_refuses_is_found_before(
-    cluster: Cluster, onecurve: Onecurve, write_recipe: WriteRecipe, tmp_path: Path, sweep_file: Path
+    cluster: Cluster,
+    onecurve: Onecurve,
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+    write_sweep: Callable[..., Path],
 ) -> None:
-    path = write_recipe()
+    path, sweep = write_recipe(), write_sweep()
     refused: list[tuple[list[object], tuple[str, ...]]] = [
         (["--nodes", 3], ("node configuration",)),
         (["--gpus-per-node", 5], ("node configuration",)),
@@ -222,8 +235,6 @@ def test_what_slurm_refuses_is_found_before(
         (["--train_file", "nowhere.jsonl"], ("train_file", "'nowhere.jsonl'")),
         (["--model_name_or_path", "bert-base-cased"], ("model_name_or_path", "'bert-base-cased'", "onecurve fetch")),
         (["--job-name", "two\nlines"], ("control character",)),
-        (["--at-once", "2"], ("--array",)),
-        (["--array", path], ("grid", "runs")),
     ]
     for words, needed in refused:
         result = onecurve("submit", path, *words)
@@ -238,7 +249,7 @@ def test_what_slurm_refuses_is_found_before(
     result = onecurve("submit", path, "--nodes", 2, "--gpus-per-node", 4, "--time", "1:00:00", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "--nodes=2 --gpus-per-node=4 --cpus-per-task=16 --time=1:00:00" in result.stdout
-    array = onecurve("submit", path, "--array", sweep_file, "--at-once", 2, "--dry-run").stdout.splitlines()
+    array = onecurve("sweep", sweep, "--slurm", "--at-once", 2, "--dry-run").stdout.splitlines()
     assert "--array=0-3%2" in array[0]
     assert "--dependency=afterany:JOB" in array[1]
     assert cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING").stdout == ""

@@ -15,6 +15,7 @@ from onecurve.training.data.permutation import Indices
 from onecurve.training.data.plan import EvaluationPlan, MicroBatch, TrainingPlan
 from onecurve.training.data.preparation import Split
 from onecurve.training.launch_protocol import STOP_SIGNALS
+from onecurve.training.process import count_local_cores
 from onecurve.training.recipe import Recipe
 from onecurve.training.tasks.base import Task
 
@@ -59,6 +60,15 @@ def _ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def count_workers(recipe: Recipe, task: Task, device_type: str) -> int:
+    """Loader processes of this rank: the recipe's number, or what dataloader_num_workers: auto stands for."""
+    if recipe.dataloader_num_workers != "auto":
+        return recipe.dataloader_num_workers
+    if not task.batches_take_long or device_type == "cpu":  # On a CPU they would take its cores from the training.
+        return 0
+    return min(8, max(1, count_local_cores()))
+
+
 def build_loader(
     split: Split,
     task: Task,
@@ -73,7 +83,7 @@ def build_loader(
         PlannedExamples(split, task, processor, layout),
         batch_sampler=plan,  # type: ignore[arg-type]  # yields micro-batches, not lists of numbers
         collate_fn=_pass_through,  # type: ignore[arg-type]  # the data set collates: it alone has the micro-batch
-        num_workers=recipe.dataloader_num_workers,
+        num_workers=count_workers(recipe, task, accelerator.device.type),
         worker_init_fn=_ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
         # A loader draws a seed when it starts; from its own generator, or dropout's numbers would depend on how often.

@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from onecurve.training.cache import find_cache
 from onecurve.training.data.columns import Array, Examples, ExamplesWriter, Feature, open_examples
+from onecurve.training.data.shared_answer import share_answer
 from onecurve.training.data.splits import NAMES, RawSplit, Sources, check_columns
 from onecurve.training.errors import BadInput
 from onecurve.training.process import check_launcher
@@ -122,13 +123,20 @@ def _build_key(recipe: Recipe, task: Task, processor: Any, sources: Sources) -> 
     own = type(recipe).model_fields.keys() - Recipe.model_fields.keys()
     shaping = recipe.model_dump(mode="json", include={"task", "seed", *DataKeys.model_fields, *own})
     shaping |= {"format": PREPARED_FORMAT, "datasets": datasets.__version__, "model": task.model_facts}
-    shaping["sources"] = sources.fingerprint()
+    # All data is read for it: by one process of each machine, whose cores and network they share.
+    found = share_answer(recipe.model_dump_json(), lambda: json.dumps(_fingerprint_data(task, sources)))
+    shaping |= json.loads(found)
     shaping["code"] = task.fingerprint()
-    if named := task.named_files():
-        shaping["files"] = sources.fingerprint_named(named)
     digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode())
     digest.update(task.processor_kind.fingerprint(processor))
     return digest.hexdigest()[:32]
+
+
+def _fingerprint_data(task: Task, sources: Sources) -> dict[str, Any]:
+    found: dict[str, Any] = {"sources": sources.fingerprint()}
+    if named := task.named_files():
+        found["files"] = sources.fingerprint_named(named)
+    return found
 
 
 def _publish(folder: Path, recipe: Recipe, task: Task, processor: Any, sources: Sources) -> None:

@@ -168,6 +168,8 @@ class Task(ABC):
             the task says nothing else.
         input_feature: the feature that holds what the model reads. Two examples in which it is the same are the same.
         rows_at_once: rows that `encode` gets at once when data is prepared: all that they give is in memory together.
+        batches_take_long: whether a core makes batches more slowly than a GPU takes them: then processes beside the training's
+            make them where a GPU waits (dataloader_num_workers).
         peft_task_type: PEFT's name for the task.
         has_new_head: whether the model's head is trained for the task, and so is not in most pretrained models.
         ragged_results: results with a value for each token of an example.
@@ -191,6 +193,7 @@ class Task(ABC):
     processor_kind: ClassVar[ProcessorKind] = TOKENIZER
     input_feature: ClassVar[str] = "input_ids"
     rows_at_once: ClassVar[int] = 2_000
+    batches_take_long: ClassVar[bool] = False
     peft_task_type: ClassVar[str | None] = None
     has_new_head: ClassVar[bool] = True
     ragged_results: ClassVar[frozenset[str]] = frozenset()

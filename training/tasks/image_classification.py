@@ -67,6 +67,8 @@ class ImageClassification(Classification):
     processor_kind = IMAGE_PROCESSOR
     input_feature = "pixels"
     rows_at_once = 256
+    # Crops and normalized pixels: of 224 x 224, hundreds a second on a core, where a GPU takes thousands.
+    batches_take_long = True
 
     def __init__(self, recipe: ImageClassificationRecipe) -> None:
         super().__init__(recipe)

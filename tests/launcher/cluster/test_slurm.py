@@ -65,14 +65,14 @@ def test_a_sweep_and_its_comparison() -> None:
     )  # fmt: skip
     array = render_sweep(ROOT, request, RUN, num_runs=4).to_shell()
     assert "--array=0-3%2 --nodes=1 --gpus-per-node=1" in array
-    assert array.endswith("/project/slurm/sweep.sh --config=r.yaml --sweep=s.yaml --num_processes=1 --seed=7")
+    assert array.endswith("/project/slurm/sweep.sh --sweep=s.yaml --num_processes=1 --seed=7")
     comparison = render_comparison(ROOT, request, "55").to_shell()
     assert "--dependency=afterany:55" in comparison
     assert "--partition=gpu" in comparison
     assert "gpus" not in comparison, "a table needs no GPU"
     assert "--account=us -qhigh" in comparison
     assert not any(word in comparison for word in ("h100", "99:00:00", "200G"))
-    assert comparison.endswith("/project/slurm/sweep.sh --config=r.yaml --sweep=s.yaml --seed=7")
+    assert comparison.endswith("/project/slurm/sweep.sh --sweep=s.yaml --seed=7")
 
 
 @given(name=PRINTABLE, path=PRINTABLE, value=PRINTABLE)

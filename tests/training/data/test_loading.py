@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onecurve.training.config import load_recipe
+from onecurve.training.data import loading
 from onecurve.training.data.columns import Array, ExamplesWriter, open_examples
 from onecurve.training.data.layout import Layout
 from onecurve.training.data.loading import PlannedExamples
 from onecurve.training.data.plan import EvaluationPlan, Order, TrainingPlan
 from onecurve.training.data.preparation import Split
+from onecurve.training.process import count_local_cores
+from onecurve.training.tasks import build_task
 from onecurve.training.tasks.base import EVALUATION_EPOCH, build_generator
 from tests.training.data.test_layout import Tokenizer
 from tests.training.models.next_token import NextToken
@@ -55,3 +60,32 @@ def test_each_seed_epoch_and_example_has_numbers_of_its_own() -> None:
     drawn = [build_generator(*key).random(64) for key in keys]
     assert len({value for values in drawn for value in values}) == 64 * len(keys)
     assert (build_generator(3, 1, 4).random(64) == build_generator(3, 1, 4).random(64)).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "task", "device", "expected"),
+    [
+        ("auto", "text_classification", "cuda", 0),
+        ("auto", "image_classification", "cuda", 6),
+        ("auto", "image_classification", "cpu", 0),
+        ("3", "image_classification", "cuda", 3),
+        ("0", "image_classification", "cuda", 0),
+        ("3", "text_classification", "cpu", 3),
+    ],
+)
+def test_processes_make_the_batches_that_a_gpu_would_wait_for(
+    monkeypatch: pytest.MonkeyPatch, asked: str, task: str, device: str, expected: int
+) -> None:
+    monkeypatch.setattr(loading, "count_local_cores", lambda: 6)
+    flags = {"model_name_or_path": "m", "train_file": "t", "task": task, "dataloader_num_workers": asked}
+    recipe = load_recipe(None, flags).recipe
+    assert loading.count_workers(recipe, build_task(recipe), device) == expected
+
+
+def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(32)))
+    found = []
+    for count in ("1", "8", "64"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+        found.append(count_local_cores())
+    assert found == [32, 4, 0]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +23,14 @@ from transformers import AutoTokenizer
 
 from onecurve.training.config import load_recipe
 from onecurve.training.data import preparation as data
+from onecurve.training.data import shared_answer
 from onecurve.training.data.layout import Layout
 from onecurve.training.data.loading import PlannedExamples
 from onecurve.training.data.plan import MicroBatch
 from onecurve.training.data.preparation import PreparedData, Split, hold_out, prepare_data
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks import build_task
+from tests.conftest import ROOT
 from tests.messages import naming
 
 Rows = list[dict[str, Any]]
@@ -220,6 +226,43 @@ def test_other_content_under_the_same_name_and_age_is_read_again(
     assert len(tokenized) == 4
     assert len(folders(own_cache)) == 2
     assert len(labels) == 36
+
+
+def test_one_process_of_a_machine_reads_the_data_to_name_it(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    """Every process names prepared data by the bytes of all files; only one has to read them."""
+    reads: list[str] = []
+    digest = hashlib.file_digest
+
+    def count(file: Any, name: str) -> Any:
+        reads.append(file.name)
+        return digest(file, name)
+
+    def start_process(launch: str) -> str:
+        monkeypatch.setattr(shared_answer, "_numbers", itertools.count())
+        monkeypatch.setattr(shared_answer, "identify_launch", lambda: launch)
+        return prepare().train.digest
+
+    alone = prepare().train.digest
+    monkeypatch.setattr(hashlib, "file_digest", count)
+    assert [start_process("first") for _ in range(4)] == [alone] * 4
+    assert len(reads) == 1
+    assert start_process("second") == alone
+    assert len(reads) == 2, "the data may have changed in between"
+    assert len(list(own_cache.glob("[!.]*/meta.json"))) == 1, "the name of prepared data is the same"
+
+
+def test_processes_of_one_launch_know_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from onecurve.training.process import identify_launch; print(identify_launch())"
+    found = []
+    for count in ("1", "2", "2", "x"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+        command = [sys.executable, "-c", code]
+        found.append(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
+    assert found[0] == found[3] == "None"
+    assert found[1] == found[2]
+    assert str(os.getpid()) in found[1], "what started them"
 
 
 def test_another_tokenizer_makes_it_anew(

@@ -1,0 +1,116 @@
+"""`onecurve sweep` as it is typed: what it refuses, what it shows, and one that is killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecurve.launcher.cli import run_command_line
+from tests.conftest import ROOT, Run
+from tests.launcher.conftest import Onecurve
+from tests.launcher.sweeps.conftest import Start, Trainings, WriteSweep
+from tests.messages import names
+from tools.jobs import write_held_task
+
+TPE = {"strategy": "tpe", "num_trials": 2}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words", "needed"),
+    [
+        ({}, ["--nodes", "2"], ("--nodes", "--slurm")),
+        ({}, ["--at-once", "2"], ("--at-once", "--slurm")),
+        ({}, ["--slurm", "--max-restarts", "2"], ("--max-restarts", "--slurm")),
+        ({}, ["--slurm", "--results"], ("--results", "--slurm")),
+        ({}, ["--seed", "3"], ("--seed", "sweep.yaml")),
+        ({}, ["--eval_only"], ("--eval_only",)),
+        ({}, ["--learning_rat", "3"], ("learning_rat", "learning_rate")),
+        ({}, ["--train_file", "nowhere.jsonl"], ("train_file", "nowhere.jsonl")),
+        ({"num_trials": 3}, [], ("num_trials", "random", "tpe")),
+        (TPE, ["--slurm"], ("tpe", "random")),
+    ],
+)
+def test_what_is_refused_before_anything_starts(
+    write_sweep: WriteSweep,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    keys: dict[str, Any],
+    words: list[str],
+    needed: tuple[str, ...],
+) -> None:
+    capsys.readouterr()
+    assert run_command_line(["sweep", str(write_sweep(metric="loss", **keys)), *words]) == 2
+    captured = capsys.readouterr()
+    assert names(captured.err, *needed)
+    assert captured.err.startswith("onecurve: ")
+    assert not (tmp_path / "run").exists(), "nothing is written"
+
+
+def test_without_optuna_tpe_is_refused(
+    write_sweep: WriteSweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert run_command_line(["sweep", str(write_sweep(metric="loss", **TPE))]) == 2
+    assert names(capsys.readouterr().err, "optuna", "onecurve[sweep]")
+
+
+def test_a_dry_run_lists_the_trials_and_results_show_them(
+    write_sweep: WriteSweep, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = str(write_sweep(metric="loss")), tmp_path / "sweep"
+    words = ["sweep", path, "--output_dir", str(folder), "--json"]
+    capsys.readouterr()
+    assert run_command_line([*words, "--dry-run"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [trial["settings"]["seed"] for trial in shown["trials"]] == ["1", "2", "1", "2"]
+    assert {trial["state"] for trial in shown["trials"]} == {"waiting"}
+    assert not folder.exists()
+
+    # As on Slurm, where the tasks of an array leave run directories and nothing else.
+    trainings = Trainings(lambda overrides: [0.5])
+    path = str(write_sweep())
+    start(Path(path), trainings)
+    (folder / "sweep.json").unlink()
+    assert run_command_line([*words, "--results"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(trial["state"], trial["value"]) for trial in shown["trials"]] == [("finished", 0.5)] * 4
+    assert shown["best"] == 0
+    assert run_command_line([*words[:-1], "--results"]) == 0
+    assert names(capsys.readouterr().out, "run_03", "learning_rate", "eval_accuracy")
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on(
+    onecurve: Onecurve,
+    write_sweep: WriteSweep,
+    recipe: dict[str, Any],
+    train: Callable[[Mapping[str, Any]], Run],
+    tmp_path: Path,
+) -> None:
+    held = write_held_task(tmp_path, step=4)
+    path = write_sweep(metric="loss", parameters={"max_train_steps": [2, 6]})
+    words = ["sweep", str(path), "--task", held.task, "--json"]
+    with (tmp_path / "output").open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "onecurve", *words], cwd=ROOT, stdout=output, stderr=output, text=True
+        )
+        try:
+            held.wait_until_reached(process)
+        finally:
+            process.kill()
+            process.wait()
+    result = onecurve(*words)
+    assert result.returncode == 0, result.stderr
+    results = json.loads(result.stdout)
+    assert [trial["state"] for trial in results["trials"]] == ["finished", "finished"]
+    first, second = (Run(0, "", "", tmp_path / "run" / f"run_{number:02d}") for number in (0, 1))
+    assert (first.read("environment.json")["num_starts"], second.read("environment.json")["num_starts"]) == (1, 2)
+    assert results["trials"][1]["value"] == pytest.approx(second.lines[-1]["eval_loss"])
+    alone = train({**recipe, "max_train_steps": 6, "output_dir": str(tmp_path / "alone")})
+    assert second.losses == alone.losses, "it resumed, and no step is missing or made twice"
