@@ -21,6 +21,7 @@ from onecurve.training.architectures import find_kind
 from onecurve.training.atomic_files import write_atomically
 from onecurve.training.config import RecipeError, build_recipe, known_keys
 from onecurve.training.recipe_yaml import parse_flag
+from onecurve.training.survey import Survey
 from onecurve.training.tasks import find_task
 from onecurve.training.tasks.fits import CERTAINTIES
 
@@ -85,7 +86,7 @@ class Beginning:
                 }
                 for key, each in self.values.lengths.items()
             },
-            "remarks": _list_remarks(self.candidate, survey.rows),
+            "remarks": _list_remarks(self.candidate, survey),
             "keys": dict(self.keys),
             "commands": self.commands,
         }
@@ -186,13 +187,17 @@ def _describe(data: Data, candidate: Candidate, values: Values, model: str) -> l
     for key, lengths in values.lengths.items():
         lines.append(("length", f"{key}: {lengths.describe()}"))
     lines.append(("model", model))
-    lines += [("note", remark) for remark in _list_remarks(candidate, survey.rows)]
+    lines += [("note", remark) for remark in _list_remarks(candidate, survey)]
     return lines
 
 
-def _list_remarks(candidate: Candidate, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _list_remarks(candidate: Candidate, survey: Survey) -> list[str]:
     remarks = list(candidate.fit.remarks)
+    if not survey.is_whole:
+        remarks.append(
+            f"only the first {survey.num_rows:,} rows were read: later ones may hold other labels or longer texts"
+        )
     if candidate.num_bad:
-        remarks.append(f"{candidate.num_bad} of {len(rows):,} rows that were looked at will be refused, such as one whose "
+        remarks.append(f"{candidate.num_bad} of {len(survey.rows):,} rows that were looked at will be refused, such as one whose "
                        f"{candidate.problem}; onecurve check --deep names them")  # fmt: skip
     return remarks

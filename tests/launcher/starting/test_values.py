@@ -13,6 +13,7 @@ from onecurve.launcher.starting.beginning import Beginning, begin
 from onecurve.launcher.starting.data import Data
 from onecurve.training.survey import survey_rows
 from tests.launcher.conftest import machine
+from tests.messages import names
 from tools.init_files import write_text
 
 # Of Llama-2-7b, whose weights alone take 25 GiB in float32.
@@ -77,3 +78,11 @@ def test_a_length_never_exceeds_the_model_or_what_is_sensible(llama: Path) -> No
 def test_the_share_that_is_held_out_depends_on_the_rows() -> None:
     shares = [build(machine(), 5, number).keys["validation_fraction"] for number in (100, 2_000)]
     assert shares == [0.2, 0.1]
+
+
+def test_rows_that_were_not_read_are_told() -> None:
+    rows = [{"prompt": write_text(number), "completion": write_text(number + 1)} for number in range(9)]
+    for most, told in ((9, []), (8, ["8"])):
+        data = Data({"train_file": "a.csv"}, "a", "a file", survey_rows(rows, most))
+        remarks = begin(data, {}, machine(), Path("a.yaml"), ["a.csv"]).to_json()["remarks"]
+        assert (len(remarks), all(names(remark, *told) for remark in remarks)) == (len(told), True)
