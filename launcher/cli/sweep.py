@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onecurve.launcher.cli.options import LaunchOptions, ResourceOptions, allow, parse_keys, takes
-from onecurve.launcher.errors import UsageError
+from onecurve.launcher.errors import Unsuitable, UsageError
 
 if TYPE_CHECKING:
     from onecurve.launcher.sweeps.sweep_file import Sweep
@@ -50,6 +51,7 @@ def sweep(options: SweepOptions) -> int:
         return _show(found, folder, _list_trials(found, overrides, folder), options)
     if options.slurm:
         return _submit(found, overrides, options)
+    _refuse_several_nodes()
     return _search(found, overrides, folder, options)
 
 
@@ -62,6 +64,18 @@ def _refuse_unread(options: SweepOptions) -> None:
     for each in (*fields(ResourceOptions), *(each for each in fields(SweepOptions) if each.name == "at_once")):
         if not options.slurm and getattr(options, each.name) != each.default:
             raise UsageError(f"--{each.name.replace('_', '-')}: only --slurm reads it; add --slurm or remove it")
+
+
+def _refuse_several_nodes() -> None:
+    """A trial after the other is made by one launcher; on several nodes of a job there would be one on each."""
+    from onecurve.launcher.facts.machine import find_slurm_step
+
+    step = find_slurm_step(os.environ)
+    if step is not None and step.num_nodes > 1:
+        raise Unsuitable(
+            f"this job has {step.num_nodes} nodes, and without --slurm a sweep runs on one; submit its trials from the login "
+            f"node: onecurve sweep --slurm --nodes {step.num_nodes}"
+        )
 
 
 def _search(sweep: Sweep, overrides: Mapping[str, str], folder: Path, options: SweepOptions) -> int:
@@ -113,8 +127,10 @@ def _list_trials(sweep: Sweep, overrides: Mapping[str, str], folder: Path) -> li
 
 
 def _show(sweep: Sweep, folder: Path, trials: Sequence[Trial], options: SweepOptions) -> int:
-    """Print the results; returns 1 if every trial has ended and none has finished."""
-    from onecurve.launcher.views.sweep_table import build_results, print_results
+    """Print the results, with a comparison of the best; returns 1 if every trial has ended and none has finished."""
+    from onecurve.launcher.facts.history import load_history
+    from onecurve.launcher.views.compare import build_comparison, print_comparison
+    from onecurve.launcher.views.sweep_table import build_results, list_best_runs, print_results
     from onecurve.training.launch_protocol import FAILED, FINISHED
 
     results = build_results(sweep, folder, trials)
@@ -124,6 +140,8 @@ def _show(sweep: Sweep, folder: Path, trials: Sequence[Trial], options: SweepOpt
         from rich.console import Console
 
         print_results(Console(), results)
+        if len(best := list_best_runs(results)) > 1:
+            print_comparison(Console(), build_comparison([load_history(run) for run in best]))
     has_ended = all(trial.is_over or trial.state == "failed" for trial in trials) and bool(trials)
     return FAILED if has_ended and results["best"] is None else FINISHED
 

@@ -136,9 +136,8 @@ def _find_value(sweep: Sweep, history: History) -> float | None:
     return _read_value(sweep, lines[-1]) if lines else None
 
 
-def find_best_trial(sweep: Sweep, trials: Sequence[Trial]) -> Trial | None:
-    """The finished trial with the best value; of equal ones the first."""
+def rank_trials(sweep: Sweep, trials: Sequence[Trial]) -> list[Trial]:
+    """The finished trials, the best value first; of equal ones the first."""
     ended = [(trial.value, trial) for trial in trials if trial.state == "finished" and trial.value is not None]
-    if not ended:
-        return None
-    return (min if sweep.is_lower_better else max)(ended, key=lambda pair: pair[0])[1]
+    ended.sort(key=lambda pair: pair[0], reverse=not sweep.is_lower_better)
+    return [trial for _, trial in ended]

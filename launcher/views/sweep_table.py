@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecurve.launcher.sweeps.sweep_file import Sweep
-from onecurve.launcher.sweeps.trials import Trial, find_best_trial, name_run
+from onecurve.launcher.sweeps.trials import Trial, name_run, rank_trials
 from onecurve.launcher.units import format_result
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_MOST_COMPARED = 4
+
 
 def build_results(sweep: Sweep, folder: Path, trials: Sequence[Trial]) -> dict[str, Any]:
-    """The trials with their run directories; `best` is the number of the best one, None if none has finished."""
-    best = find_best_trial(sweep, trials)
+    """The trials with their run directories; `ranking` has the numbers of the finished ones, the best first."""
+    ranking = [trial.number for trial in rank_trials(sweep, trials)]
     return {
         "metric": sweep.metric,
         "mode": "min" if sweep.is_lower_better else "max",
         "num_trials": sweep.num_trials,
-        "best": None if best is None else best.number,
+        "best": ranking[0] if ranking else None,
+        "ranking": ranking,
         "trials": [
             {
                 "number": trial.number,
@@ -35,6 +38,12 @@ def build_results(sweep: Sweep, folder: Path, trials: Sequence[Trial]) -> dict[s
             for trial in trials
         ],
     }
+
+
+def list_best_runs(results: dict[str, Any]) -> list[Path]:
+    """Run directories of the best finished trials, at most as many as a table can show side by side."""
+    runs = {trial["number"]: Path(trial["run"]) for trial in results["trials"]}
+    return [runs[number] for number in results["ranking"][:_MOST_COMPARED]]
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:

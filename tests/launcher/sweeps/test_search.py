@@ -14,8 +14,8 @@ from onecurve.launcher.errors import UsageError
 from onecurve.launcher.launching.ending import Ending
 from onecurve.launcher.sweeps.settings import list_settings
 from onecurve.launcher.sweeps.sweep_file import load_sweep
-from onecurve.launcher.sweeps.trials import find_best_trial, load_trials
-from onecurve.launcher.views.sweep_table import build_results
+from onecurve.launcher.sweeps.trials import load_trials, rank_trials
+from onecurve.launcher.views.sweep_table import build_results, list_best_runs
 from tests.launcher.sweeps.conftest import Start, Trainings, WriteSweep
 from tests.messages import names, naming
 
@@ -46,12 +46,10 @@ def test_each_trial_is_made_once_and_the_best_is_found(write_sweep: WriteSweep, 
     }  # fmt: skip
     assert {trial.state for trial in ending.trials} == {"finished"}
     assert [trial.value for trial in ending.trials] == pytest.approx([0.9, 0.9, 1.0, 1.0])
-    best = find_best_trial(load_sweep(path), ending.trials)
-    assert best is not None
-    assert best.number == 2, "of equal ones the first"
-    worst = find_best_trial(load_sweep(write_sweep("other.yaml", mode="min")), ending.trials)
-    assert worst is not None
-    assert worst.number == 0
+    ranking = [trial.number for trial in rank_trials(load_sweep(path), ending.trials)]
+    assert ranking == [2, 3, 0, 1], "of equal ones the first"
+    lowest = rank_trials(load_sweep(write_sweep("other.yaml", mode="min")), ending.trials)
+    assert [trial.number for trial in lowest] == [0, 1, 2, 3]
     again = start(path, trainings, max_length="8")
     assert (len(trainings.made), again) == (4, ending), "nothing is repeated"
 
@@ -232,5 +230,6 @@ def test_results_name_runs_and_the_best(write_sweep: WriteSweep, start: Start, t
     results = build_results(sweep, tmp_path / "sweep", load_trials(sweep, {}, tmp_path / "sweep"))
     assert results == build_results(sweep, tmp_path / "sweep", ending.trials)
     assert (results["best"], results["metric"], results["mode"]) == (3, "eval_accuracy", "max")
+    assert list_best_runs(results) == [tmp_path / "sweep" / f"run_{number:02d}" for number in (3, 0, 1)]
     assert results["trials"][2]["state"] == "failed"
     assert results["trials"][3]["run"] == str(tmp_path / "sweep" / "run_03")

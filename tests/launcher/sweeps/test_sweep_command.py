@@ -52,6 +52,15 @@ def test_what_is_refused_before_anything_starts(
     assert not (tmp_path / "run").exists(), "nothing is written"
 
 
+def test_a_job_of_several_nodes_is_refused(
+    write_sweep: WriteSweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"JOB_ID": "7", "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[1-2]"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert run_command_line(["sweep", str(write_sweep(metric="loss"))]) == 2
+    assert names(capsys.readouterr().err, "2", "--slurm", "--nodes")
+
+
 def test_without_optuna_tpe_is_refused(
     write_sweep: WriteSweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +91,9 @@ def test_a_dry_run_lists_the_trials_and_results_show_them(
     assert [(trial["state"], trial["value"]) for trial in shown["trials"]] == [("finished", 0.5)] * 4
     assert shown["best"] == 0
     assert run_command_line([*words[:-1], "--results"]) == 0
-    assert names(capsys.readouterr().out, "run_03", "learning_rate", "eval_accuracy")
+    shown_text = capsys.readouterr().out
+    assert names(shown_text, "run_03", "learning_rate", "eval_accuracy")
+    assert "peak memory" in shown_text or "training time" in shown_text, "the comparison of the best runs"
 
 
 @pytest.mark.slow
@@ -101,7 +112,7 @@ def test_a_sweep_that_is_killed_goes_on(
             [sys.executable, "-m", "onecurve", *words], cwd=ROOT, stdout=output, stderr=output, text=True
         )
         try:
-            held.wait_until_reached(process)
+            held.wait_until_reached(process, seconds=300)  # Two trainings start before.
         finally:
             process.kill()
             process.wait()
