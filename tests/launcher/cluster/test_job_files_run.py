@@ -70,9 +70,9 @@ def test_two_nodes_stop_together_and_go_on(
     held.wait_until_reached(nodes[0])
     nodes[1].send_signal(signal.SIGTERM)  # not the one with rank 0
     output = (tmp_path / "node1.output").read_text(encoding="utf-8")
-    assert [node.wait(120) for node in nodes] == [75, 75], output
+    assert [node.wait(300) for node in nodes] == [75, 75], output
     assert Run(0, "", "", tmp_path / "run").read("status.json")["state"] == "preempted"
-    assert [node.wait(120) for node in start("kubernetes", text, 2)] == [0, 0]
+    assert [node.wait(300) for node in start("kubernetes", text, 2)] == [0, 0]
     run = Run(0, "", "", tmp_path / "run")
     assert run.read("status.json")["state"] == "finished"
     alone = train({"config": RECIPE, **recipe, "output_dir": str(tmp_path / "alone")})
@@ -83,6 +83,6 @@ def test_two_nodes_stop_together_and_go_on(
 def test_one_node_of_skypilot(recipe: dict[str, Any], start: Callable[..., list[Any]], tmp_path: Path) -> None:
     text = render("skypilot", {**recipe, "output_dir": "runs/x", "max_train_steps": 2}, tmp_path, num_nodes=1)
     [node] = start("skypilot", text, 1)
-    assert node.wait(120) == 0, (tmp_path / "node0.output").read_text(encoding="utf-8")
+    assert node.wait(300) == 0, (tmp_path / "node0.output").read_text(encoding="utf-8")
     # On the volume, because the project's folder does not outlive a node.
     assert Run(0, "", "", tmp_path / "runs" / "x").read("status.json")["state"] == "finished"
