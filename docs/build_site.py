@@ -11,7 +11,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # What pages link to, laid out as in the repository: a page has the same links here and on a code host.
-PARTS = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "benchmarks", "docs", "launcher", "training")
+PARTS = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "benchmarks",
+    "docs",
+    "launcher",
+    "training",
+)
 
 
 def build_site(source: Path, site: Path) -> None:
