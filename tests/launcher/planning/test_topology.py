@@ -231,7 +231,7 @@ def test_every_node_of_a_job_gets_its_rank_and_one_port(root: Path) -> None:
 def test_several_machines_shard_inside_each_if_one_holds_the_model(
     root: Path, num_nodes: int, gpus: int, gib: int, config: dict[str, object], expected: str
 ) -> None:
-    node = machine(gpus, gib, SlurmStep("1", num_nodes, 0, "n1", is_batch_shell=False))
+    node = machine(gpus, gib, JobNode("1", num_nodes, 0, "n1", is_batch_shell=False))
     assert choose_topology(root, node, build_shape(config), Work(1, 512)).name == expected
 
 
@@ -242,8 +242,8 @@ def test_several_machines_shard_inside_each_if_one_holds_the_model(
      (3, 0, "3 --parallelism_config_dp_shard_size 1")],
 )  # fmt: skip
 def test_no_group_that_shards_spans_machines(root: Path, num_nodes: int, gpus: int, sizes: str) -> None:
-    slurm = SlurmStep("1", num_nodes, 0, "n1", is_batch_shell=False) if num_nodes > 1 else None
-    node = machine(gpus, slurm=slurm)
+    step = JobNode("1", num_nodes, 0, "n1", is_batch_shell=False) if num_nodes > 1 else None
+    node = machine(gpus, node=step)
     line = build_command(node, build_topology(root, node, "hsdp", None), root / "training" / "run.py", []).to_shell()
     assert f"--parallelism_config_dp_replicate_size {sizes} " in line
 
