@@ -7,6 +7,7 @@
 # make demo-digits  train a small ViT on handwritten digits (a few minutes on 2 cores)
 # make test     set up and pass the tests (about 6 minutes on 2 cores)
 # make test-all the slower tests as well: Slurm, faults, parts of the matrix (about 40 minutes)
+# make site     the documents as a site, in build/site; broken links and anchors are errors (a few seconds)
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 40 minutes)
 # make soak     a hundred random kills, and a curve that shows none of them (about 20 minutes)
@@ -20,7 +21,7 @@ PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --di
 DEMOS = demo demo-chat demo-tags demo-questions demo-choices demo-phonemes demo-digits
 .DEFAULT_GOAL := help
 
-.PHONY: help setup $(DEMOS) test test-all check lint invariance soak references bench gpu
+.PHONY: help setup site $(DEMOS) test test-all check lint invariance soak references bench gpu
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -29,7 +30,7 @@ help:
 .venv/complete: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks,deepspeed,dev]'
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks,deepspeed,dev,docs]'
 	.venv/bin/python -m onecurve.training.parallel.rehearsal
 	touch $@
 
@@ -112,6 +113,9 @@ bench: build/demo/complete build/demo-chat/complete
 
 gpu: build/demo/complete
 	.venv/bin/python -m benchmarks.gpu
+
+site: .venv/complete
+	.venv/bin/python docs/build_site.py
 
 lint: .venv/complete
 	.venv/bin/ruff check

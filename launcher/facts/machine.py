@@ -1,4 +1,4 @@
-"""What this machine has: devices, cores, memory, and the part of it that a Slurm job may use. Needs no torch."""
+"""What this machine has: devices, cores, memory, and its place in a job of several machines. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,25 @@ from onecurve.launcher.errors import Unsuitable
 from onecurve.launcher.facts.gpus import Device, find_gpus
 from onecurve.launcher.units import GIB
 
+# With these any scheduler says what `onecurve run` must know on each node of a job; under Slurm it reads Slurm's own.
+NUM_NODES = "ONECURVE_NUM_NODES"
+NODE_RANK = "ONECURVE_NODE_RANK"  # 0, 1, ...
+HEAD_ADDRESS = "ONECURVE_HEAD_ADDRESS"  # name or address of the node with rank 0
+PORT = "ONECURVE_PORT"  # free on that node, the same on all; without it the default
+GPUS_PER_NODE = "ONECURVE_GPUS_PER_NODE"  # granted; without it those that are found
+
+DEFAULT_PORT = 29500
+
 
 @dataclass(frozen=True)
-class SlurmStep:
-    """This node's place in a Slurm job.
+class JobNode:
+    """This node's place in a job, which a scheduler has started.
 
     Attributes:
+        job_id: Slurm's; empty if another scheduler, or a person, says the place.
         num_gpus: granted on this node.
-        num_cpus: granted on this node, hyperthreads counted; 0 if Slurm does not say.
+        num_cpus: granted on this node, hyperthreads counted; 0 if the scheduler does not say.
+        stated_port: the port at which the nodes meet; None: derived from `job_id`.
     """
 
     job_id: str
@@ -30,6 +41,17 @@ class SlurmStep:
     is_batch_shell: bool
     num_gpus: int = 0
     num_cpus: int = 0
+    stated_port: int | None = None
+
+    @property
+    def port(self) -> int:
+        """The port for the process group. Two jobs on one node must not use the same; all nodes of a job must."""
+        return self.stated_port if self.stated_port is not None else 20_000 + int(self.job_id) % 10_000
+
+    @property
+    def scheduler(self) -> str:
+        """Who granted the node, for messages."""
+        return "Slurm" if self.job_id else "the scheduler"
 
 
 @dataclass(frozen=True)
@@ -48,7 +70,7 @@ class Machine:
     devices: tuple[Device, ...]
     num_cores: int
     memory_bytes: int
-    slurm: SlurmStep | None = None
+    node: JobNode | None = None
     driver_problem: str | None = None
 
     def describe(self) -> str:
@@ -64,7 +86,7 @@ def detect_machine(environment: Mapping[str, str] | None = None) -> Machine:
     """Detect the machine; `environment` replaces the process's own variables.
 
     Raises:
-        Unsuitable: Slurm's environment is incomplete.
+        Unsuitable: the scheduler's variables are incomplete or can't be read.
     """
     environment = os.environ if environment is None else environment
     memory = read_host_memory()
@@ -73,7 +95,7 @@ def detect_machine(environment: Mapping[str, str] | None = None) -> Machine:
     if not devices and platform.system() == "Darwin" and platform.machine() == "arm64":
         # Apple's GPU shares the host's memory; Metal grants about three quarters of it (recommendedMaxWorkingSetSize).
         kind, devices = "mps", (Device(0, "Apple GPU", memory * 3 // 4),)
-    return Machine(kind, devices, count_cores(environment), memory, find_slurm_step(environment), problem)
+    return Machine(kind, devices, count_cores(environment), memory, find_job_node(environment), problem)
 
 
 def count_cores(environment: Mapping[str, str]) -> int:
@@ -121,7 +143,42 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def find_slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
+def find_job_node(environment: Mapping[str, str]) -> JobNode | None:
+    """This node's place in a job, or None outside one: as `$ONECURVE_NUM_NODES` and its like say, else as Slurm does.
+
+    Raises:
+        Unsuitable: a variable is missing or can't be read, or as `find_slurm_step`.
+    """
+    if NUM_NODES not in environment:
+        return find_slurm_step(environment)
+    num_nodes = _read_number(environment, NUM_NODES, 1)
+    rank = _read_number(environment, NODE_RANK, 0) if num_nodes > 1 else 0
+    head = environment.get(HEAD_ADDRESS, "")
+    if rank >= num_nodes:
+        raise Unsuitable(
+            f"${NODE_RANK} is {rank}, but the ranks of ${NUM_NODES}={num_nodes} nodes are 0 to {num_nodes - 1}"
+        )
+    if num_nodes > 1 and not head:
+        raise Unsuitable(f"${HEAD_ADDRESS} is not set: with ${NUM_NODES}={num_nodes} it names the node with rank 0")
+    return JobNode(
+        job_id="",
+        num_nodes=num_nodes,
+        node_rank=rank,
+        head_address=head or "localhost",
+        is_batch_shell=False,
+        num_gpus=_read_number(environment, GPUS_PER_NODE, 0) if environment.get(GPUS_PER_NODE) else 0,
+        stated_port=_read_number(environment, PORT, 1) if environment.get(PORT) else DEFAULT_PORT,
+    )
+
+
+def _read_number(environment: Mapping[str, str], name: str, least: int) -> int:
+    text = environment.get(name, "")
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise Unsuitable(f"${name} must be a whole number of {least} or more, got {text!r}")
+    return int(text)
+
+
+def find_slurm_step(environment: Mapping[str, str]) -> JobNode | None:
     """This node's place in a Slurm job, or None outside one.
 
     Raises:
@@ -137,7 +194,7 @@ def find_slurm_step(environment: Mapping[str, str]) -> SlurmStep | None:
             "training; start one task per node: srun --ntasks-per-node=1 onecurve run ..."
         )
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or "localhost"
-    return SlurmStep(
+    return JobNode(
         job_id=environment["SLURM_JOB_ID"],
         num_nodes=num_nodes,
         node_rank=int(environment.get("SLURM_NODEID", "0")),

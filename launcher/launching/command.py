@@ -14,12 +14,10 @@ from pathlib import Path
 
 import onecurve
 from onecurve.launcher.errors import Unsuitable
-from onecurve.launcher.facts.machine import Machine
+from onecurve.launcher.facts.machine import DEFAULT_PORT, Machine
 from onecurve.launcher.facts.numa import can_bind_to_nodes
 from onecurve.launcher.planning.topology import Topology
 from onecurve.training.launch_protocol import DEVICE_KIND, choose_allocator
-
-DEFAULT_PORT = 29500
 
 # accelerate then binds each process to the cores near its GPU.
 BIND_TO_NODES = "ACCELERATE_CPU_AFFINITY"
@@ -136,13 +134,10 @@ def count_threads(topology: Topology, machine: Machine) -> int:
 
 
 def choose_port(machine: Machine, topology: Topology) -> int:
-    """The port for the process group: in a Slurm job derived from its number, else the default or any that is free.
-
-    Two jobs on one node must not use the same port, and all nodes of a job must derive the same one.
-    """
+    """The port for the process group: in a job its own, which all of its nodes know, else the default or any free one."""
     port = DEFAULT_PORT
-    if machine.slurm is not None:
-        port = 20_000 + int(machine.slurm.job_id) % 10_000
+    if machine.node is not None:
+        port = machine.node.port
         if topology.num_machines > 1:
             return port
     if is_port_free(port):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def count_processes(machine: Machine, num_processes: int | None) -> int:
     """Processes over all machines: as many as were asked for, else one per device."""
-    num_machines = machine.slurm.num_nodes if machine.slurm is not None else 1
+    num_machines = machine.node.num_nodes if machine.node is not None else 1
     return num_processes or max(1, len(machine.devices)) * num_machines
 
 
@@ -94,7 +94,7 @@ def choose_topology(
     """
     refuse_hidden_gpus(machine, num_processes)
     found = f"found     {machine.describe()}"
-    num_machines = machine.slurm.num_nodes if machine.slurm is not None else 1
+    num_machines = machine.node.num_nodes if machine.node is not None else 1
     num_devices = count_processes(machine, num_processes)
     candidates = list_candidates(machine.kind, num_devices, num_machines)
     if machine.kind == "cpu":

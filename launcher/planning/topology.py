@@ -66,7 +66,7 @@ def build_topology(
 
     Raises:
         UnknownTopology: no such YAML, or one that is not valid.
-        Unsuitable: too many processes for the YAML or the GPUs, or the YAML does not fit the nodes of the Slurm job.
+        Unsuitable: too many processes for the YAML or the GPUs, or the YAML does not fit the nodes of the job.
     """
     path = resolve_config(root, name)
     content = read_yaml(path)
@@ -77,8 +77,8 @@ def build_topology(
         refuse_hidden_gpus(machine, num_processes)
     if strategy == "one process" and num_processes not in (None, 1):
         raise Unsuitable(f"--num_processes {num_processes}: {path.name} runs one process; use multi_cpu or multi_gpu")
-    slurm = machine.slurm
-    num_machines = slurm.num_nodes if slurm is not None else 1
+    node = machine.node
+    num_machines = node.num_nodes if node is not None else 1
     has_gpus = machine.kind == "cuda" and not uses_cpu
     num_gpus = len(machine.devices) * num_machines
     if strategy == "one process":
@@ -100,8 +100,8 @@ def build_topology(
         uses_cpu=uses_cpu or machine.kind == "cpu",
         num_processes=chosen,
         num_machines=num_machines,
-        machine_rank=slurm.node_rank if slurm is not None and num_machines > 1 else 0,
-        head_address=slurm.head_address if slurm is not None and num_machines > 1 else None,
+        machine_rank=node.node_rank if node is not None and num_machines > 1 else 0,
+        head_address=node.head_address if node is not None and num_machines > 1 else None,
         reasons=reasons,
         num_replicas=_count_replicas(read_parallel_sizes(content, path), chosen, num_machines, has_gpus),
     )
@@ -129,17 +129,17 @@ def _check_nodes(machine: Machine, path: Path, strategy: Strategy) -> None:
     Raises:
         Unsuitable: it would.
     """
-    slurm = machine.slurm
-    if slurm is None or slurm.num_nodes == 1:
+    node = machine.node
+    if node is None or node.num_nodes == 1:
         return
-    if slurm.is_batch_shell:
+    if node.is_batch_shell:
         raise Unsuitable(
-            f"this is the batch shell of a job on {slurm.num_nodes} nodes, so only the first node would train; start it on "
+            f"this is the batch shell of a job on {node.num_nodes} nodes, so only the first node would train; start it on "
             "every node: srun --ntasks-per-node=1 onecurve run ..."
         )
     if strategy == "one process":
         raise Unsuitable(
-            f"{path.name} runs one process, so each of this job's {slurm.num_nodes} nodes would train its own copy of the "
+            f"{path.name} runs one process, so each of this job's {node.num_nodes} nodes would train its own copy of the "
             "model; ask for one node, or use multi_cpu or multi_node"
         )
 
@@ -148,16 +148,18 @@ def refuse_hidden_gpus(machine: Machine, num_processes: int | None) -> None:
     """Refuse to train on fewer GPUs than the job was granted, unless `num_processes` was given.
 
     Raises:
-        Unsuitable: nvidia-smi fails, or shows fewer GPUs than Slurm granted.
+        Unsuitable: nvidia-smi fails, or shows fewer GPUs than the job was granted.
     """
     if machine.driver_problem is not None:
         raise Unsuitable(describe_driver_problem(machine.driver_problem))
-    num_granted = machine.slurm.num_gpus if machine.slurm is not None else 0
+    node = machine.node
+    num_granted = node.num_gpus if node is not None else 0
     num_seen = len(machine.devices) if machine.kind == "cuda" else 0
-    if num_seen < num_granted and (num_seen == 0 or num_processes is None):
+    if node is not None and num_seen < num_granted and (num_seen == 0 or num_processes is None):
+        another = "ask for another node (sbatch --exclude NODE)" if node.job_id else "ask for another node"
         raise Unsuitable(
-            f"Slurm granted {num_granted} GPU{'s' * (num_granted != 1)} on this node, but nvidia-smi shows "
-            f"{num_seen or 'none'}: ask for another node (sbatch --exclude NODE) and report it to the cluster's support, or "
+            f"{node.scheduler} granted {num_granted} GPU{'s' * (num_granted != 1)} on this node, but nvidia-smi shows "
+            f"{num_seen or 'none'}: {another} and report it to the cluster's support, or "
             + ("give the number to use with --num_processes" if num_seen else "ask for no GPUs")
         )
 

@@ -6,9 +6,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from onecurve.launcher.facts.machine import Machine
+from onecurve.launcher.facts.machine import DEFAULT_PORT, Machine
 from onecurve.launcher.facts.shape import ModelShape
-from onecurve.launcher.launching.command import DEFAULT_PORT, choose_port, is_port_free
+from onecurve.launcher.launching.command import choose_port, is_port_free
 from onecurve.launcher.planning.configs import read_yaml
 from onecurve.launcher.planning.devices import describe_devices
 from onecurve.launcher.planning.memory import (
@@ -191,7 +191,7 @@ def check_port() -> list[Finding]:
 
 def check_affinity(machine: Machine) -> list[Finding]:
     """Whether this process may use only a small part of the cores that Slurm granted, or that the machine has."""
-    granted = machine.slurm.num_cpus if machine.slurm is not None else 0
+    granted = machine.node.num_cpus if machine.node is not None else 0
     num_cores = min(granted or sys.maxsize, os.cpu_count() or 1)
     if machine.num_cores * 4 > num_cores:
         return []

@@ -13,7 +13,9 @@ from tests.slurm.cluster import Cluster
 pytestmark = pytest.mark.slow
 
 SUBMITTING = [
-    command for command in COMMANDS if command.words[0] == "sbatch" or command.words[:2] == ["onecurve", "submit"]
+    command
+    for command in COMMANDS
+    if command.words[0] == "sbatch" or (command.words[:2] == ["onecurve", "submit"] and "--to" not in command.words)
 ]
 
 

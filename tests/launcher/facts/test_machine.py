@@ -10,6 +10,7 @@ from onecurve.launcher.errors import Unsuitable
 from onecurve.launcher.facts.machine import (
     count_cores,
     detect_machine,
+    find_job_node,
     find_slurm_step,
     first_host,
 )
@@ -79,3 +80,36 @@ def test_several_tasks_a_node_are_refused() -> None:
 def test_granted_cores_are_a_bound_where_nothing_binds_to_them() -> None:
     assert count_cores({"SLURM_CPUS_ON_NODE": "1"}) == 1
     assert count_cores({"SLURM_CPUS_ON_NODE": "100000"}) == count_cores({})
+
+
+PLACE = {"ONECURVE_NUM_NODES": "2", "ONECURVE_NODE_RANK": "1", "ONECURVE_HEAD_ADDRESS": "10.0.0.1"}
+
+
+def test_any_scheduler_can_say_the_place() -> None:
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4"}
+    node = find_job_node({**slurm, **PLACE, "ONECURVE_GPUS_PER_NODE": "4"})
+    assert node is not None
+    assert (node.num_nodes, node.node_rank, node.head_address, node.port) == (2, 1, "10.0.0.1", 29500)
+    assert (node.num_gpus, node.is_batch_shell) == (4, False)
+    assert find_job_node({**PLACE, "ONECURVE_PORT": "1234"}).port == 1234  # type: ignore[union-attr]
+    assert find_job_node(slurm).num_nodes == 4  # type: ignore[union-attr]
+    alone = find_job_node({"ONECURVE_NUM_NODES": "1"})
+    assert alone is not None
+    assert (alone.node_rank, alone.head_address) == (0, "localhost")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ONECURVE_NUM_NODES", "two"),
+        ("ONECURVE_NUM_NODES", "0"),
+        ("ONECURVE_NODE_RANK", "2"),
+        ("ONECURVE_NODE_RANK", ""),
+        ("ONECURVE_HEAD_ADDRESS", ""),
+        ("ONECURVE_PORT", "x"),
+        ("ONECURVE_GPUS_PER_NODE", "-1"),
+    ],
+)
+def test_a_place_that_cannot_be_read_is_refused(name: str, value: str) -> None:
+    with pytest.raises(Unsuitable, match=naming(name)):
+        find_job_node({**PLACE, name: value})

@@ -14,7 +14,7 @@ import pytest
 
 from onecurve.launcher.errors import UnknownTopology, Unsuitable
 from onecurve.launcher.facts.gpus import Device
-from onecurve.launcher.facts.machine import Machine, SlurmStep
+from onecurve.launcher.facts.machine import JobNode, Machine
 from onecurve.launcher.facts.shape import ModelShape, build_shape
 from onecurve.launcher.launching.command import build_command, choose_port, count_threads, to_arguments
 from onecurve.launcher.planning.choice import choose_topology, list_candidates
@@ -66,9 +66,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def machine(num_gpus: int, gib: int = 80, slurm: SlurmStep | None = None, host: int = 256) -> Machine:
+def machine(num_gpus: int, gib: int = 80, node: JobNode | None = None, host: int = 256) -> Machine:
     devices = tuple(Device(index, "GPU", gib * GIB, 0, 9.0) for index in range(num_gpus))
-    return Machine("cuda" if devices else "cpu", devices, 16, host * GIB, slurm)
+    return Machine("cuda" if devices else "cpu", devices, 16, host * GIB, node)
 
 
 @pytest.mark.parametrize(
@@ -178,10 +178,10 @@ def test_a_driver_that_fails_is_no_reason_to_train_on_the_cpu(
 
 def test_few_cores_are_told_unless_slurm_granted_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
-    granted = SlurmStep("1", 1, 0, "n1", is_batch_shell=False, num_cpus=16)
-    assert check_affinity(machine(0, slurm=granted)) == []
-    much = SlurmStep("1", 1, 0, "n1", is_batch_shell=False, num_cpus=64)
-    assert "16 of 64 cores" in check_affinity(machine(0, slurm=much))[0].message
+    granted = JobNode("1", 1, 0, "n1", is_batch_shell=False, num_cpus=16)
+    assert check_affinity(machine(0, node=granted)) == []
+    much = JobNode("1", 1, 0, "n1", is_batch_shell=False, num_cpus=64)
+    assert "16 of 64 cores" in check_affinity(machine(0, node=much))[0].message
     assert "16 of 128 cores" in check_affinity(machine(0))[0].message
 
 
@@ -209,7 +209,7 @@ def test_a_gpu_topology_is_rehearsed_where_there_is_no_gpu(root: Path) -> None:
 def test_every_node_of_a_job_gets_its_rank_and_one_port(root: Path) -> None:
     commands = []
     for rank in (0, 1):
-        node = machine(4, slurm=SlurmStep("12345", 2, rank, "n1", is_batch_shell=False))
+        node = machine(4, node=JobNode("12345", 2, rank, "n1", is_batch_shell=False))
         topology = choose_topology(root, node, None, Work(8, 128))
         assert (topology.name, topology.num_processes) == ("multi_node", 8)
         commands.append(
@@ -231,7 +231,7 @@ def test_every_node_of_a_job_gets_its_rank_and_one_port(root: Path) -> None:
 def test_several_machines_shard_inside_each_if_one_holds_the_model(
     root: Path, num_nodes: int, gpus: int, gib: int, config: dict[str, object], expected: str
 ) -> None:
-    node = machine(gpus, gib, SlurmStep("1", num_nodes, 0, "n1", is_batch_shell=False))
+    node = machine(gpus, gib, JobNode("1", num_nodes, 0, "n1", is_batch_shell=False))
     assert choose_topology(root, node, build_shape(config), Work(1, 512)).name == expected
 
 
@@ -242,27 +242,27 @@ def test_several_machines_shard_inside_each_if_one_holds_the_model(
      (3, 0, "3 --parallelism_config_dp_shard_size 1")],
 )  # fmt: skip
 def test_no_group_that_shards_spans_machines(root: Path, num_nodes: int, gpus: int, sizes: str) -> None:
-    slurm = SlurmStep("1", num_nodes, 0, "n1", is_batch_shell=False) if num_nodes > 1 else None
-    node = machine(gpus, slurm=slurm)
+    step = JobNode("1", num_nodes, 0, "n1", is_batch_shell=False) if num_nodes > 1 else None
+    node = machine(gpus, node=step)
     line = build_command(node, build_topology(root, node, "hsdp", None), root / "training" / "run.py", []).to_shell()
     assert f"--parallelism_config_dp_replicate_size {sizes} " in line
 
 
 def test_the_batch_shell_of_several_nodes_is_refused(root: Path) -> None:
-    node = machine(4, slurm=SlurmStep("1", 2, 0, "n1", is_batch_shell=True))
+    node = machine(4, node=JobNode("1", 2, 0, "n1", is_batch_shell=True))
     with pytest.raises(Unsuitable, match="srun --ntasks-per-node=1"):
         choose_topology(root, node, None, Work(8, 128))
 
 
 @pytest.mark.parametrize("name", ["cpu", "single_gpu"])
 def test_one_process_on_several_nodes_is_refused(root: Path, name: str) -> None:
-    node = machine(1, slurm=SlurmStep("1", 2, 0, "n1", is_batch_shell=False))
+    node = machine(1, node=JobNode("1", 2, 0, "n1", is_batch_shell=False))
     with pytest.raises(Unsuitable, match=naming("2 nodes")):
         build_topology(root, node, name, None)
 
 
 def test_granted_gpus_that_are_not_seen_are_told(root: Path) -> None:
-    node = machine(0, slurm=SlurmStep("1", 1, 0, "n1", is_batch_shell=False, num_gpus=2))
+    node = machine(0, node=JobNode("1", 1, 0, "n1", is_batch_shell=False, num_gpus=2))
     with pytest.raises(Unsuitable, match=naming("2 GPUs", "nvidia-smi")):
         choose_topology(root, node, None, Work(8, 128))
     with pytest.raises(Unsuitable, match=naming("2 GPUs", "nvidia-smi")):
@@ -271,7 +271,7 @@ def test_granted_gpus_that_are_not_seen_are_told(root: Path) -> None:
 
 
 def test_a_gpu_that_was_granted_and_is_lost_is_told(root: Path) -> None:
-    node = machine(3, slurm=SlurmStep("1", 1, 0, "n1", is_batch_shell=False, num_gpus=4))
+    node = machine(3, node=JobNode("1", 1, 0, "n1", is_batch_shell=False, num_gpus=4))
     with pytest.raises(Unsuitable, match=naming("4 GPUs", "nvidia-smi", "3")):
         choose_topology(root, node, None, Work(8, 128))
     with pytest.raises(Unsuitable, match=naming("4 GPUs", "nvidia-smi", "3")):
@@ -280,12 +280,12 @@ def test_a_gpu_that_was_granted_and_is_lost_is_told(root: Path) -> None:
 
 
 def test_a_rehearsal_on_several_nodes_has_a_process_on_each(root: Path) -> None:
-    node = machine(0, slurm=SlurmStep("1", 3, 0, "n1", is_batch_shell=False))
+    node = machine(0, node=JobNode("1", 3, 0, "n1", is_batch_shell=False))
     assert build_topology(root, node, "multi_cpu", None).num_processes == 3
 
 
 def test_two_jobs_on_one_node_meet_on_two_ports(root: Path) -> None:
-    nodes = [machine(2, slurm=SlurmStep(job, 1, 0, "localhost", is_batch_shell=False)) for job in ("101", "102")]
+    nodes = [machine(2, node=JobNode(job, 1, 0, "localhost", is_batch_shell=False)) for job in ("101", "102")]
     ports = [choose_port(node, build_topology(root, node, "multi_gpu", None)) for node in nodes]
     assert len({*ports, 29500}) == 3
 

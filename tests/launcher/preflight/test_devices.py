@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from onecurve.launcher.facts.machine import SlurmStep
+from onecurve.launcher.facts.machine import JobNode
 from onecurve.launcher.planning.topology import build_topology
 from onecurve.launcher.preflight import devices
 from onecurve.launcher.preflight.devices import check_affinity, check_launch, check_port, check_processes
@@ -71,8 +71,8 @@ def test_one_process_does_not_inherit_a_world(recipe: dict[str, Any], monkeypatc
 
 
 def test_nodes_share_the_processes_evenly(recipe: dict[str, Any]) -> None:
-    step = SlurmStep("12345", 2, 0, "localhost", is_batch_shell=False)
-    node = dataclasses.replace(machine(4), slurm=step)
+    step = JobNode("12345", 2, 0, "localhost", is_batch_shell=False)
+    node = dataclasses.replace(machine(4), node=step)
     topology = build_topology(ROOT, node, "multi_node", 7)
     told = [finding.message for finding in check_processes(build_recipe(recipe), topology, node)]
     assert any(names(line, "7 processes", "2 nodes") for line in told)
