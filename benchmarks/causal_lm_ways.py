@@ -240,7 +240,9 @@ def run_onecurve(recipe: dict[str, str]) -> None:
         gate.watch(session.optimizer.optimizer)
         gate.save_with(lambda: save_checkpoint(session))
         gate.answers["floor"] = lambda: run_floor(session, gated.last_turn)
-        answer({"ready": True, **describe_trained(session.model)})
+        train = session.data.train
+        share = float(train.counts.sum() / train.lengths.sum())
+        answer({"ready": True, "target_share": share, **describe_trained(session.model)})
         return dataclasses.replace(session, train_loader=gated)  # type: ignore[arg-type]
 
     run.build = build_gated
