@@ -126,7 +126,7 @@ class ShuffledBatches(torch.utils.data.Sampler[int]):
         rows, size = list(self._rows), self._batch_size
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         last = batches.pop() if len(batches[-1]) < size else []
-        random.Random(0).shuffle(batches)
+        random.Random(42).shuffle(batches)
         return chain(*batches, last)
 
 
