@@ -55,7 +55,7 @@ sequences of different lengths, TRL's padding-free and packed rows go through at
 
 Onecurve and one other take turns, and ratios are taken within a round: medians, with the lowest and highest. "Tokens" are
 those of the examples, without padding; a target is a token that is learned. The batches of a few steps hold more targets or
-fewer by chance (TRL's sampler begins with the longest examples), so targets/s are tokens/s times the share of targets in the
+fewer by chance, so targets/s are tokens/s times the share of targets in the
 data, the same for all. The ratio in processor time is less sensitive to what else the machine does. Memory is the whole
 process's peak. The floor runs Onecurve's own forward and loss in a bare loop, so it says what the loop around them costs."""
 

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,23 @@ def read_examples(recipe: dict[str, str]) -> datasets.Dataset:
     )
 
 
+class ShuffledBatches(torch.utils.data.Sampler[int]):
+    """The batches of a sampler by length in another order: its own begins with the longest, and a turn sees only a few."""
+
+    def __init__(self, rows: torch.utils.data.Sampler[int], batch_size: int) -> None:
+        self._rows, self._batch_size = rows, batch_size
+
+    def __len__(self) -> int:
+        return len(self._rows)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        rows, size = list(self._rows), self._batch_size
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        last = batches.pop() if len(batches[-1]) < size else []
+        random.Random(42).shuffle(batches)
+        return chain(*batches, last)
+
+
 def build_arguments(way: str, workload: Workload, mean_length: float) -> dict[str, Any]:
     """What SFTTrainer is told in each way; a step has as many examples as Onecurve's, packed as many tokens."""
     if way == "p":
@@ -152,6 +171,10 @@ def run_trl(way: str, workload: Workload, recipe: dict[str, str], has_adapter: b
             gate.after_step()
 
     class CountingTrainer(SFTTrainer):
+        def _get_train_sampler(self, *arguments: Any) -> Any:
+            rows, size = super()._get_train_sampler(*arguments), self.args.per_device_train_batch_size
+            return rows if way == "p" else ShuffledBatches(rows, size)
+
         def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **others: Any) -> torch.Tensor:
             mask, tokens = inputs.get("attention_mask"), inputs["input_ids"]
             num_tokens = tokens.numel() if mask is None else int(mask.sum())
