@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from onecurve.launcher.sweeps.sweep_file import Sweep
     from onecurve.launcher.sweeps.trials import Trial
 
+# Of the best trials, as many as can be told apart in a table and in a chart.
+_MOST_COMPARED = 4
+_MOST_REPORTED = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(LaunchOptions, ResourceOptions):
@@ -127,9 +131,10 @@ def _list_trials(sweep: Sweep, overrides: Mapping[str, str], folder: Path) -> li
 
 
 def _show(sweep: Sweep, folder: Path, trials: Sequence[Trial], options: SweepOptions) -> int:
-    """Print the results, with a comparison of the best; returns 1 if every trial has ended and none has finished."""
+    """Print the results, and compare the best in a table and on a page; returns 1 if all trials ended and none finished."""
     from onecurve.launcher.facts.history import load_history
     from onecurve.launcher.views.compare import build_comparison, print_comparison
+    from onecurve.launcher.views.report import write_report
     from onecurve.launcher.views.sweep_table import build_results, list_best_runs, print_results
     from onecurve.training.launch_protocol import FAILED, FINISHED
 
@@ -140,8 +145,10 @@ def _show(sweep: Sweep, folder: Path, trials: Sequence[Trial], options: SweepOpt
         from rich.console import Console
 
         print_results(Console(), results)
-        if len(best := list_best_runs(results)) > 1:
+        if len(best := list_best_runs(results, _MOST_COMPARED)) > 1:
             print_comparison(Console(), build_comparison([load_history(run) for run in best]))
+        if best:
+            print(f"report: {write_report(list_best_runs(results, _MOST_REPORTED), folder / 'report.html')}")
     has_ended = all(trial.is_over or trial.state == "failed" for trial in trials) and bool(trials)
     return FAILED if has_ended and results["best"] is None else FINISHED
 

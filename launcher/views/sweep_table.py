@@ -13,8 +13,6 @@ from onecurve.launcher.units import format_result
 if TYPE_CHECKING:
     from rich.console import Console
 
-_MOST_COMPARED = 4
-
 
 def build_results(sweep: Sweep, folder: Path, trials: Sequence[Trial]) -> dict[str, Any]:
     """The trials with their run directories; `ranking` has the numbers of the finished ones, the best first."""
@@ -40,10 +38,10 @@ def build_results(sweep: Sweep, folder: Path, trials: Sequence[Trial]) -> dict[s
     }
 
 
-def list_best_runs(results: dict[str, Any]) -> list[Path]:
-    """Run directories of the best finished trials, at most as many as a table can show side by side."""
+def list_best_runs(results: dict[str, Any], most: int) -> list[Path]:
+    """Run directories of the best finished trials, at most `most`."""
     runs = {trial["number"]: Path(trial["run"]) for trial in results["trials"]}
-    return [runs[number] for number in results["ranking"][:_MOST_COMPARED]]
+    return [runs[number] for number in results["ranking"][:most]]
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:

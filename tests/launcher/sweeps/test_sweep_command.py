@@ -94,6 +94,7 @@ def test_a_dry_run_lists_the_trials_and_results_show_them(
     shown_text = capsys.readouterr().out
     assert names(shown_text, "run_03", "learning_rate", "eval_accuracy")
     assert "peak memory" in shown_text or "training time" in shown_text, "the comparison of the best runs"
+    assert "run_03" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
