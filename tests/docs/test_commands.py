@@ -135,17 +135,21 @@ def check_onecurve(words: list[str], page: str, folder: Path) -> None:
         load_sweep(ROOT / words[2])
     context = command.make_context(words[1], list(arguments))
     if "recipe" in context.params and context.params["recipe"] is not None:
+        overrides = parse_keys(context) if command.allow_extra_args else {}
         recipe = find_recipe(Path(context.params["recipe"]), page, folder)
-        load_recipe(str(recipe), parse_keys(context) if command.allow_extra_args else {})
+        if recipe is not None:
+            load_recipe(str(recipe), overrides)
     if context.params.get("to") in ("skypilot", "kubernetes"):
         assert run_command_line([*words[1:], "--dry-run"]) == 0
 
 
-def find_recipe(path: Path, page: str, folder: Path) -> Path:
-    """A recipe of the project, or one that the page writes: a block of YAML that begins with `# NAME.yaml`."""
+def find_recipe(path: Path, page: str, folder: Path) -> Path | None:
+    """A recipe of the project, or one of the page: a block of YAML that begins with `# NAME.yaml`; None if `init` writes it."""
     if (ROOT / path).is_file():
         return ROOT / path
     text = next(each for each in PAGES if each.name == page).read_text(encoding="utf-8")
+    if re.search(r"^onecurve init ", text, re.MULTILINE):
+        return None
     [block] = re.findall(rf"^```yaml\n(# {re.escape(str(path))}\n.*?)^```", text, re.MULTILINE | re.DOTALL)
     (folder / path.name).write_text(block, encoding="utf-8")
     return folder / path.name
