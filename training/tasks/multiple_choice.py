@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -315,15 +315,16 @@ class MultipleChoice(Task):
     def show_example(
         self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
     ) -> dict[str, str]:
-        """All choices with what they continue, and the right and the predicted one."""
-        tokens, sizes = (examples[name][[number]][0] for name in ("input_ids", "sizes"))
-        ends = list(accumulate(map(int, sizes)))
-        texts = [
-            processor.decode(tokens[end - size : end], skip_special_tokens=True)
-            for size, end in zip(sizes, ends, strict=True)
-        ]
+        """What the choices have in common, each choice, and the right and the predicted one."""
+        tokens, sizes = (examples[name][[number]][0].tolist() for name in ("input_ids", "sizes"))
+        sequences = [tokens[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        columns = zip(*sequences, strict=False)  # As far as the shortest goes.
+        common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        parts = [sequences[0][:common], *(sequence[common:] for sequence in sequences)]
+        context, *texts = (processor.decode(part, skip_special_tokens=True) for part in parts)
+        lines = [context, *(f"{place}: {text}" for place, text in enumerate(texts))]
         named = {name: f"choice {int(results[name][number])}" for name in ("label", "prediction")}
-        return {"text": "\n".join(f"{place}: {text}" for place, text in enumerate(texts)), **named}
+        return {"text": "\n".join(lines), **named}
 
     def prediction_example(self) -> dict[str, Any]:
         """A row of two choices."""

@@ -86,7 +86,7 @@ def test_it_learns_and_its_accuracy_is_that_of_scikit_learn(choices: Settings, t
     assert report["metrics"]["eval_accuracy"] == found
     for each in report["hardest"]:
         assert each["label"] == f"choice {rows[each['example']]['label']}"
-        assert each["text"].count("\n") == len(rows[each["example"]]["choices"]) - 1
+        assert each["text"].count("\n") == len(rows[each["example"]]["choices"]), "what they share, and each"
     assert found > 0.9, "chance is 0.32"
     weights = load_file(run.path / "final" / "model.safetensors")
     assert weights["classifier.bias"].item() == 0, "it adds the same to all choices, and would learn what is rounded"
