@@ -130,7 +130,8 @@ def choose_ticks(low: float, high: float, whole: bool = False, limit: float | No
 
     Args:
         whole: only whole numbers.
-        limit: no tick lies above it; the range is no narrower than a twentieth of it, and of a single value it is all of it.
+        limit: no value lies above it, and so no tick, because it is a multiple of every step. The range is no narrower than a
+            twentieth of it, and of a single value it is all of it.
     """
     if not high > low:
         low, high = min(0.0, low), max(limit or 0.0, high)
@@ -145,8 +146,6 @@ def choose_ticks(low: float, high: float, whole: bool = False, limit: float | No
         size = max(1.0, size)
     start = math.floor(low / size + 1e-9)
     stop = max(math.ceil(high / size - 1e-9), start + 1)
-    if limit is not None:
-        stop = min(stop, round(limit / size))
     return [number * size for number in range(start, stop + 1)]
 
 

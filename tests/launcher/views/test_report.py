@@ -88,7 +88,7 @@ def test_the_page_tells_the_run(write_run: Callable[..., Path], onecurve: Onecur
         assert told in text, told
     charts = {value for name, value in page.attributes if name == "aria-label"}
     assert {name.split()[0] for name in charts if name} == {
-        "loss", "accuracy", "learning", "gradient", "tokens", "peak", "padding",
+        "loss", "accuracy", "learning", "gradient", "tokens", "peak", "padding,",
     }  # fmt: skip
     assert dict(page.attributes).keys().isdisjoint({"src", "href", "onload", "onerror"})
 
