@@ -84,7 +84,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {Path(name).suffix for name in expected - own} == {".py", ".yaml", ".html", ".sh", ".jinja"}
+    assert {Path(name).suffix for name in expected - own} == {".py", ".yaml", ".css", ".html", ".sh", ".jinja"}
     assert list_package(wheel) == expected
     with zipfile.ZipFile(wheel) as file:
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in file.namelist())
