@@ -79,9 +79,10 @@ def test_the_run_directory_keeps_the_contract(runs: dict[str, Run]) -> None:
     assert environment["packages"]["torch"].startswith("2.")
     assert len(environment["git_revision"]) == 40
     assert environment["start_step"] == 0
-    assert environment["data"]["train"]["examples"] == sum(environment["data"]["train"]["histogram"]) == 203
-    assert environment["data"]["validation"]["examples"] == 61
-    assert 0 < environment["data"]["train"]["mean_tokens"] <= environment["data"]["train"]["longest"] <= 64
+    train, validation = (environment["data"][name] for name in ("train", "validation"))
+    assert train["examples"] == sum(train["histogram"]) == 1703
+    assert validation["examples"] == (run.path / "eval_predictions.jsonl").read_text(encoding="utf-8").count("\n")
+    assert 0 < train["mean_tokens"] <= train["longest"] <= 128
     assert environment["trained_parameters"] == environment["parameters"] > 500_000
     assert set(run.steps[0]) == {
         "event", "step", "epoch", "loss", "learning_rate", "grad_norm", "examples", "tokens", "tokens_per_second", "padding",
