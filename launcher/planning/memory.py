@@ -178,6 +178,8 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_shard
         if base == "ZeRO-3":
             weights = size * part
             buffers += size * min(number, max(layers, count_live_parameters(number)))
+            # The engine puts gradients one behind the other before it sends them.
+            buffers += size * min(trained, max(count_bucket(3, number), shape.embedding_parameters))
     if strategy.endswith("offload"):
         # The optimizer and its master copy leave the device; with ZeRO-3 and FSDP so do weights and gradients.
         moved = optimizer + (4 * trained_part if base.startswith("ZeRO") else 0)
