@@ -168,7 +168,7 @@ def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
     lines += ["", f"More than is allowed: {'; '.join(above) or 'none'}."]
     shape = build_shape({"model_type": "llama", **SHAPE})
     for case, peaks in after["peaks"].items():
-        planned = estimate_memory(shape, case.partition(",")[0], Work(1, 16), NUM_PROCESSES).peak + CPU_OVERHEAD_BYTES  # type: ignore[arg-type]
+        planned = estimate_memory(shape, case.partition(",")[0], Work(1, 16), NUM_PROCESSES).peak + CPU_OVERHEAD_BYTES
         off = f"{planned / peaks['steps'] - 1:+.0%}"
         lines.append(f"{case}: `onecurve plan` predicts {planned / GB:.2f} GB for the steps ({off}).")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
