@@ -19,6 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from onecurve.launcher.facts.shape import build_shape
+from onecurve.launcher.planning.memory import CPU_OVERHEAD_BYTES, estimate_memory
+from onecurve.launcher.planning.work import Work
 from tools.jobs import Job, write_script
 from tools.trainings import DEMO, ROOT, build_news
 
@@ -163,6 +166,11 @@ def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
         lines.append(f"| {case} | {' | '.join(cells)} |")
     above = [f"{case}, {phase}" for case, peaks in after["peaks"].items() for phase in PHASES if peaks[phase] > bound]
     lines += ["", f"More than is allowed: {'; '.join(above) or 'none'}."]
+    shape = build_shape({"model_type": "llama", **SHAPE})
+    for case, peaks in after["peaks"].items():
+        planned = estimate_memory(shape, case.partition(",")[0], Work(1, 16), NUM_PROCESSES).peak + CPU_OVERHEAD_BYTES
+        off = f"{planned / peaks['steps'] - 1:+.0%}"
+        lines.append(f"{case}: `onecurve plan` predicts {planned / GB:.2f} GB for the steps ({off}).")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -48,7 +48,8 @@ def test_imports_are_found_wherever_they_stand() -> None:
 # Each part of `training` imports only parts that stand before it. A part is a folder or a module.
 GROUND_FLOOR = (
     "units", "launch_protocol", "atomic_files", "writable", "lasting_output", "recipe", "recipe_yaml", "errors", "process",
-    "outcome", "work_progress", "architectures", "cache", "metric_names", "parallel_sizes", "schedule", "product_rates", "survey",
+    "outcome", "work_progress", "architectures", "cache", "metric_names", "parallel_sizes", "zero_buffers",
+    "schedule", "product_rates", "survey",
 )  # fmt: skip
 DECLARATIONS = ("tasks", "config", "run_directory", "recipe_comparison")
 TRAINING_ORDER = (

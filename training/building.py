@@ -33,6 +33,7 @@ from onecurve.training.models.loading import (
 )
 from onecurve.training.models.mask_trial import try_masks
 from onecurve.training.models.packing import Attention, choose_layout, prepare_attention
+from onecurve.training.models.returned_blocks import return_large_blocks
 from onecurve.training.models.saving import save_config_and_processor
 from onecurve.training.models.shares import Shares
 from onecurve.training.outcome import Outcome
@@ -171,8 +172,10 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     if resolved.eval_only:
         task.check_head(config)
     notes: tuple[str | None, ...] = (describe_model(config, task, processor), task.describe_left_out())
-    cut = Launch.from_environment().find_cut() if recipe.adapter == "none" else None
-    shares = None if cut is None else Shares(cut)
+    cut = Launch.from_environment().find_cut()
+    if cut is not None:
+        return_large_blocks()
+    shares = Shares(cut) if cut is not None and recipe.adapter == "none" else None
     model = build_model(recipe, config, task, processor, shares)
     if resolved.eval_only:
         check_base(model, run.final)

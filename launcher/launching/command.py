@@ -16,6 +16,7 @@ import onecurve
 from onecurve.launcher.errors import Unsuitable
 from onecurve.launcher.facts.machine import DEFAULT_PORT, Machine
 from onecurve.launcher.facts.numa import can_bind_to_nodes
+from onecurve.launcher.planning.memory import divides_loading
 from onecurve.launcher.planning.topology import Topology
 from onecurve.training.launch_protocol import DEVICE_KIND, choose_allocator
 
@@ -113,7 +114,9 @@ def build_environment(machine: Machine, topology: Topology) -> dict[str, str]:
     variables = {DEVICE_KIND: "cpu"}
     if topology.strategy.startswith("ZeRO"):
         variables["DS_ACCELERATOR"] = "cpu"
-    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+    # Where weights are divided, what is freed must not stay with the process (training/models/returned_blocks.py).
+    divides = divides_loading(topology.strategy)
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc" and not divides:
         variables.update({name: value for name, value in GLIBC_ALLOCATOR.items() if name not in os.environ})
     return variables
 

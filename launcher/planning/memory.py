@@ -14,9 +14,8 @@ weights as this project trains them: 4 + 4 + 8 bytes per parameter):
 
 With an adapter, N counts the trained parameters only in gradients, moments, buckets and DeepSpeed's copies.
 
-DeepSpeed always allocates its whole bucket, 500 million numbers, even for a small model. Gradients move through it, so
-ZeRO-1 holds gradients of its own only if several micro-batches are accumulated. ZeRO-3 keeps gathered weights up to its
-max_live_parameters.
+Gradients move through DeepSpeed's bucket, which it allocates whole (training/zero_buffers.py), so ZeRO-1 holds gradients of
+its own only if several micro-batches are accumulated. ZeRO-3 keeps gathered weights up to its max_live_parameters.
 
 To these come the activations that the backward pass needs (`count_activations`). With bf16 DeepSpeed holds 2-byte weights and
 gradients and a 4-byte master copy; DDP and FSDP keep float32 and hold 2-byte copies of the weights while they are used.
@@ -31,6 +30,7 @@ from typing import Literal
 from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.planning.work import Work
 from onecurve.launcher.units import GIB
+from onecurve.training.zero_buffers import count_bucket, count_live_parameters
 
 Strategy = Literal[
     "one process", "DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2", "ZeRO-2 offload", "ZeRO-3 offload", "FSDP2 offload",
@@ -49,9 +49,6 @@ CPU_OVERHEAD_BYTES = int(0.6 * GIB)
 USABLE_SHARE = 0.92
 # Share of a machine's memory that offloading may use; the rest is left for the processes.
 USABLE_HOST_SHARE = 0.9
-# DeepSpeed's defaults, in numbers: reduce_bucket_size and stage3_max_live_parameters.
-_ZERO_BUCKET = 500_000_000
-_ZERO_LIVE_PARAMETERS = 1_000_000_000
 # NF4 (QLoRA, section 3): half a byte, one for the scale of 64 weights, and four for that of 256 scales.
 _BYTES_PER_QUANTIZED = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 _LARGEST_BATCH_TRIED = 1 << 16
@@ -177,10 +174,12 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_shard
         size = 2 if mixed else 4
         accumulates = base == "ZeRO-1" and work.num_micro_batches > 1
         weights, gradients = size * number, size * (trained if accumulates else trained_part)
-        optimizer, buffers = 8 * trained_part, 4 * trained_part + size * _ZERO_BUCKET
+        optimizer, buffers = 8 * trained_part, 4 * trained_part + size * count_bucket(int(base[-1]), number)
         if base == "ZeRO-3":
             weights = size * part
-            buffers += size * min(number, max(layers, _ZERO_LIVE_PARAMETERS))
+            buffers += size * min(number, max(layers, count_live_parameters(number)))
+            # The engine puts gradients one behind the other before it sends them.
+            buffers += size * min(trained, max(count_bucket(3, number), shape.embedding_parameters))
     if strategy.endswith("offload"):
         # The optimizer and its master copy leave the device; with ZeRO-3 and FSDP so do weights and gradients.
         moved = optimizer + (4 * trained_part if base.startswith("ZeRO") else 0)

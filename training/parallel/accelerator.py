@@ -28,6 +28,7 @@ from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, WrongTopology
 from onecurve.training.parallel import rehearsal
 from onecurve.training.parallel.launch import Launch, check_store
+from onecurve.training.zero_buffers import count_bucket, count_live_parameters
 
 
 def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta) -> Accelerator:
@@ -73,7 +74,7 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
             f"{accelerator.num_processes}; each would train the same model alone"
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        set_engine(accelerator.deepspeed_plugin.deepspeed_config, recipe)
+        set_engine(accelerator.deepspeed_plugin.deepspeed_config, recipe, _count_parameters(model))
         # The whole model is loaded already and the engine shards it. While this is set, transformers would load shards.
         unset_hf_deepspeed_config()
     if recipe.base_dtype != "float32" and accelerator.distributed_type in (
@@ -133,8 +134,12 @@ def choose_algorithms(recipe: Recipe) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts.
 
 
-def set_engine(config: dict[str, Any], recipe: Recipe) -> None:
-    """Set what accelerate's YAML has no keys for in the config of DeepSpeed's engine."""
+def set_engine(config: dict[str, Any], recipe: Recipe, num_parameters: int) -> None:
+    """Set what accelerate's YAML has no keys for in the config of DeepSpeed's engine.
+
+    Args:
+        num_parameters: of the model, trained and frozen.
+    """
     # The recipe sets these. The plan has already divided the batch, so the engine must not divide it again.
     config["gradient_clipping"] = recipe.max_grad_norm
     config["train_micro_batch_size_per_gpu"] = 1
@@ -142,9 +147,18 @@ def set_engine(config: dict[str, Any], recipe: Recipe) -> None:
     zero = config.setdefault("zero_optimization", {})
     if zero.get("stage") in (1, 2):
         # By default ZeRO-1 and 2 reduce gradients when all of them are computed, unlike ZeRO-3. With the overlap they hold
-        # two buckets, so each has half of the default's 500 million numbers: launcher/planning/memory.py counts their sum.
+        # two buckets.
         zero.setdefault("overlap_comm", True)
-        zero.setdefault("reduce_bucket_size", 250_000_000)
+        zero.setdefault("reduce_bucket_size", count_bucket(zero["stage"], num_parameters) // 2)
+    elif zero.get("stage") == 3:
+        live = count_live_parameters(num_parameters)
+        zero.setdefault("reduce_bucket_size", count_bucket(3, num_parameters))
+        zero.setdefault("stage3_max_live_parameters", live)
+        zero.setdefault("stage3_max_reuse_distance", live)
+
+
+def _count_parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _reduce_in_float32(accelerator: Accelerator) -> None:

@@ -16,12 +16,12 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 
-from onecurve.launcher.planning import memory
 from onecurve.training.config import build_recipe
 from onecurve.training.errors import WrongTopology
 from onecurve.training.parallel import rehearsal
 from onecurve.training.parallel.accelerator import build_accelerator, build_offload_operators, forget_state, set_engine
 from onecurve.training.parallel.launch import Launch
+from onecurve.training.zero_buffers import count_bucket
 from tests.conftest import ROOT
 
 RECIPE = build_recipe({"model_name_or_path": "m", "train_file": "t"})
@@ -62,15 +62,29 @@ def test_accelerate_compiles_nothing() -> None:
 def test_zero_reduces_gradients_while_others_are_computed(stage: int, overlaps: bool | None) -> None:
     """ZeRO-3 does by default. Buckets take what the plan counts."""
     config: dict[str, Any] = {"zero_optimization": {"stage": stage}}
-    set_engine(config, RECIPE)
+    set_engine(config, RECIPE, 100_000_000)
     zero = config["zero_optimization"]
     assert zero.get("overlap_comm") is overlaps
-    assert 2 * zero.get("reduce_bucket_size", memory._ZERO_BUCKET // 2) == memory._ZERO_BUCKET
+    assert zero["reduce_bucket_size"] * (2 if overlaps else 1) == count_bucket(stage, 100_000_000)
+
+
+@pytest.mark.parametrize(
+    ("num_parameters", "bucket", "live"),
+    [(22_000_000, 1 << 24, 10**8), (10**9, 62_500_000, 125_000_000), (70_000_000_000, 500_000_000, 10**9)],
+)
+def test_zero_3_has_buffers_of_the_models_size(num_parameters: int, bucket: int, live: int) -> None:
+    """At most DeepSpeed's own."""
+    config: dict[str, Any] = {"zero_optimization": {"stage": 3}}
+    set_engine(config, RECIPE, num_parameters)
+    zero = config["zero_optimization"]
+    assert zero == {
+        "stage": 3, "reduce_bucket_size": bucket, "stage3_max_live_parameters": live, "stage3_max_reuse_distance": live,
+    }  # fmt: skip
 
 
 def test_what_a_file_of_deepspeeds_sets_stays() -> None:
     config: dict[str, Any] = {"zero_optimization": {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 7}}
-    set_engine(config, RECIPE)
+    set_engine(config, RECIPE, 100)
     assert config["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 7}
 
 
