@@ -10,15 +10,16 @@ from onecurve.training.data.identity import digest_contents
 from onecurve.training.data.preparation import PreparedData, Split
 from onecurve.training.models.fingerprint import fingerprint_model
 from onecurve.training.recipe import Recipe
+from onecurve.training.tasks import Task
 
 
-def describe_inputs(recipe: Recipe, data: PreparedData) -> dict[str, Any]:
+def describe_inputs(recipe: Recipe, task: Task, data: PreparedData) -> dict[str, Any]:
     """Data, model and tokenizer. Digests are of contents: files that were only moved or renamed have the same.
 
     Returns:
         "sources": for each split that has files of its own (or "folder", "hub") a digest of their bytes in order;
         "data": for each split how many examples it has, a digest of them in order and one of them in any order;
-        "model" as `fingerprint_model` returns it; "tokenizer".
+        "model" as `fingerprint_model` returns it; "tokenizer"; "task", empty for a task of the project.
     """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return {
@@ -26,6 +27,7 @@ def describe_inputs(recipe: Recipe, data: PreparedData) -> dict[str, Any]:
         "data": {name: _describe_split(split) for name, split in splits.items() if split is not None},
         "model": fingerprint_model(recipe),
         "tokenizer": data.tokenizer[:16],
+        "task": task.fingerprint()[:16],
     }
 
 

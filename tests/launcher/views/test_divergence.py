@@ -1,0 +1,203 @@
+"""Why two runs differ: pairs of real trainings that differ in one thing, or in one that matters and others that don't."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecurve.launcher.cli.app import run_command_line
+from tests.conftest import TINY, Run
+
+Settings = dict[str, Any]
+Train = Callable[[Mapping[str, Any]], Run]
+Change = Callable[[Settings, Path], Settings]
+
+STEPS = 5
+
+ROW = 6  # First seen at step 3.
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two trainings of the same recipe but for what is named.
+
+    Attributes:
+        changes: of the second one: settings, or a function that makes files and returns settings.
+        cause: the name of the first difference; None where the curves agree.
+        explains: what it explains of the curves.
+        step: the step at which they part.
+        both: settings of both.
+        others: names of differences that are listed after the first.
+    """
+
+    changes: Settings | Change
+    cause: str | None
+    explains: str | None = None
+    step: int | None = None
+    both: Settings = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+
+def read_rows(settings: Settings, key: str) -> list[str]:
+    return Path(settings[key]).read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+def change_row(settings: Settings, folder: Path) -> Settings:
+    """Other words, each of one token as before: no example has another length or place."""
+    known = set((Path(settings["model_name_or_path"]) / "vocab.txt").read_text(encoding="utf-8").split())
+    rows = read_rows(settings, "train_file")
+    content = json.loads(rows[ROW])
+    content["text"] = " ".join("the" if word.lower() in known else word for word in content["text"].split())
+    rows[ROW] = json.dumps(content) + "\n"
+    return write(folder, rows)
+
+
+def change_label(settings: Settings, folder: Path) -> Settings:
+    rows = read_rows(settings, "train_file")
+    labels = sorted({json.loads(row)["label"] for row in rows})
+    content = json.loads(rows[ROW])
+    content["label"] = labels[labels.index(content["label"]) - 1]
+    rows[ROW] = json.dumps(content) + "\n"
+    return write(folder, rows)
+
+
+def reverse_rows(settings: Settings, folder: Path) -> Settings:
+    return write(folder, read_rows(settings, "train_file")[::-1])
+
+
+def copy_files(settings: Settings, folder: Path) -> Settings:
+    return write(folder, read_rows(settings, "train_file"))
+
+
+def change_validation(settings: Settings, folder: Path) -> Settings:
+    return {"validation_file": write(folder, read_rows(settings, "validation_file")[5:])["train_file"]}
+
+
+def write(folder: Path, rows: list[str]) -> Settings:
+    (folder / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
+    return {"train_file": str(folder / "rows.jsonl")}
+
+
+def change_weights(settings: Settings, folder: Path) -> Settings:
+    """The same model with one number of one tensor raised."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    model = folder / "model"
+    shutil.copytree(settings["model_name_or_path"], model)
+    tensors = load_file(model / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("layer.1.output.LayerNorm.bias"))
+    tensors[name][0] += 1.0
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return {"model_name_or_path": str(model)}
+
+
+def change_weights_and_rate(settings: Settings, folder: Path) -> Settings:
+    return {**change_weights(settings, folder), "learning_rate": 2e-3}
+
+
+SMALL_MICRO_BATCHES = {"per_device_batch_size": 3}
+
+PAIRS = {
+    "nothing": Pair({}, None),
+    "copied files": Pair(copy_files, None),
+    "micro-batches": Pair(SMALL_MICRO_BATCHES, None),
+    "micro-batches with dropout": Pair(SMALL_MICRO_BATCHES, None, both={"dropout": 0.1}),
+    "seed": Pair({"seed": 7}, "seed", "examples", 1),
+    "seed of a split": Pair({"seed": 7}, "seed", "examples", 1, both={"validation_file": None}),
+    "learning rate": Pair({"learning_rate": 2e-3}, "learning_rate", "rate", 1),
+    "schedule": Pair({"lr_scheduler_type": "constant"}, "lr_scheduler_type", "rate", 2),
+    "steps": Pair({"max_train_steps": 3}, "max_train_steps", "rate", 2),
+    "steps of a constant rate": Pair(
+        {"max_train_steps": 3}, "max_train_steps", "length", 4, both={"lr_scheduler_type": "constant"}
+    ),
+    "batch size": Pair({"train_batch_size": 8}, "train_batch_size", "examples", 1),
+    "longer texts": Pair({"max_length": 8}, "max_length", "examples", both={"length_window": 1}),
+    "a row": Pair(change_row, "content of train_file", "examples", 3),
+    "a label": Pair(change_label, "content of train_file", "examples", 3),
+    "order of rows": Pair(reverse_rows, "order of its examples of train_file", "examples"),
+    "validation rows": Pair(change_validation, "content of validation_file", "evaluation", STEPS),
+    "weights": Pair(change_weights, "weights", "forward", 1),
+    "dropout": Pair({"dropout": 0.1}, "dropout", "forward", 1),
+    "precision": Pair({"mixed_precision": "bf16", "allow_slow_bf16": True}, "mixed_precision", "forward", 1),
+    "decay": Pair({"weight_decay": 10.0}, "weight_decay", "later"),
+    "clipping": Pair({"max_grad_norm": 0.01}, "max_grad_norm", "later"),
+    "frozen": Pair({"freeze": ["*.embeddings.*"]}, "freeze", "later", 1),
+    "a task's own key": Pair({"label_smoothing_factor": 0.1}, "label_smoothing_factor", "forward", 1),
+    "masks by process": Pair(
+        SMALL_MICRO_BATCHES, "per_device_batch_size", "forward", 1, both={"dropout": 0.1, "dropout_masks": "torch"}
+    ),
+    "rate beside micro-batches": Pair(
+        {"learning_rate": 2e-3, **SMALL_MICRO_BATCHES}, "learning_rate", "rate", 1, others=("per_device_batch_size",)
+    ),
+    "decay beside micro-batches": Pair(
+        {**SMALL_MICRO_BATCHES, "weight_decay": 10.0}, "weight_decay", "later", others=("per_device_batch_size",)
+    ),
+    "weights beside the rate": Pair(change_weights_and_rate, "weights", "forward", 1, others=("learning_rate",)),
+    "seed beside the rate": Pair(
+        {"learning_rate": 2e-3, "seed": 7}, "seed", "examples", 1, others=("learning_rate",)
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def settings(tiny_model: Path, news: Path) -> Settings:
+    return {
+        "model_name_or_path": str(tiny_model),
+        "train_file": str(news / "train.jsonl"),
+        "validation_file": str(news / "validation.jsonl"),
+        **TINY,
+        "max_train_steps": STEPS,
+        "eval_steps": STEPS,
+    }
+
+
+def train_once(train: Train, settings: Settings, output: Path) -> Path:
+    """Several pairs share their first run."""
+    if not output.exists():
+        run = train({"output_dir": str(output), **{key: value for key, value in settings.items() if value is not None}})
+        assert run.exit_code == 0, run.stderr
+    return output
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any]:
+    capsys.readouterr()
+    exit_code = run_command_line(["compare", *map(str, words), "--json"])
+    return exit_code, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_true_cause_is_named_first(
+    name: str, train: Train, settings: Settings, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = PAIRS[name]
+    settings |= pair.both
+    first = train_once(train, settings, folder / ("_".join(map(str, pair.both.items())) or "base"))
+    changes = pair.changes if isinstance(pair.changes, dict) else pair.changes(settings, tmp_path)
+    second = train_once(train, settings | changes, tmp_path / "second")
+    for runs in ((first, second), (second, first)):
+        exit_code, found = ask(capsys, *runs, "--assert", "1e-5")
+        assert found["agree"] == (pair.cause is None) == (exit_code == 0), found
+        if pair.cause is None:
+            assert found["examples"] == {"steps_recorded": STEPS, "first_other": None}
+            continue
+        assert exit_code == 1
+        names = [each["name"] for each in found["differences"]]
+        assert (names[0], found["differences"][0]["explains"]) == (pair.cause, pair.explains), found
+        assert set(pair.others) <= set(names[1:])
+        assert pair.step in (None, found["parting"]["step"]), found["parting"]
+        if pair.explains == "examples":
+            assert found["examples"]["first_other"] <= found["parting"]["step"]
+        else:
+            assert found["examples"]["first_other"] is None
