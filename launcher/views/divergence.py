@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecurve.launcher.facts.divergence import Sign, find_divergence
 from onecurve.launcher.facts.history import History
 from onecurve.launcher.facts.run_differences import Difference, Effect, find_differences
 from onecurve.launcher.units import format_setting
+from onecurve.launcher.views.compare import name_runs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +29,7 @@ _MEANING: dict[Sign, str] = {
     "examples": "a step has other examples",
     "forward": "the first loss differs on the same examples",
     "rate": "the learning rate differs",
-    "later": "the first loss is the same, and the curves part later, on the same examples at the same learning rates",
+    "later": "the first loss is the same, and later ones are not",
     "evaluation": "the training is the same, and an evaluation differs",
     "length": "one run ends before the other, and they agree until there",
 }
@@ -62,6 +64,7 @@ def build_divergence(one: History, other: History, tolerance: float) -> dict[str
             "quantity": parting.quantity,
             "values": list(parting.values),
             "deviation": parting.deviation,
+            "allowed": parting.allowed,
         },
         "examples": {"steps_recorded": found.num_with_digests, "first_other": found.first_other_examples},
         "signs": list(found.signs),
@@ -97,20 +100,20 @@ def _explain(difference: Difference, signs: Sequence[Sign]) -> Sign | None:
 
 def print_divergence(console: Console, content: dict[str, Any]) -> None:
     """Print the verdict, and a table of what differs."""
-    one, other = content["runs"]
     for line in describe_divergence(content):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if content["differences"]:
         from rich.table import Table
 
         table = Table()
-        for title in ("what differs", one, other, "it explains that" if content["signs"] else ""):
+        names = name_runs([Path(run) for run in content["runs"]])
+        for title in ("what differs", *names, *(["it explains that"] if content["signs"] else [])):
             table.add_column(title, overflow="fold")
         for each in content["differences"]:
-            meaning = _MEANING[each["explains"]] if each["explains"] else "-"
+            meaning = [_MEANING[each["explains"]] if each["explains"] else "-"] if content["signs"] else []
             since = f" (from step {each['from_step']})" if each["from_step"] > 1 else ""
             values = [_escape(_shorten(value)) for value in each["values"]]
-            table.add_row(f"{each['category']}: {_escape(each['name'])}{since}", *values, meaning)
+            table.add_row(f"{each['category']}: {_escape(each['name'])}{since}", *values, *meaning)
         console.print(table)
 
 
@@ -119,7 +122,7 @@ def describe_divergence(content: dict[str, Any]) -> list[str]:
     if content["agree"]:
         largest = ", ".join(f"{name} {value:.1e}" for name, value in content["largest_deviations"].items())
         lines = [
-            f"The curves agree within {content['tolerance']:g} over {content['steps']} steps and {content['evaluations']} "
+            f"The curves agree within {content['tolerance']:g} over {content['steps']} steps and their "
             f"evaluations. Largest relative differences: {largest}."
         ]
         if content["examples"]["first_other"] is not None:
@@ -140,7 +143,7 @@ def _describe_parting(content: dict[str, Any]) -> str:
     place = "after step" if parting["quantity"].startswith(("eval_", "test_")) else "at step"
     return (
         f"The curves part {place} {parting['step']}: {parting['quantity']} {one:.8g} and {other:.8g}, a relative difference of "
-        f"{parting['deviation']:.1e} where {content['tolerance']:g} is allowed."
+        f"{parting['deviation']:.1e} where {parting['allowed']:g} is allowed."
     )
 
 
@@ -164,7 +167,8 @@ def _describe_cause(content: dict[str, Any]) -> str:
         return "None of the differences below explains it: look for code that was changed and not committed."
     one, other = map(_shorten, first["values"])
     return (
-        f"Most likely cause: {first['category']}, {first['name']} ({one} and {other}): {_MEANING[first['explains']]}."
+        f"Most likely cause: {first['category']}, {first['name']} ({one} and {other}). It explains that "
+        f"{_MEANING[first['explains']]}."
     )
 
 
