@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 from onecurve.launcher.cli.app import run_command_line
-from tests.conftest import TINY, Run
+from onecurve.launcher.facts.run_differences import _EFFECTS
+from onecurve.training.recipe import Recipe
+from tests.conftest import TINY, Launch, Run
+from tests.messages import names
+from tests.training.conftest import stop_and_resume
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -178,7 +182,14 @@ def ask(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any]:
     return exit_code, json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+# What another pair shows too.
+SLOW = {
+    "micro-batches", "seed of a split", "schedule", "steps", "batch size", "a row", "clipping", "frozen", "seed beside the rate",
+    "rate beside micro-batches", "decay", "copied files",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PAIRS])
 def test_the_true_cause_is_named_first(
     name: str, train: Train, settings: Settings, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,3 +213,182 @@ def test_the_true_cause_is_named_first(
             assert found["examples"]["first_other"] <= found["parting"]["step"]
         else:
             assert found["examples"]["first_other"] is None
+
+
+@pytest.mark.slow
+def test_another_topology_agrees_and_is_not_blamed(
+    train: Train, launch: Launch, settings: Settings, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings |= {"dropout": 0.1}
+    one = train_once(train, settings, folder / "with dropout")
+    two = launch(settings | {"output_dir": str(tmp_path / "two")}, "multi_cpu", 2)
+    assert two.exit_code == 0, two.stderr
+    exit_code, found = ask(capsys, one, two.path, "--assert", "1e-5")
+    assert exit_code == 0
+    assert found["examples"] == {"steps_recorded": STEPS, "first_other": None}
+    assert "strategy" in [each["name"] for each in found["differences"]]
+    other = launch(settings | {"output_dir": str(tmp_path / "other"), "weight_decay": 10.0}, "multi_cpu", 2)
+    exit_code, found = ask(capsys, one, other.path, "--assert", "1e-5")
+    assert exit_code == 1
+    assert found["differences"][0]["name"] == "weight_decay"
+    assert {"topology"} == {each["category"] for each in found["differences"][1:]}
+
+
+def test_a_resumed_run_has_the_digests_of_one_that_was_not_stopped(
+    train: Train, settings: Settings, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train_once(train, settings, folder / "base")
+    resumed = stop_and_resume(train, settings | {"output_dir": str(tmp_path / "resumed")}, tmp_path)
+    exit_code, found = ask(capsys, first, resumed.path, "--assert", "0")
+    assert exit_code == 0
+    assert found["examples"] == {"steps_recorded": STEPS, "first_other": None}
+    (difference,) = found["differences"]
+    assert difference["name"] == "restarts after steps"
+    assert difference["values"][0] == []
+    assert 1 <= difference["values"][1][0] < STEPS
+
+
+# Run directories as they lie -----------------------------------------------------------------------------------------
+
+
+def rewrite(run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Change each line of a run's metrics."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[:-1]]
+    for line in lines:
+        change(line)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def drift(line: dict[str, Any]) -> None:
+    """Rounding that grows."""
+    if line["event"] == "train":
+        line["loss"] *= 1 + 1e-7 * 2 ** line["step"]
+
+
+def set_environment(run: Path, **values: Any) -> Path:
+    path = run / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("environments", "cause"),
+    [
+        (({"packages": {"torch": "2.1"}}, {"packages": {"torch": "2.2"}}), ("versions", "torch")),
+        (({"topology": {"device_name": "A100"}}, {"topology": {"device_name": "H100"}}), ("device", "device_name")),
+        (({"topology": {"strategy": "DDP"}}, {"topology": {"strategy": "FSDP2"}}), ("topology", "strategy")),
+        (
+            ({"git_revision": "a"}, {"git_revision": "b", "topology": {"strategy": "FSDP2"}}),
+            ("versions", "git_revision"),
+        ),
+    ],
+)
+def test_rounding_that_grows_is_laid_to_what_rounds(
+    environments: tuple[dict[str, Any], dict[str, Any]],
+    cause: tuple[str, str],
+    write_run: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = [set_environment(write_run(name), **values) for name, values in zip("ab", environments, strict=True)]
+    rewrite(runs[1], drift)
+    exit_code, found = ask(capsys, *runs, "--assert", "1e-5")
+    assert exit_code == 1
+    assert found["parting"]["step"] == 7, "1e-7 x 2^7 is the first above 1e-5"
+    assert found["signs"] == ["later"]
+    assert (found["differences"][0]["category"], found["differences"][0]["name"]) == cause
+
+
+def test_a_start_in_another_environment_is_suspected_from_its_step_on(
+    write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write_run("a"), write_run("b")
+    (second / "environments").mkdir()
+    for run in (first, second):
+        set_environment(run, start_step=0, packages={"torch": "2.1"})
+    (second / "environment.json").rename(second / "environments" / "start_0001.json")
+    (second / "environment.json").write_text(json.dumps({"start_step": 4, "packages": {"torch": "2.2"}}))
+
+    def change(line: dict[str, Any]) -> None:
+        line["loss"] = line.get("loss", 0) * (2 if line["step"] > 10 else 1)
+
+    rewrite(second, change)
+    _, found = ask(capsys, first, second, "--assert", "1e-5")
+    assert found["parting"]["step"] == 11
+    assert [(each["name"], each["from_step"]) for each in found["differences"]] == [
+        ("torch", 5),
+        ("restarts after steps", 5),
+    ]
+
+
+def test_a_run_of_an_earlier_version_has_no_digests(
+    write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What its recipe says is compared, paths too; that other examples were seen shows in how many tokens they had."""
+    first = write_run("a", train_file=["a.csv"], weight_decay=0.0)
+    second = write_run("b", train_file=["b.csv"], weight_decay=0.1)
+    rewrite(second, lambda line: line.update(loss=line.get("loss", 0) * 2, tokens=101 if line["step"] > 3 else 100))
+    exit_code, found = ask(capsys, first, second, "--assert", "1e-5")
+    assert exit_code == 1
+    assert found["examples"] == {"steps_recorded": 0, "first_other": 4}
+    assert found["parting"]["step"] == 1
+    assert [each["name"] for each in found["differences"]] == ["train_file", "weight_decay"]
+
+
+def test_a_run_that_ends_before_the_other_does_not_pass(
+    write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write_run("a"), write_run("b", state="failed")
+    lines = (second / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (second / "metrics.jsonl").write_text("".join(lines[:12]))
+    exit_code, found = ask(capsys, first, second, "--assert", "1e-5")
+    assert exit_code == 1
+    assert (found["parting"]["quantity"], found["parting"]["step"], found["parting"]["values"]) == (
+        "steps",
+        13,
+        [20, 12],
+    )
+    assert found["states"] == ["finished", "failed"]
+
+
+def test_runs_that_differ_in_nothing_that_is_recorded(
+    write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write_run("a"), rewrite(write_run("b"), drift)
+    exit_code = run_command_line(["compare", str(first), str(second), "--assert", "1e-5"])
+    assert exit_code == 1
+    assert names(capsys.readouterr().out, "step 7", "deterministic")
+
+
+def test_a_metric_that_differs_beside_an_equal_loss_is_told_and_does_not_fail(
+    write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = rewrite(
+        write_run("b"), lambda line: line.update({"eval_accuracy": 0.7} if line["event"] == "eval" else {})
+    )
+    exit_code, found = ask(capsys, write_run("a"), second, "--assert", "1e-5")
+    assert exit_code == 0
+    assert found["other_metrics"] == [[10, "eval_accuracy", [0.9, 0.7]], [20, "eval_accuracy", [0.8, 0.7]]]
+
+
+@pytest.mark.parametrize(
+    "words", [("a", "b", "--assert", "-1"), ("a", "b", "--assert", "nan"), ("a", "b", "a", "--assert", "1")]
+)
+def test_a_tolerance_that_is_none_is_refused(
+    words: tuple[str, ...], write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run("a"), write_run("b")
+    arguments = [str(tmp_path / word) if word in "ab" else word for word in words]
+    assert run_command_line(["compare", *arguments]) == 2
+    assert names(capsys.readouterr().err, "--assert", words[-1], "1e-5")
+
+
+def test_a_run_without_a_step_is_refused(write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    second = write_run("b")
+    (second / "metrics.jsonl").unlink()
+    assert run_command_line(["compare", str(write_run("a")), str(second), "--assert", "1e-5"]) == 2
+    assert names(capsys.readouterr().err, str(second), "steps 1 to 20")
+
+
+def test_every_key_with_an_effect_of_its_own_exists() -> None:
+    assert set(_EFFECTS) <= set(Recipe.model_fields)
