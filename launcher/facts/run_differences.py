@@ -168,9 +168,10 @@ def _compare_settings(one: History, other: History, inputs: Pair) -> Iterator[Di
         values = _read_setting(one, key), _read_setting(other, key)
         if values[0] == values[1] or _is_compared_by_content(key, inputs) or not _has_effect(key, values, one, other):
             continue
-        yield Difference(
-            "recipe", key, values, _effects_of_key(key, _draws_by_process(one) or _draws_by_process(other))
-        )
+        effects = _effects_of_key(key, _draws_by_process(one) or _draws_by_process(other))
+        if key in ("validation_file", "validation_split") and None in values:
+            effects |= {"examples"}  # One of them held rows of the training data out.
+        yield Difference("recipe", key, values, effects)
 
 
 def _read_setting(history: History, key: str) -> Any:

@@ -128,6 +128,7 @@ PAIRS = {
     "a label": Pair(change_label, "content of train_file", "examples", 3),
     "order of rows": Pair(reverse_rows, "order of its examples of train_file", "examples"),
     "validation rows": Pair(change_validation, "content of validation_file", "evaluation", STEPS),
+    "rows held out": Pair({"validation_file": None}, "validation_file", "examples", 1),
     "weights": Pair(change_weights, "weights", "forward", 1),
     "dropout": Pair({"dropout": 0.1}, "dropout", "forward", 1),
     "precision": Pair({"mixed_precision": "bf16", "allow_slow_bf16": True}, "mixed_precision", "forward", 1),
@@ -185,7 +186,7 @@ def ask(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any]:
 # What another pair shows too.
 SLOW = {
     "micro-batches", "seed of a split", "schedule", "steps", "batch size", "a row", "clipping", "frozen", "seed beside the rate",
-    "rate beside micro-batches", "decay", "copied files",
+    "rate beside micro-batches", "decay", "copied files", "rows held out",
 }  # fmt: skip
 
 
