@@ -1,6 +1,6 @@
 """Trainer, trl's SFTTrainer and the loop of accelerate's examples on the lessons of `benchmarks.conformance`.
 
-    python -m benchmarks.conformance_peers FOLDER STEPS        started by benchmarks.conformance, on 1 and on 2 processes
+python -m benchmarks.conformance_peers FOLDER STEPS        started by benchmarks.conformance, on 1 and on 2 processes
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from transformers import (
 from benchmarks.conformance_curve import (
     BATCH_SIZE,
     LESSONS,
-    NO_TARGET,
     TOPOLOGIES,
     Curve,
     build_settings,
@@ -177,7 +176,13 @@ def train_with_accelerate(lesson: Lesson, accumulation: int) -> Curve:
 
 
 def _make_steps(
-    accelerator: Accelerator, model: Any, optimizer: Any, scheduler: Any, loader: Any, order: PlannedOrder, lesson: Lesson
+    accelerator: Accelerator,
+    model: Any,
+    optimizer: Any,
+    scheduler: Any,
+    loader: Any,
+    order: PlannedOrder,
+    lesson: Lesson,
 ) -> Iterator[tuple[list[torch.Tensor], float, float]]:
     """Losses of this process's micro-batches, gradient norm and learning rate of each step."""
     step, losses = 0, []
@@ -199,28 +204,6 @@ def _make_steps(
                 losses, step = [], step + 1
                 if step == len(lesson.batches):
                     return
-
-
-def resume_elsewhere(folder: Path, num_steps: int, lesson: Lesson, is_first: bool) -> Curve:
-    """Trainer, the first half of a lesson here, or the second half from the checkpoint that other processes wrote."""
-    curve, half = Curve(), num_steps // 2
-    trainer = build_trainer("Trainer", lesson, 1, curve, save_strategy="steps", save_steps=half, save_only_model=False)
-    trainer.args.output_dir = str(folder)
-    if is_first:
-        trainer.add_callback(_StopAt(half))
-        trainer.train()
-    else:
-        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{half}"))
-    return curve
-
-
-class _StopAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_step_end(self, args: object, state: Any, control: Any, **others: object) -> None:
-        """Called after each step."""
-        control.should_training_stop = state.global_step >= self._step
 
 
 def _forget() -> None:
