@@ -54,9 +54,10 @@ def _find_folder(name: str, revision: str) -> Path | None:
     """A local folder, or where the hub's client keeps the model that was just loaded."""
     if (Path(name) / _CONFIG).is_file():
         return Path(name)
-    found = cached_file(
-        name, _CONFIG, revision=revision, local_files_only=True, _raise_exceptions_for_missing_entries=False
-    )
+    try:
+        found = cached_file(name, _CONFIG, revision=revision, local_files_only=True)
+    except OSError:  # Of a hub's model that no cache keeps. It was loaded: nothing fails for want of its digest.
+        return None
     return None if found is None else Path(found).parent
 
 
