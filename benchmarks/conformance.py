@@ -33,6 +33,7 @@ from benchmarks.invariance import build_data
 from benchmarks.processor import describe_machine
 from benchmarks.references import format_rows
 from onecurve.training.cache import find_cache
+from onecurve.training.run_directory import RunDirectory
 from tools.launches import LaunchServer, build_arguments, build_environment
 from tools.trainings import to_flags
 
@@ -216,18 +217,24 @@ def check_resume(launch: Launch, folder: Path, strategy: str, first: int, second
     """
     settings = {**build_settings("classifier", folder, num_steps, 4), "resume": "auto"}
     whole, resumed = folder / "whole", folder / f"{strategy}_{first}_{second}"
-    shutil.rmtree(resumed, ignore_errors=True)
     if not (whole / "final").is_dir():
         launch("cpu", 1, "training/run.py", to_flags({**settings, "output_dir": str(whole)}))
-    flags = to_flags({**settings, "output_dir": str(resumed), "checkpointing_steps": num_steps // 2})
-    launch(strategy, first, "training/run.py", flags)
-    # As a kill in the second half leaves it.
-    (resumed / "status.json").unlink()
-    shutil.rmtree(resumed / "checkpoints" / f"step_{num_steps:08d}", ignore_errors=True)
-    launch(strategy, second, "training/run.py", flags)
+    if not _has_finished_twice(resumed):
+        shutil.rmtree(resumed, ignore_errors=True)
+        flags = to_flags({**settings, "output_dir": str(resumed), "checkpointing_steps": num_steps // 2})
+        launch(strategy, first, "training/run.py", flags)
+        # As a kill in the second half leaves it.
+        (resumed / "status.json").unlink()
+        shutil.rmtree(resumed / "checkpoints" / f"step_{num_steps:08d}", ignore_errors=True)
+        launch(strategy, second, "training/run.py", flags)
     curves = [_read_losses(run) for run in (resumed, whole)]
     figure = _relative(*curves)
     return Verdict(figure <= 1e-5, f"{figure:.1e}")
+
+
+def _has_finished_twice(run: Path) -> bool:
+    found = RunDirectory(run)
+    return found.read_environment().get("num_starts") == 2 and (found.read_status() or {}).get("state") == "finished"
 
 
 def _read_losses(run: Path) -> list[float]:
