@@ -15,6 +15,7 @@ from benchmarks import conformance
 from benchmarks.conformance import Verdict, build_rows, format_page
 from benchmarks.conformance_chats import CHATS, build_chat_model, chats_of_onecurve, is_resumed_exactly
 from benchmarks.conformance_curve import NO_TARGET, TOPOLOGIES, Curve
+from benchmarks.invariance import build_data
 from tools.launches import LaunchServer
 
 CURVE = Curve([2.0, 1.5, 1.0], [0.5, 0.4, 0.3], [1e-3, 5e-4, 0.0], 1.0, 1.0, 61)
@@ -83,7 +84,7 @@ def test_chats_are_prepared_as_torchtitan_asks(demo: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_onecurve_holds_what_others_ask_of_themselves(demo: Path, tmp_path: Path, launch_server: LaunchServer) -> None:
-    conformance.build_data(tmp_path)
+    build_data(tmp_path)
     launch = conformance.launch_by(launch_server, tmp_path)
     curves = {
         topology: conformance.train_onecurve(launch, "decoder", tmp_path, 14, topology) for topology in ((1, 1), (2, 4))
