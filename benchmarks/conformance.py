@@ -43,6 +43,7 @@ NUM_STEPS = 26
 FULL_STEPS = 12
 """Steps before the first that has fewer examples: 200 rows are 12 x 16 + 8."""
 WAYS = ("Onecurve", "Trainer", "SFTTrainer", "accelerate")
+RESUMES = {"ZeRO-1": "deepspeed_zero1", "ZeRO-3": "deepspeed_zero3", "FSDP2": "fsdp"}
 HEADINGS = ["check", "rule", *WAYS]
 
 Curves = Mapping[tuple[int, int], Curve]
@@ -265,7 +266,9 @@ def build_rows(
             cells = [str(check(ways[way])) if way in ways else "-" for way in WAYS]
             rows.append([f"{name} ({lesson})", rule, *cells])
     for name, verdict in resumed.items():
-        rows.append([f"DeepSpeed: {name}", "losses go on, within 1e-5", str(verdict), "-", "-", "-"])
+        rows.append(
+            [f"DeepSpeed, train at n, load at m: {name}", "losses go on, within 1e-5", str(verdict), "-", "-", "-"]
+        )
     return rows
 
 
@@ -361,7 +364,7 @@ def _describe_trl() -> str:
         return "; trl is not installed"
 
 
-def measure(folder: Path, num_steps: int) -> list[list[str]]:
+def measure(folder: Path, num_steps: int, resumes: Sequence[tuple[str, int, int]]) -> list[list[str]]:
     """All checks; rows of the table."""
     if not (folder / "decoder").is_dir():
         build_data(folder)
@@ -370,9 +373,8 @@ def measure(folder: Path, num_steps: int) -> list[list[str]]:
         launch = launch_by(server, folder)
         curves = measure_curves(launch, folder, num_steps)
         resumed = {
-            f"{name}, {first} -> {second}": check_resume(launch, folder, strategy, first, second)
-            for name, strategy in (("ZeRO-1", "deepspeed_zero1"), ("ZeRO-3", "deepspeed_zero3"))
-            for first, second in ((2, 1), (1, 2))
+            f"{name}, {first} -> {second}": check_resume(launch, folder, RESUMES[name], first, second)
+            for name, first, second in resumes
         }
     return build_rows(curves, resumed, num_validation) + build_chat_rows(folder)
 
@@ -381,14 +383,20 @@ def main(arguments: Sequence[str]) -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where trainings are kept; a temporary one otherwise")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument(
+        "--resumes", nargs="*", help="such as ZeRO-1:2:1; all strategies on 2 -> 1 and 1 -> 2 otherwise"
+    )
+    folder, wanted = (parsed := parser.parse_args(arguments)).folder, parsed.resumes
+    resumes = [(name, first, second) for name in RESUMES for first, second in ((2, 1), (1, 2))]
+    if wanted is not None:
+        resumes = [each for each in resumes if ":".join(map(str, each)) in wanted]
     # DeepSpeed's operator is compiled once on a machine, by `make setup`.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(find_cache() / "torch_extensions"))
     with tempfile.TemporaryDirectory(prefix="onecurve-conformance-") as temporary:
         folder = (folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["ONECURVE_CACHE"] = str(folder / "cache")
-        PAGE.write_text(format_page(measure(folder, NUM_STEPS), NUM_STEPS), encoding="utf-8")
+        PAGE.write_text(format_page(measure(folder, NUM_STEPS, resumes), NUM_STEPS), encoding="utf-8")
     print(PAGE)
 
 
