@@ -73,7 +73,7 @@ _SOURCES_OF_KEYS = {
 _MODEL_PATHS = ("model_name_or_path", "adapter_name_or_path", "tokenizer_name")
 
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""Environments of two starts."""
+"""The same part of the environments of two runs."""
 
 Starts = Sequence[tuple[int, Mapping[str, Any]]]
 """(Steps made before, environment) of each start of a run."""
@@ -104,8 +104,13 @@ def find_differences(one: History, other: History, last_step: int) -> list[Diffe
         last_step: starts after it are not looked at.
     """
     starts = _read_starts(one), _read_starts(other)
-    inputs = starts[0][0][1], starts[1][0][1]
-    roots = [*_compare_sources(one, other, inputs), *_compare_settings(one, other, inputs), *_compare_models(inputs)]
+    inputs = _read_inputs(starts[0]), _read_inputs(starts[1])
+    roots = [
+        *_compare_sources(one, other, inputs),
+        *_compare_named_files(inputs),
+        *_compare_settings(one, other, inputs),
+        *_compare_models(inputs),
+    ]
     found = [*roots, *_compare_environments(*starts, last_step, _draws_by_process(one) or _draws_by_process(other))]
     if not any("examples" in each.effects for each in roots):
         found += _compare_examples(inputs)
@@ -121,6 +126,12 @@ def _read_starts(history: History) -> Starts:
         (step if isinstance(step, int) else 0, environment)
         for step, environment in zip(steps, environments, strict=True)
     ]
+
+
+def _read_inputs(starts: Starts) -> Mapping[str, Any]:
+    """What the first start was given to learn from; empty for runs of earlier versions."""
+    inputs = starts[0][1].get("inputs")
+    return inputs if isinstance(inputs, Mapping) else {}
 
 
 def _compare(inputs: Pair, *keys: str) -> tuple[Any, Any] | None:
@@ -153,6 +164,12 @@ def _compare_sources(one: History, other: History, inputs: Pair) -> Iterator[Dif
                 effects = {"examples", "forward", "evaluation"} if is_held_out else {"examples", "forward"}
             values = one.settings.get(key), other.settings.get(key)
             yield Difference("data", f"{what} of {key}", values, frozenset(effects))
+
+
+def _compare_named_files(inputs: Pair) -> Iterator[Difference]:
+    """Files that the rows name, such as images."""
+    if (values := _compare(inputs, "sources", "files")) and not _agree(inputs, "data", "train", "digest"):
+        yield Difference("data", "content of the files that rows name", values, frozenset({"examples", "forward"}))
 
 
 def _compare_examples(inputs: Pair) -> Iterator[Difference]:
@@ -221,8 +238,8 @@ def _compare_models(inputs: Pair) -> Iterator[Difference]:
     for name in ("weights", "config", "adapter"):
         if values := _compare(inputs, "model", name):
             yield Difference("model", name, values, frozenset({"forward"}))
-    if values := _compare(inputs, "tokenizer"):
-        yield Difference("model", "tokenizer", values, frozenset({"examples"}))
+    if values := _compare(inputs, "processor"):
+        yield Difference("model", "tokenizer or image processor", values, frozenset({"examples"}))
     if values := _compare(inputs, "task"):
         yield Difference("versions", "task", values, _ANYTHING)
 

@@ -102,7 +102,9 @@ def prepare_data(recipe: Recipe, task: Task, processor: Any) -> PreparedData:
     sources = Sources(recipe)
     cache = find_cache() / "prepared"
     # All data is read for it: by one process of each machine, whose cores and network they share.
-    fingerprint = json.loads(share_answer(recipe.model_dump_json(), lambda: json.dumps(_fingerprint_data(task, sources))))
+    fingerprint = json.loads(
+        share_answer(recipe.model_dump_json(), lambda: json.dumps(_fingerprint_data(task, sources)))
+    )
     digest = hashlib.sha256(task.processor_kind.fingerprint(processor)).hexdigest()
     folder = cache / _build_key(recipe, task, digest, fingerprint)
     if not folder.is_dir():
@@ -115,9 +117,7 @@ def prepare_data(recipe: Recipe, task: Task, processor: Any) -> PreparedData:
     splits = {name: _open_split(folder / name, entry) for name, entry in meta["splits"].items()}
     named = {"files": [fingerprint["files"]]} if "files" in fingerprint else {}
     seen = fingerprint["sources"] | named
-    return PreparedData(
-        splits["train"], splits["validation"], splits.get("test"), tuple(meta["notes"]), seen, digest
-    )
+    return PreparedData(splits["train"], splits["validation"], splits.get("test"), tuple(meta["notes"]), seen, digest)
 
 
 def _open_split(folder: Path, entry: Mapping[str, str]) -> Split:

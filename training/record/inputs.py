@@ -17,16 +17,17 @@ def describe_inputs(recipe: Recipe, task: Task, data: PreparedData) -> dict[str,
     """Data, model and tokenizer. Digests are of contents: files that were only moved or renamed have the same.
 
     Returns:
-        "sources": for each split that has files of its own (or "folder", "hub") a digest of their bytes in order;
-        "data": for each split how many examples it has, a digest of them in order and one of them in any order;
-        "model" as `fingerprint_model` returns it; "tokenizer"; "task", empty for a task of the project.
+        "sources": for each split with files of its own (or "folder", "hub", and "files" that rows name) a digest of their
+        bytes; "data": for each split how many examples it has, a digest of them in order and one in any order; "model" as
+        `fingerprint_model` returns it; "processor": of the tokenizer or image processor; "task": of its file, empty for one of
+        the project.
     """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return {
         "sources": {name: _digest_source(entries) for name, entries in data.sources.items()},
         "data": {name: _describe_split(split) for name, split in splits.items() if split is not None},
         "model": fingerprint_model(recipe),
-        "tokenizer": data.tokenizer[:16],
+        "processor": data.processor[:16],
         "task": task.fingerprint()[:16],
     }
 
