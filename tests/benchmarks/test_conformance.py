@@ -57,8 +57,8 @@ def test_what_is_not_measured_is_no_verdict() -> None:
     rows = build_rows({"decoder": {"Onecurve": dict.fromkeys(TOPOLOGIES, replace(CURVE, losses=[1.0] * 5))}}, {}, 60)
     assert {len(row) for row in rows} == {2 + len(conformance.WAYS)}
     assert [row[3:] for row in rows] == [["-"] * 3] * len(rows)
-    assert rows[2][2] == "**fails**: 61 of 60"
-    assert " | ".join(rows[2]) in format_page(rows, 3)
+    assert rows[3][2] == "**fails**: 61 of 60"
+    assert " | ".join(rows[3]) in format_page(rows, 3)
 
 
 def test_chats_are_prepared_as_torchtitan_asks(demo: Path, tmp_path: Path) -> None:
