@@ -10,6 +10,7 @@
 # make site     the documents as a site, in build/site; broken links and anchors are errors (a few seconds)
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 40 minutes)
+# make conformance  others' own checks on our loop, with Trainer, TRL and accelerate beside (about four minutes)
 # make soak     a hundred random kills, and a curve that shows none of them (about 20 minutes)
 # make gpu       what holds on a machine with GPUs: curves, resume, waits, speed, memory (under nine minutes)
 # make bench     speed beside what people would use instead, TRL too, and start, data, scale (about 50 minutes)
@@ -21,7 +22,7 @@ PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --di
 DEMOS = demo demo-chat demo-tags demo-questions demo-choices demo-phonemes demo-digits
 .DEFAULT_GOAL := help
 
-.PHONY: help setup site $(DEMOS) test test-all check lint invariance soak references bench gpu
+.PHONY: help setup site $(DEMOS) test test-all check lint invariance conformance soak references bench gpu
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -94,6 +95,9 @@ test-all: build/demo/complete
 
 invariance: build/demo/complete
 	.venv/bin/python -m benchmarks.invariance
+
+conformance: build/demo/complete
+	.venv/bin/python -m benchmarks.conformance
 
 soak: build/demo/complete
 	.venv/bin/python -m tools.soak

@@ -86,7 +86,7 @@ def test_the_run_directory_keeps_the_contract(runs: dict[str, Run]) -> None:
     assert environment["trained_parameters"] == environment["parameters"] > 500_000
     assert set(run.steps[0]) == {
         "event", "step", "epoch", "loss", "learning_rate", "grad_norm", "examples", "tokens", "tokens_per_second", "padding",
-        "peak_memory_bytes",
+        "peak_memory_bytes", "examples_digest",
     }  # fmt: skip
     assert {"event", "step", "eval_loss", "eval_accuracy", "eval_f1_macro"} <= set(run.evaluations[0])
     names = {path.name for path in (run.path / "best").resolve().iterdir()}

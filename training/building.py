@@ -60,6 +60,7 @@ from onecurve.training.record.console import describe_arithmetic
 from onecurve.training.record.data_summary import describe_data
 from onecurve.training.record.environment import describe_changes, describe_environment
 from onecurve.training.record.evaluation import EvaluationData
+from onecurve.training.record.inputs import describe_inputs
 from onecurve.training.record.reporter import Reporter
 from onecurve.training.record.trackers import start_tracker
 from onecurve.training.recovery import out_of_memory
@@ -304,6 +305,7 @@ def _build_plan(
         start_step=progress.step,
         is_packed=layout.is_packed,
         draw_counts=partial(task.draw_counts, train.examples),
+        identities=train.identities,
     )
 
 
@@ -322,6 +324,7 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
             "parameters": total,
             "trained_parameters": trained,
             "data": describe_data(session.data),
+            "inputs": describe_inputs(session.recipe, session.task, session.data),
         }
         final_bytes = 4 * (trained if has_adapter(loaded.model) else total)
         final_bytes += 4 * total * session.recipe.merge_adapter

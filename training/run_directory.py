@@ -68,6 +68,11 @@ class RunDirectory:
         """The environment of the last start; empty if there was none."""
         return _read_object(self.environment) or {}
 
+    def read_environments(self) -> list[dict[str, Any]]:
+        """The environment of each start, the first one first; those that can't be read are left out."""
+        paths = [*sorted(self.past_environment(0).parent.glob("start_*.json")), self.environment]
+        return [content for path in paths if (content := _read_object(path))]
+
     @property
     def status(self) -> Path:
         """State, exit code, step and message."""

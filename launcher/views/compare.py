@@ -34,7 +34,7 @@ def build_comparison(histories: Sequence[History]) -> dict[str, Any]:
     best = {name: [find_best(history, name) for history in histories] for name in names}
     return {
         "main_metrics": next((history.main_metrics for history in histories if history.main_metrics), []),
-        "runs": _name_runs([history.path for history in histories]),
+        "runs": name_runs([history.path for history in histories]),
         "state": [history.state for history in histories],
         "steps": [history.steps[-1]["step"] if history.steps else 0 for history in histories],
         "differing_settings": {key: row for key, row in settings.items() if any(value != row[0] for value in row)},
@@ -56,7 +56,8 @@ def build_comparison(histories: Sequence[History]) -> dict[str, Any]:
     }
 
 
-def _name_runs(paths: Sequence[Path]) -> list[str]:
+def name_runs(paths: Sequence[Path]) -> list[str]:
+    """The folders' names, or their paths where names are the same."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 

@@ -13,7 +13,7 @@ Indices = NDArray[np.int64]
 _NUM_ROUNDS = 8  # Enough for every position of a small domain to be equally likely (tests/training/data/test_plan.py).
 
 
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finalizer of splitmix64 (Steele, Lea, Flood 2014): every input bit changes half of the output bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -24,7 +24,7 @@ def derive_key(*numbers: int) -> int:
     """One 64-bit key from several integers, such as (seed, epoch); different tuples give unrelated keys."""
     key = np.zeros(1, dtype=np.uint64)
     for number in numbers:
-        key = _mix(key + np.uint64(number % 2**64) + np.uint64(0x9E3779B97F4A7C15))
+        key = mix(key + np.uint64(number % 2**64) + np.uint64(0x9E3779B97F4A7C15))
     return int(key[0])
 
 
@@ -51,7 +51,7 @@ def _encrypt(values: NDArray[np.uint64], num_bits: int, round_keys: Sequence[np.
     high_bits, low_bits = num_bits // 2, num_bits - num_bits // 2
     for round_key in round_keys:  # An even number of rounds, so that unequal halves come back in their places.
         high, low = values >> np.uint64(low_bits), values & np.uint64((1 << low_bits) - 1)
-        high = high ^ (_mix(low ^ round_key) & np.uint64((1 << high_bits) - 1))
+        high = high ^ (mix(low ^ round_key) & np.uint64((1 << high_bits) - 1))
         values = (low << np.uint64(high_bits)) | high
         high_bits, low_bits = low_bits, high_bits
     return values

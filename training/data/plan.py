@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onecurve.training.data.identity import digest_step
 from onecurve.training.data.permutation import Indices, derive_key, permute
 
 _MAX_EXAMPLES_PER_WINDOW = 2**20
@@ -199,6 +200,7 @@ class MicroBatch:
         num_examples: of the whole step, over all processes.
         num_tokens: of the whole step, without padding.
         num_padded_tokens: of the whole step, with padding.
+        examples_digest: of the examples of the whole step (identity.py).
         placement: where its examples lie; the loader knows when it has collated them.
     """
 
@@ -212,6 +214,7 @@ class MicroBatch:
     num_examples: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
+    examples_digest: str = ""
     placement: Placement = Placement()
 
     @property
@@ -236,6 +239,7 @@ class TrainingPlan:
         counts: [num_examples] what each example adds to its step's count (its class weight); None counts each as 1.
         draw_counts: of (examples, epoch) the counts of these [examples] in the epoch; None where they are `counts`.
         is_packed: whether the sequences of a micro-batch lie one behind the other, without padding.
+        identities: [num_examples] digests of the examples' contents (identity.py); None knows examples by their numbers.
     """
 
     order: Order
@@ -247,6 +251,7 @@ class TrainingPlan:
     start_step: int = 0
     is_packed: bool = False
     draw_counts: Callable[[Indices, int], NDArray[Any] | None] = lambda examples, epoch: None
+    identities: NDArray[Any] | None = None
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for step in range(self.start_step, self.stop_step):
@@ -267,6 +272,7 @@ class TrainingPlan:
         if counts is None and self.counts is not None:
             counts = self.counts[examples]
         count = float(len(examples) if counts is None else np.sum(counts, dtype=np.float64))
+        digest = digest_step(examples, self.identities)
         num_tokens = num_padded_tokens = len(examples)
         if lengths is not None:
             num_tokens = num_padded_tokens = int(lengths[examples].sum())
@@ -284,6 +290,7 @@ class TrainingPlan:
                 num_examples=len(examples),
                 num_tokens=num_tokens,
                 num_padded_tokens=num_padded_tokens,
+                examples_digest=digest,
             )
             for number, piece in enumerate(pieces)
         ]

@@ -5,7 +5,7 @@ content of everything that shaped it, and is complete or not there::
 
     $ONECURVE_CACHE/prepared/<key>/
         meta.json                       the task's facts; the origin and the digest of each split
-        train/, validation/, test/      features (columns.py); counts.npy and lengths.npy [examples]
+        train/, validation/, test/      features (columns.py); counts.npy, lengths.npy and identities.npy [examples]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from onecurve.training.cache import find_cache
 from onecurve.training.data.columns import Array, Examples, ExamplesWriter, Feature, open_examples
+from onecurve.training.data.identity import identify_examples
 from onecurve.training.data.shared_answer import share_answer
 from onecurve.training.data.splits import NAMES, RawSplit, Sources, check_columns
 from onecurve.training.errors import BadInput
@@ -34,10 +35,11 @@ from onecurve.training.tasks.base import Task
 from onecurve.training.work_progress import WorkProgress
 
 # Raised whenever the layout or the meaning of a prepared folder changes.
-PREPARED_FORMAT = 4
+PREPARED_FORMAT = 5
 
-# Digests of another kind say nothing about these: a run that was begun with them is not compared.
-DIGEST_PREFIX = f"{PREPARED_FORMAT}:"
+# Digests of another kind say nothing about these: a run that was begun with them is not compared. The number is that of
+# the format whose digests were last computed in another way.
+DIGEST_PREFIX = "4:"
 
 # Above so many training examples a comparison with the validation data would take seconds and gigabytes.
 _MOST_COMPARED = 2_000_000
@@ -56,6 +58,7 @@ class Split:
         counts: [examples] what each adds to the number that its step's loss is divided by.
         origin: the files or the hub split that it came from.
         digest: of what is learned from it: features and counts, in order; the same wherever the files lie.
+        identities: [examples] a digest of the content of each (identity.py); None where nobody compares them.
     """
 
     examples: Examples
@@ -63,6 +66,7 @@ class Split:
     counts: Array
     origin: str
     digest: str
+    identities: Array | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -74,12 +78,16 @@ class PreparedData:
 
     Attributes:
         notes: lines for the user about the data.
+        sources: digests of what they were prepared from, as `Sources.fingerprint` names them; "files" are those that rows name.
+        processor: a digest of the tokenizer or image processor.
     """
 
     train: Split
     validation: Split
     test: Split | None
     notes: tuple[str, ...] = ()
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    processor: str = ""
 
 
 def prepare_data(recipe: Recipe, task: Task, processor: Any) -> PreparedData:
@@ -93,7 +101,12 @@ def prepare_data(recipe: Recipe, task: Task, processor: Any) -> PreparedData:
     datasets.disable_progress_bars()
     sources = Sources(recipe)
     cache = find_cache() / "prepared"
-    folder = cache / _build_key(recipe, task, processor, sources)
+    # All data is read for it: by one process of each machine, whose cores and network they share.
+    fingerprint = json.loads(
+        share_answer(recipe.model_dump_json(), lambda: json.dumps(_fingerprint_data(task, sources)))
+    )
+    digest = hashlib.sha256(task.processor_kind.fingerprint(processor)).hexdigest()
+    folder = cache / _build_key(recipe, task, digest, fingerprint)
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
@@ -102,7 +115,9 @@ def prepare_data(recipe: Recipe, task: Task, processor: Any) -> PreparedData:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     task.facts = meta["facts"]
     splits = {name: _open_split(folder / name, entry) for name, entry in meta["splits"].items()}
-    return PreparedData(splits["train"], splits["validation"], splits.get("test"), tuple(meta["notes"]))
+    named = {"files": [fingerprint["files"]]} if "files" in fingerprint else {}
+    seen = fingerprint["sources"] | named
+    return PreparedData(splits["train"], splits["validation"], splits.get("test"), tuple(meta["notes"]), seen, digest)
 
 
 def _open_split(folder: Path, entry: Mapping[str, str]) -> Split:
@@ -112,24 +127,25 @@ def _open_split(folder: Path, entry: Mapping[str, str]) -> Split:
         counts=np.load(folder / "counts.npy", mmap_mode="r"),
         origin=entry["origin"],
         digest=entry["digest"],
+        identities=np.load(folder / "identities.npy", mmap_mode="r"),
     )
 
 
-def _build_key(recipe: Recipe, task: Task, processor: Any, sources: Sources) -> str:
+def _build_key(recipe: Recipe, task: Task, processor: str, fingerprint: Mapping[str, Any]) -> str:
     """A hash of the data's bytes, the processor and every key that may shape what is stored.
 
     These are the keys of data, the seed and all keys of the task's own: one that is forgotten would reuse stale data.
+
+    Args:
+        processor: its digest.
+        fingerprint: digests of the data.
     """
     own = type(recipe).model_fields.keys() - Recipe.model_fields.keys()
     shaping = recipe.model_dump(mode="json", include={"task", "seed", *DataKeys.model_fields, *own})
     shaping |= {"format": PREPARED_FORMAT, "datasets": datasets.__version__, "model": task.model_facts}
-    # All data is read for it: by one process of each machine, whose cores and network they share.
-    found = share_answer(recipe.model_dump_json(), lambda: json.dumps(_fingerprint_data(task, sources)))
-    shaping |= json.loads(found)
-    shaping["code"] = task.fingerprint()
-    digest = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode())
-    digest.update(task.processor_kind.fingerprint(processor))
-    return digest.hexdigest()[:32]
+    shaping |= fingerprint
+    shaping |= {"code": task.fingerprint(), "processor": processor}
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _fingerprint_data(task: Task, sources: Sources) -> dict[str, Any]:
@@ -274,6 +290,7 @@ def _conclude(folder: Path, task: Task) -> str:
     counts = np.asarray(task.counts(examples), dtype=np.float64)
     np.save(folder / "lengths.npy", lengths)
     np.save(folder / "counts.npy", counts)
+    np.save(folder / "identities.npy", identify_examples(examples, len(lengths)))
     digest = hashlib.sha256(json.dumps(task.facts, sort_keys=True).encode())
     for name, feature in sorted(examples.items()):
         digest.update(name.encode())

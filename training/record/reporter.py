@@ -166,7 +166,8 @@ class Reporter:
         }
         self._check_finite(step, {name: values[name] for name in ("loss", "grad_norm")})
         self.last_loss = values["loss"]
-        self._write({"event": "train", "step": number, **values})
+        digest = {"examples_digest": step.micro_batch.examples_digest}  # Trackers draw numbers.
+        self._write({"event": "train", "step": number, **values, **digest})
         self._accelerator.log(values, step=number)
         self._bar.update(
             self._bar_task,

@@ -79,6 +79,7 @@ def test_a_line_says_what_its_step_was(tmp_path: Path) -> None:
     assert [line["examples"] for line in lines] == [4, 4, 2]
     assert sum(line["tokens"] for line in lines) == LENGTHS.sum(), "every token of the epoch is counted once"
     assert all(line["tokens_per_second"] > 0 for line in lines)
+    assert [line.pop("examples_digest") for line in lines] == [plan_step(step).examples_digest for step in range(3)]
     logged = [{"event": "train", "step": step, **values} for step, values in tracked.logged]
     assert logged == lines, "a tracker gets every number"
 
