@@ -298,7 +298,7 @@ def run_onecurve(workload: Workload, settings: Mapping[str, str], flags: list[st
     def build_gated(*arguments: Any, **options: Any) -> Session:
         session = build(*arguments, **options)
         gate = Gate(
-            session.accelerator.unwrap_model(session.model), Path(settings["validation_file"]), session.tokenizer
+            session.accelerator.unwrap_model(session.model), Path(settings["validation_file"]), session.processor
         )
         gated = GatedLoader(session.train_loader, gate)
         gate.extra = gated.take

@@ -199,7 +199,8 @@ def find_contradictions(recipe: Recipe, task: type[Task]) -> list[str]:
         problems.append("train_file and dataset_name: give one of them, not both")
     if recipe.num_warmup_steps and recipe.warmup_ratio:
         problems.append("num_warmup_steps and warmup_ratio: give one of them, not both")
-    if recipe.per_device_batch_tokens is not None and recipe.per_device_batch_tokens < recipe.max_length:
+    counts_by_max_length = "max_length" not in task.unread_keys  # Of images the model says how many tokens they are.
+    if counts_by_max_length and (recipe.per_device_batch_tokens or recipe.max_length) < recipe.max_length:
         problems.append(
             f"per_device_batch_tokens: {recipe.per_device_batch_tokens} cannot hold one example of max_length "
             f"{recipe.max_length}; raise it to at least {recipe.max_length} or lower max_length"
