@@ -268,7 +268,8 @@ def run_onecurve(recipe: dict[str, str]) -> None:
         answer({"ready": True, "target_share": share, **describe_trained(session.model)})
         return dataclasses.replace(session, train_loader=gated)  # type: ignore[arg-type]
 
-    run.build = build_gated
+    program: Any = run  # Its own name for what is replaced is no public one.
+    program.build = build_gated
     sys.exit(report_outcome(run.main, to_flags(recipe)))
 
 

@@ -306,7 +306,8 @@ def run_onecurve(workload: Workload, settings: Mapping[str, str], flags: list[st
         answer({"ready": True})
         return dataclasses.replace(session, train_loader=gated)  # type: ignore[arg-type]
 
-    run.build = build_gated
+    program: Any = run  # Its own name for what is replaced is no public one.
+    program.build = build_gated
     recipe = {
         **settings,
         "mixed_precision": MIXED,
