@@ -55,7 +55,7 @@ build/demo-choices/complete: build/demo/complete training/recipes/build_choices_
 build/demo-phonemes/complete: .venv/complete training/recipes/build_phonemes_demo.py training/recipes/build_demo.py
 	.venv/bin/python training/recipes/build_phonemes_demo.py
 
-build/demo-digits/complete: .venv/complete training/recipes/build_digits_demo.py
+build/demo-digits/complete: .venv/complete training/recipes/build_digits_demo.py training/recipes/build_demo.py
 	.venv/bin/python training/recipes/build_digits_demo.py
 
 # accelerate asks for the number of threads, and prints a warning where nobody says.

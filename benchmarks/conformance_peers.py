@@ -37,7 +37,7 @@ from benchmarks.conformance_curve import (
     name_curve,
 )
 from benchmarks.references_lesson import Lesson, build_lesson
-from benchmarks.references_trainer import PlannedOrder
+from benchmarks.references_trainer import PlannedOrder, build_surroundings
 from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.record.console import quiet_third_parties
 from tools.trainings import to_flags
@@ -65,7 +65,12 @@ class _Recorder(TrainerCallback):
 
 
 def build_trainer(way: str, lesson: Lesson, accumulation: int, curve: Curve, **more: Any) -> Any:
-    """Trainer or SFTTrainer, fed in Onecurve's order."""
+    """Trainer or SFTTrainer, fed in Onecurve's order.
+
+    Args:
+        curve: what is logged of each step is added to it.
+        more: settings that are others than a whole training's.
+    """
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     kind, arguments_kind = Trainer, TrainingArguments
     if way == "SFTTrainer":
@@ -82,18 +87,11 @@ def build_trainer(way: str, lesson: Lesson, accumulation: int, curve: Curve, **m
         per_device_train_batch_size=BATCH_SIZE // (num_processes * accumulation),
         per_device_eval_batch_size=BATCH_SIZE,
         gradient_accumulation_steps=accumulation,
-        max_steps=len(lesson.batches),
         learning_rate=lesson.recipe.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=0,
         max_grad_norm=lesson.recipe.max_grad_norm,
-        use_cpu=True,
-        ddp_backend="gloo" if num_processes > 1 else None,
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        **({"save_strategy": "no"} | more),
+        **(build_surroundings(num_processes) | {"max_steps": len(lesson.batches)} | more),
     )
     return Planned(
         model=lesson.model,

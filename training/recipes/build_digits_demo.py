@@ -8,9 +8,9 @@ scikit-learn brings the images: 1,797 digits of 43 people in 8 x 8 pixels of 17 
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
+
+from onecurve.training.recipes.build_demo import build_once
 
 VALIDATION_EVERY = 5
 _GRAYS = 16
@@ -19,16 +19,14 @@ _PIXELS = 8
 
 def main() -> None:
     """Build the folder unless it is complete."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo-digits")
-    if (folder / "complete").exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+    build_once("build/demo-digits", write_demo)
+
+
+def write_demo(folder: Path) -> str:
+    """Images of both splits, and the model."""
     counts = write_digits(folder)
     write_model(folder / "model")
-    (folder / "complete").touch()
-    print(
-        f"{folder}: {counts['train']} digits to train on, {counts['validation']} held out, and a model without training"
-    )
+    return f"{counts['train']} digits to train on, {counts['validation']} held out, and a model without training"
 
 
 def write_digits(folder: Path, most: int | None = None) -> dict[str, int]:

