@@ -139,6 +139,11 @@ def build_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=number << 192))
 
 
+def to_float32(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, or in the wider type that they have: losses and probabilities are not computed in bf16."""
+    return logits.float() if logits.element_size() < 4 else logits
+
+
 def sum_by_example(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """[examples] sum of what belongs to the tokens of each example, zeros at padding included.
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Files, Number, Recipe
-from onecurve.training.tasks.base import Forward, Rows, Task, pick_example
+from onecurve.training.tasks.base import Forward, Rows, Task, pick_example, to_float32
 
 if TYPE_CHECKING:
     import torch
@@ -213,8 +213,7 @@ class Classification(Task):
         self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], wants_results: bool = False
     ) -> Forward:
         """Results are "prediction", "score", and "label" in an evaluation or else "probabilities"."""
-        logits = model(**self.model_inputs(batch)).logits
-        logits = logits.float() if logits.element_size() < 4 else logits
+        logits = to_float32(model(**self.model_inputs(batch)).logits)
         labels = batch.get("labels")
         results = self.read_logits(logits, with_probabilities=labels is None) if wants_results else {}
         if labels is None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Names, Recipe
-from onecurve.training.tasks.base import Forward, Rows, Task
+from onecurve.training.tasks.base import Forward, Rows, Task, to_float32
 from onecurve.training.tasks.texts import encode_texts, find_text_problem, note_special_tokens
 
 if TYPE_CHECKING:
@@ -267,8 +267,7 @@ class MultipleChoice(Task):
         """Results are "prediction", "score", and "label" in an evaluation or else "probabilities", -1 behind the last choice."""
         import torch.nn.functional as F
 
-        logits = model(**self.model_inputs(batch)).logits.flatten()
-        logits = logits.float() if logits.element_size() < 4 else logits
+        logits = to_float32(model(**self.model_inputs(batch)).logits.flatten())
         scores = logits[batch["places"]].masked_fill(~batch["is_choice"], float("-inf"))  # [examples, most choices]
         labels = batch.get("labels")
         results: dict[str, torch.Tensor] = {}

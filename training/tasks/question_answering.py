@@ -26,7 +26,7 @@ from onecurve.training.tasks.answer_windows import (
     read_answers,
     read_window,
 )
-from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task
+from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, to_float32
 from onecurve.training.tasks.metrics.squad import find_best_threshold, score_answer
 from onecurve.training.tasks.texts import check_texts, find_text_problem, note_special_tokens
 
@@ -265,10 +265,7 @@ class QuestionAnswering(Task):
         import torch.nn.functional as F
 
         output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-        starts, ends = (
-            logits.float() if logits.element_size() < 4 else logits
-            for logits in (output.start_logits, output.end_logits)
-        )
+        starts, ends = to_float32(output.start_logits), to_float32(output.end_logits)
         results = {"start_logits": starts, "end_logits": ends} if wants_results else {}
         labels = batch.get("labels")
         if labels is None:

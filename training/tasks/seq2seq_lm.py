@@ -10,7 +10,7 @@ from pydantic import Field
 from onecurve.training.architectures import count_positions
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Integer, Recipe
-from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, pick_example
+from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, pick_example, to_float32
 from onecurve.training.tasks.metrics.written import NAMES, score_texts
 from onecurve.training.tasks.texts import check_texts, encode_texts, find_text_problem, note_special_tokens
 from onecurve.training.tasks.token_results import describe_right, describe_tokens, measure_tokens
@@ -222,8 +222,9 @@ class Seq2SeqLM(Task):
         import torch.nn.functional as F
 
         labels = batch["labels"]
-        logits = model(**self.model_inputs(batch), decoder_input_ids=_shift(model, labels), use_cache=False).logits
-        logits = logits.float() if logits.element_size() < 4 else logits
+        logits = to_float32(
+            model(**self.model_inputs(batch), decoder_input_ids=_shift(model, labels), use_cache=False).logits
+        )
         losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=NO_TARGET, reduction="none").sum(dim=1)
         if not wants_results:
             return Forward(losses)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Integer, Names, Recipe
-from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, sum_by_example
+from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, sum_by_example, to_float32
 from onecurve.training.tasks.labels import describe_near_duplicates
 from onecurve.training.tasks.tag_schemes import (
     PLAIN,
@@ -297,8 +297,7 @@ class TokenClassification(Task):
         """Results are "word", "prediction" and "score" of each token, and in an evaluation its "label"."""
         import torch.nn.functional as F
 
-        logits = model(**self.model_inputs(batch)).logits
-        logits = logits.float() if logits.element_size() < 4 else logits
+        logits = to_float32(model(**self.model_inputs(batch)).logits)
         labels = batch.get("labels")
         results: dict[str, torch.Tensor] = {}
         if wants_results:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from onecurve.training.tasks.base import NO_TARGET
+from onecurve.training.tasks.base import NO_TARGET, to_float32
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +57,7 @@ def token_losses(
         places = Places.find(labels, target_places, ahead)
         losses, _, is_right = run_with_losses(model, head, inputs, places, size)
         return TokenLosses(losses, is_right)
-    logits = model(**inputs, use_cache=False).logits[:, : labels.shape[1] - ahead]
-    logits = logits.float() if logits.element_size() < 4 else logits
+    logits = to_float32(model(**inputs, use_cache=False).logits[:, : labels.shape[1] - ahead])
     targets = labels[:, ahead:]
     losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=NO_TARGET, reduction="none")
     return TokenLosses(losses, logits.argmax(-1) == targets)
