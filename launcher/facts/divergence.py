@@ -121,15 +121,18 @@ def find_divergence(one: History, other: History, tolerance: float) -> Divergenc
 
 
 def measure(one: float, other: float, first: float) -> float:
-    """The relative difference of two numbers of a curve; 0 where both are infinite, as gradient norms in fp16 may be.
+    """The relative difference of two numbers of a curve.
+
+    Gradient norms in fp16 may be infinite or no number: 0 where both runs have the same, infinite where they have not.
 
     Args:
-        first: the curve's first number.
+        first: the curve's first number; it gives the scale of small ones, unless it is not finite itself.
     """
-    if one == other:
+    if one == other or (math.isnan(one) and math.isnan(other)):
         return 0.0
-    scale = max(abs(one), abs(other), _SMALLEST_SCALE * abs(first))
-    return abs(one - other) / scale if math.isfinite(scale) else math.inf
+    if not (math.isfinite(one) and math.isfinite(other)):
+        return math.inf
+    return abs(one - other) / max(abs(one), abs(other), _SMALLEST_SCALE * abs(first) if math.isfinite(first) else 0.0)
 
 
 def _pair(one: Sequence[Line], other: Sequence[Line]) -> list[tuple[Line, Line]]:
