@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, classification_report
 
+from onecurve.launcher.views.report import write_report
 from onecurve.training.outcome import report_outcome
 from tests.conftest import Launch, Run, to_flags
 from tests.messages import names
@@ -110,6 +111,10 @@ def test_it_learns_and_its_report_is_that_of_scikit_learn(images: Settings, trai
     expected = classification_report(labels, predictions, output_dict=True, zero_division=0.0)
     assert report["per_class"]["red"]["f1-score"] == expected["red"]["f1-score"]
     assert "pipeline_tag: image-classification" in (run.path / "final" / "README.md").read_text(encoding="utf-8")
+    page = write_report([run.path]).read_text(encoding="utf-8")
+    assert page.count("<dt>prediction</dt>") == len(report["hardest"]) > 0, (
+        "an example without a text is listed as well"
+    )
 
 
 def test_the_loss_is_that_of_transformers(images: Settings, train: Train, folders: Path, tmp_path: Path) -> None:
