@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from onecurve.training.launch_protocol import STOP_SIGNALS
 from tools.launches import LaunchServer, build_arguments, build_environment, launch_for_real
 from tools.trainings import DEMO, ROOT, TINY, Run, build_news, build_tiny_model, to_flags
 
@@ -33,6 +35,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Two threads that wait for each other on busy cores take ten times as long as one.
     torch.set_num_threads(1)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Handlers that a test installs in this process end with it: one that stays would take the signals of later tests."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

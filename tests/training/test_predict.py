@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,11 @@ def trained(tiny_model: Path, news: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def predict(capsys: pytest.CaptureFixture[str]) -> Iterator[Predict]:
+def predict(capsys: pytest.CaptureFixture[str]) -> Predict:
     """Label in this process: predict(run, source, target, *flags) -> exit code and all that was said."""
     from onecurve.training.outcome import report_outcome
     from onecurve.training.parallel.accelerator import forget_state
     from onecurve.training.predict import main
-
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def label(run: Path, source: Path, target: Path, *flags: str) -> tuple[int, str]:
         capsys.readouterr()
@@ -73,9 +71,7 @@ def predict(capsys: pytest.CaptureFixture[str]) -> Iterator[Predict]:
         captured = capsys.readouterr()
         return code, captured.out + captured.err
 
-    yield label
-    for number, handler in kept.items():
-        signal.signal(number, handler)
+    return label
 
 
 def build_rows() -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from onecurve.training import launch_protocol
 from onecurve.training.launch_protocol import STOP_SIGNALS
@@ -42,6 +43,7 @@ class StopFlag:
         self._watchdog = watchdog
         self._outcome = outcome
         self._write_end: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
         self._files = [run.stop] if run is not None else []
         if launch_protocol.STOP_FILE in os.environ:
             self._files.append(Path(os.environ[launch_protocol.STOP_FILE]))
@@ -50,14 +52,17 @@ class StopFlag:
         """Take signals as requests to stop from now on. Call it in the main thread, before training."""
         for number in STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # Under nohup, SIGHUP stays ignored.
-                signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, self._handle)
         read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         threading.Thread(target=self._receive, args=(read_end,), name="signals", daemon=True).start()
 
     def close(self) -> None:
-        """End the thread, so that a process can train again."""
+        """Leave signals as they were and end the thread, so that a process can train again."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
         if self._write_end is not None:
             signal.set_wakeup_fd(-1)
             os.close(self._write_end)
