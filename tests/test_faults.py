@@ -256,6 +256,7 @@ def test_checkpoints_for_which_there_is_no_room_are_refused_before_the_first_ste
     assert list(small_disk.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on_once_there_is_room(
     recipe: Settings, train: Train, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

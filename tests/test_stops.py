@@ -89,6 +89,7 @@ def test_another_topology_goes_on_with_the_same_curve(
     assert back.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_no_step_twice_after_a_kill(recipe: Settings, train: Train, tmp_path: Path) -> None:
     settings = {**recipe, **LONG, "report_to": "tensorboard"}
     first = train(settings)
@@ -110,6 +111,7 @@ def test_a_finished_run_prints_its_result_and_writes_nothing(recipe: Settings, t
     assert {path: path.read_bytes() for path in whole.path.rglob("*") if path.is_file()} == kept
 
 
+@pytest.mark.slow
 def test_more_epochs_of_a_finished_run_are_refused_with_a_way(recipe: Settings, train: Train, whole: Run) -> None:
     again = train({**recipe, **LONG, "max_train_steps": 80})
     assert again.exit_code == 2
@@ -129,6 +131,7 @@ def test_resume_names_a_checkpoint_of_the_same_recipe(
     assert resumed.losses == whole.losses[20:]
 
 
+@pytest.mark.slow
 def test_a_run_that_began_at_a_named_checkpoint_goes_on_from_its_own(
     recipe: Settings, train: Train, whole: Run, tmp_path: Path
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_run_that_began_at_a_named_checkpoint_goes_on_from_its_own(
     assert without_time(resumed.lines) == without_time(second.lines)
 
 
+@pytest.mark.slow
 def test_going_back_within_a_run_is_refused_with_a_way(
     recipe: Settings, train: Train, whole: Run, tmp_path: Path
 ) -> None:
@@ -226,6 +230,7 @@ def test_a_stop_writes_a_checkpoint_and_the_next_start_goes_on(
     assert final_weights(resumed) == final_weights(whole)
 
 
+@pytest.mark.slow
 def test_stopped_between_epochs_in_two_evaluations_in_a_row(
     recipe: Settings, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +258,9 @@ def test_stopped_between_epochs_in_two_evaluations_in_a_row(
     assert final_weights(resumed) == final_weights(whole)
 
 
-@pytest.mark.parametrize("stop_in", ["the exhausting evaluation", "the evaluation of the test data"])
+@pytest.mark.parametrize(
+    "stop_in", [pytest.param("the exhausting evaluation", marks=pytest.mark.slow), "the evaluation of the test data"]
+)
 def test_a_run_that_stopped_early_makes_no_step_more(
     recipe: Settings, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_in: str
 ) -> None:

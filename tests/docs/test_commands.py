@@ -269,14 +269,8 @@ def choose_trainings() -> list[Command]:
     return list(chosen.values())
 
 
-# The first is quick enough for every run of the tests.
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(command, marks=pytest.mark.slow if number else (), id=_name(command))
-        for number, command in enumerate(choose_trainings())
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", choose_trainings(), ids=_name)
 def test_training_command_runs(command: Command, recipe: dict[str, Any], tmp_path: Path) -> None:
     result = run_training(command, recipe, tmp_path)
     assert result.returncode == 0, result.stderr

@@ -46,6 +46,7 @@ def test_a_run_gives_what_its_directory_holds(trained: onecurve.Run) -> None:
     assert onecurve.load_run(str(trained.path)) == trained
 
 
+@pytest.mark.slow
 def test_a_second_training_on_two_processes_makes_the_same_curve(
     trained: onecurve.Run, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def test_same_curve(train: Any, lesson: BuildLesson, tiny_settings: dict[str, An
     assert learned.accuracy == pytest.approx(tiny_onecurve.accuracy)
 
 
+@pytest.mark.slow
 def test_same_curve_in_keras(lesson: BuildLesson, tiny_settings: dict[str, Any], tiny_onecurve: Learned) -> None:
     learned = references_keras.train(lesson(tiny_settings))
     assert largest_deviation(learned.losses, tiny_onecurve.losses) < 1e-5

@@ -17,6 +17,7 @@ from benchmarks.references_lesson import Learned, largest_deviation
 from tests.reference.conftest import BuildLesson, TrainOnecurve
 
 
+@pytest.mark.slow
 def test_accumulating_four_times_multiplies_only_trainers_gradient(
     lesson: BuildLesson, tiny_settings: dict[str, Any], tiny_onecurve: Learned, train_onecurve: TrainOnecurve
 ) -> None:

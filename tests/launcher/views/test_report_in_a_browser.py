@@ -130,10 +130,7 @@ def write_starts(run: Path, word: str) -> None:
     (run / "environment.json").write_text(json.dumps({**environment, "start_step": 11}), encoding="utf-8")
 
 
-_ALSO = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("5 classes", "50 classes", "three runs")]
-
-
-@pytest.fixture(params=["hostile", *_ALSO])
+@pytest.fixture(params=["hostile", "5 classes", "50 classes", "three runs"])
 def address(request: pytest.FixtureRequest, write_run: Callable[..., Path], tmp_path: Path) -> str:
     """A page of each kind."""
     word = _HOSTILE if request.param == "hostile" else "a label with a long name"
@@ -146,6 +143,7 @@ def address(request: pytest.FixtureRequest, write_run: Callable[..., Path], tmp_
     return write_report([run, *others], tmp_path / "runs.html").as_uri()
 
 
+@pytest.mark.slow
 def test_the_page_is_readable_at_every_width_and_loads_nothing(page: Page, address: str, tmp_path: Path) -> None:
     page.show(1200, "light")
     page.open(address)

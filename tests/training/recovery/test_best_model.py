@@ -138,6 +138,7 @@ def test_a_corrupt_best_model_is_told(recipe: Settings, train: Train, monkeypatc
     assert run.read("eval_report.json")["metrics"]["eval_loss"] == run.evaluations[-1]["eval_loss"]
 
 
+@pytest.mark.slow
 def test_the_best_model_of_the_run_that_a_checkpoint_comes_from_counts(
     recipe: Settings, train: Train, tmp_path: Path
 ) -> None:

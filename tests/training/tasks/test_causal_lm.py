@@ -317,6 +317,7 @@ def test_what_messages_write_is_never_a_special_token(chats: Settings, train: Tr
     assert {json.loads(line)["targets"] for line in lines} == {len(plain) + len(rest) + 1}
 
 
+@pytest.mark.slow
 def test_an_adapter_is_sampled_and_talks(
     chats: Settings, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,6 +163,7 @@ def test_processes_write_the_same_texts(settings: Settings, train: Train, launch
     assert any(line["prediction"] for line in mine)
 
 
+@pytest.mark.slow
 def test_an_adapter_answers_a_file_and_is_merged(settings: Settings, train: Train, tmp_path: Path) -> None:
     from onecurve.training import merge, predict
     from onecurve.training.parallel.accelerator import forget_state
