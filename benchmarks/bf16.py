@@ -1,0 +1,272 @@
+"""How far two topologies come apart in bf16, where float32 keeps one curve. Prints a table and writes docs/BF16.md.
+
+    python -m benchmarks.bf16 [--only Llama] [--folder DIR]      about a quarter of an hour on two cores
+
+Three models, 200 steps each, with dropout. A product in bf16 rounds each result to 8 bits, and the gradient of a weight is
+rounded once a micro-batch; so another cut of a step into micro-batches gives another rounding, and training carries it on.
+Where two topologies cut a step alike, only sums of float32 gradients can differ, in their order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy import write_data
+from benchmarks.bf16_batches import Computed, compare_batches
+from benchmarks.processor import describe_machine, describe_measurement
+from tools.decoders import VOCABULARY, build_tokenizer
+from tools.launches import ROOT, LaunchServer, build_arguments, build_environment
+from tools.seq2seq import build_pair, build_seq2seq
+from tools.trainings import DEMO, Run, to_flags
+
+PAGE = ROOT / "docs" / "BF16.md"
+NUM_STEPS = 200
+BATCH = 8
+MAX_LENGTH = 32
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model is trained, and by its name the way that it is compared with; "" is itself."""
+
+    topology: str
+    num_processes: int
+    micro_batch: int
+    reference: str
+    settings: Mapping[str, Any]
+
+
+_BF16 = {"mixed_precision": "bf16", "allow_slow_bf16": True}
+_WHOLE, _HALVES, _SINGLE = "1 process, a step at once", "1 process, micro-batch 4", "1 process, micro-batch 1"
+WAYS: dict[str, Way] = {
+    _WHOLE: Way("cpu", 1, BATCH, "", _BF16),
+    _HALVES: Way("cpu", 1, 4, _WHOLE, _BF16),
+    _SINGLE: Way("cpu", 1, 1, _WHOLE, _BF16),
+    "padded rows, a step at once": Way("cpu", 1, BATCH, _WHOLE, {**_BF16, "layout": "padded"}),
+    "float32, 1 process, a step at once": Way("cpu", 1, BATCH, _WHOLE, {"mixed_precision": "no"}),
+    # A step is cut alike: the same products everywhere.
+    "DDP x 2, micro-batch 4": Way("multi_cpu", 2, 4, _HALVES, _BF16),
+    "FSDP2 x 2, micro-batch 4": Way("fsdp", 2, 4, _HALVES, _BF16),
+    "DDP x 2, micro-batch 1": Way("multi_cpu", 2, 1, _SINGLE, _BF16),
+}
+
+
+@dataclass(frozen=True)
+class Parting:
+    """How far a curve is from its reference.
+
+    Attributes:
+        largest, median: relative deviations of the loss of a step.
+        mean: relative deviation of the mean loss of all steps.
+        evaluation: relative deviation of the last evaluation's loss.
+        accuracy: difference of the last evaluation's accuracy, in points of a hundred.
+        num_equal: steps from the first one on whose loss has the same bits.
+    """
+
+    largest: float
+    median: float
+    mean: float
+    evaluation: float
+    accuracy: float
+    num_equal: int
+
+
+def build_models(folder: Path) -> dict[str, dict[str, Any]]:
+    """Recipes of the three models; writes what they name. Texts have 8 to 60 words."""
+    news = write_data()
+    for split in ("train", "validation"):
+        rows = [json.loads(line) for line in (news / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+        pairs = [json.dumps(build_pair(row["text"], number)) + "\n" for number, row in enumerate(rows)]
+        (folder / f"pairs_{split}.jsonl").write_text("".join(pairs), encoding="utf-8")
+    texts = {"train_file": news / "train.jsonl", "validation_file": news / "validation.jsonl"}
+    return {
+        "MiniLM (22.7 M weights, pretrained), classes": {
+            **texts,
+            "model_name_or_path": DEMO / "model",
+            "max_length": MAX_LENGTH,
+            "learning_rate": 1e-4,
+        },
+        "Llama (4 layers of 128, random weights), next token": {
+            **texts,
+            "task": "causal_lm",
+            "model_name_or_path": build_llama(folder / "llama"),
+            "max_length": MAX_LENGTH,
+            "learning_rate": 1e-3,
+            "dropout": 0.1,
+        },
+        "T5 (2 + 2 layers of 32, random weights), text to text": {
+            "task": "seq2seq_lm",
+            "model_name_or_path": build_seq2seq(folder / "t5"),
+            "train_file": folder / "pairs_train.jsonl",
+            "validation_file": folder / "pairs_validation.jsonl",
+            "max_length": MAX_LENGTH,
+            "max_target_length": 16,
+            "predict_with_generate": False,
+            "learning_rate": 1e-3,
+            "dropout": 0.1,
+        },
+    }
+
+
+def build_llama(folder: Path) -> Path:
+    """Write a Llama of four layers with random weights, and a tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    build_tokenizer(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def train(server: LaunchServer, recipe: Mapping[str, Any], way: Way, output: Path, num_steps: int = NUM_STEPS) -> Run:
+    """Run one training, unless its run directory is finished.
+
+    Raises:
+        RuntimeError: the training failed.
+    """
+    status = output / "status.json"
+    if not status.exists() or json.loads(status.read_text(encoding="utf-8"))["state"] != "finished":
+        shutil.rmtree(output, ignore_errors=True)
+        settings = {
+            **recipe,
+            **way.settings,
+            "output_dir": output,
+            "train_batch_size": BATCH,
+            "per_device_batch_size": way.micro_batch,
+            "max_train_steps": num_steps,
+            "warmup_ratio": 0.1,
+            "max_eval_samples": 200,
+        }
+        flags = to_flags({key: str(value) if isinstance(value, Path) else value for key, value in settings.items()})
+        words = build_arguments(way.topology, way.num_processes, (), "training/run.py", flags)
+        result = server.launch(words, build_environment({"ONECURVE_CACHE": str(output.parent / "cache")}))
+        if result.returncode:
+            raise RuntimeError(f"{output.name} failed:\n{result.stderr[-3000:]}")
+    return Run(0, "", "", output)
+
+
+def compare(run: Run, reference: Run) -> Parting:
+    """Deviations of a run from its reference."""
+    losses, wanted = np.array(run.losses), np.array(reference.losses)
+    deviations = np.abs(losses / wanted - 1)
+    last, wanted_last = run.evaluations[-1], reference.evaluations[-1]
+    return Parting(
+        largest=float(deviations.max()),
+        median=statistics.median(deviations.tolist()),
+        mean=abs(float(losses.mean() / wanted.mean()) - 1),
+        evaluation=abs(last["eval_loss"] / wanted_last["eval_loss"] - 1),
+        accuracy=100 * (last["eval_accuracy"] - wanted_last["eval_accuracy"]),
+        num_equal=int(np.argmin([*(losses == wanted), False])),
+    )
+
+
+def measure(folder: Path, only: str) -> dict[str, dict[str, Parting]]:
+    """Train each model in each way; deviations by model and way."""
+    found: dict[str, dict[str, Parting]] = {}
+    with LaunchServer() as server:
+        for number, (model, recipe) in enumerate(build_models(folder).items()):
+            runs: dict[str, Run] = {}
+            for place, (name, way) in enumerate(WAYS.items()):
+                # Only a model of next tokens is packed by itself.
+                if only not in model or ("layout" in way.settings and recipe.get("task") != "causal_lm"):
+                    continue
+                runs[name] = train(server, recipe, way, folder / f"{number}-{place}")
+                if way.reference:
+                    parting = compare(runs[name], runs[way.reference])
+                    found.setdefault(model, {})[name] = parting
+                    print(f"{model}, {name}: {parting}", flush=True)
+    return found
+
+
+def format_page(
+    found: Mapping[str, Mapping[str, Parting]], batches: Sequence[Computed], machine: Mapping[str, Any]
+) -> str:
+    """docs/BF16.md."""
+    lines = [
+        "# Curves in bf16",
+        "",
+        f"{describe_measurement(machine, 'python -m benchmarks.bf16')} {NUM_STEPS} steps of {BATCH} texts of 8 to 60 words, dropout 0.1.",
+        "",
+        "In float32 the loss of every step is the same within 1e-5 on any topology ([INVARIANCE.md](INVARIANCE.md)). In bf16 a",
+        "number has 8 bits, and the gradient of a weight is rounded once a micro-batch. So what counts is how a step is cut:",
+        "",
+        "- **Into the same micro-batches** (`per_device_batch_size` small enough for every topology): each product is the same",
+        "  everywhere, and only the order in which float32 gradients are added differs. Two have only one order.",
+        "- **Into others**: curves part from the first steps on, by what rounding does, and stay that near. The row in float32",
+        "  is the yardstick: what bf16 itself changes.",
+        "",
+        "Deviations of the loss of a step, of the mean loss of all steps and of the last evaluation's loss are relative;",
+        "accuracy (of texts, or of tokens) is the difference in points of a hundred. Equal are the steps, from the first on,",
+        "whose loss has the same bits.",
+        "",
+        "| topology | compared with | step's loss, largest | median | mean loss | evaluation's loss | accuracy | equal |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for model, ways in found.items():
+        lines.append(f"| **{model}** | | | | | | | |")
+        for name, each in ways.items():
+            losses = f"{each.largest:.1e} | {each.median:.1e} | {each.mean:.1e} | {each.evaluation:.1e}"
+            lines.append(f"| {name} | {WAYS[name].reference} | {losses} | {each.accuracy:+.2f} | {each.num_equal} |")
+    lines += [
+        "",
+        "TF32 exists on GPUs only, and was not measured: a product in it rounds its factors to 11 bits, in float32's range.",
+        "Onecurve leaves torch's default, which multiplies matrices in float32.",
+        "",
+        "## Does a fixed order of sums make bf16 equal?",
+        "",
+        "Kernels that compute an example in an order that does not depend on its neighbours (batch-invariant ones) would make",
+        "forwards equal. On a CPU a forward of one shape is such a kernel. 64 of the texts went through MiniLM twice, with other",
+        "neighbours the second time; equal are those whose logits have the same bits in both. The cost is the processor time of",
+        "forward and backward, over that of batches as they are trained.",
+        "",
+        f"| computed | equal of {batches[0].num_examples} | largest difference of a logit | times the cost |",
+        "|---|---|---|---|",
+    ]
+    for each in batches:
+        cost = each.cpu_seconds / batches[0].cpu_seconds
+        lines.append(f"| {each.name} | {each.num_equal} | {each.largest:.1e} | {cost:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write the page, unless a part was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a part of a model's name; the page is then not written")
+    parser.add_argument("--folder", help="keep the trainings here, and go on with what is there")
+    options = parser.parse_args(arguments)
+    folder = Path(options.folder or tempfile.mkdtemp(prefix="onecurve-bf16-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    page = format_page(measure(folder, options.only), compare_batches(), describe_machine())
+    print(page)
+    if not options.only:
+        PAGE.write_text(page, encoding="utf-8")
+    if options.folder is None:
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
