@@ -19,7 +19,6 @@ import random
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.speed_data import DEMO, FOLDER, ROOT
+from tools.launches import LaunchServer, build_arguments, build_environment
+from tools.trainings import to_flags
 
 PAGE = ROOT / "benchmarks" / "accuracy.md"
 
@@ -42,7 +43,7 @@ WAYS: dict[str, dict[str, str]] = {
     "all of these, which is Onecurve in bf16": {"mixed_precision": "bf16"},
 }
 # Same order, same head, float32: with a seed, nothing but the masks differs. Two epochs of a part, for the masks to matter.
-_FEW = {"max_train_samples": "400", "num_train_epochs": "2", "max_length": "32"}
+_FEW = {"max_train_samples": "300", "num_train_epochs": "2", "max_length": "32"}
 MASKS = {
     "`dropout_masks: torch`": {**_FEW, "dropout_masks": "torch"},
     "`dropout_masks: by_example`": {**_FEW, "dropout_masks": "by_example"},
@@ -62,7 +63,7 @@ COMPARISONS = {
     "settings": Comparison("Fast settings", "one epoch of the demo's model on the demo's news", WAYS),
     "masks": Comparison(
         "Dropout masks by example",
-        "the demo's model with its own dropout of 0.1, in float32, two epochs of 400 of the demo's news, cut to 32 tokens",
+        "the demo's model with its own dropout of 0.1, in float32, two epochs of 300 of the demo's news, cut to 32 tokens",
         MASKS,
     ),
 }
@@ -81,7 +82,7 @@ def write_data() -> Path:
     return folder
 
 
-def train(settings: Mapping[str, str], seed: int, data: Path) -> float:
+def train(settings: Mapping[str, str], seed: int, data: Path, server: LaunchServer) -> float:
     """Train once, on one core; returns the accuracy on the validation data after the last step, between 0 and 1."""
     output = FOLDER / "runs" / f"accuracy_{'_'.join(settings.values())}_{seed}"
     shutil.rmtree(output, ignore_errors=True)
@@ -90,16 +91,15 @@ def train(settings: Mapping[str, str], seed: int, data: Path) -> float:
         "train_file": str(data / "train.jsonl"),
         "validation_file": str(data / "validation.jsonl"),
         "seed": str(seed),
+        "eval_steps": "1000000",
         "per_device_batch_size": "4",  # Only fewer padded tokens: a step's texts are the same.
         "output_dir": str(output),
         **settings,
     }
-    command = [sys.executable, "training/run.py"]
-    command += [word for key, value in recipe.items() for word in (f"--{key}", value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ONECURVE_CACHE": str(FOLDER / "cache")}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    words = build_arguments("cpu", None, (), "training/run.py", to_flags(recipe))
+    result = server.launch(words, build_environment({"ONECURVE_CACHE": str(FOLDER / "cache")}))
     if result.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr[-3000:]}")
+        raise SystemExit(f"{' '.join(words)} failed:\n{result.stderr[-3000:]}")
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     shutil.rmtree(output)
     return float([line["eval_accuracy"] for line in lines if line["event"] == "eval"][-1])
@@ -170,9 +170,9 @@ def main(arguments: Sequence[str]) -> None:
     num_validated = len((data / "validation.jsonl").read_text(encoding="utf-8").splitlines())
     ways = COMPARISONS[options.comparison].ways
     found: dict[str, list[float]] = {way: [] for way in ways}
-    with ThreadPoolExecutor(os.cpu_count() or 1) as cores:
+    with LaunchServer() as server, ThreadPoolExecutor(os.cpu_count() or 1) as cores:
         trainings = {
-            (way, seed): cores.submit(train, settings, seed, data)
+            (way, seed): cores.submit(train, settings, seed, data, server)
             for seed in range(1, options.seeds + 1)
             for way, settings in ways.items()
         }

@@ -208,7 +208,8 @@ def format_page(
     lines = [
         "# Curves in bf16",
         "",
-        f"{describe_measurement(machine, 'python -m benchmarks.bf16')} {NUM_STEPS} steps of {BATCH} texts of 8 to 60 words, dropout 0.1.",
+        describe_measurement(machine, "python -m benchmarks.bf16"),
+        f"{NUM_STEPS} steps of {BATCH} texts of up to {MAX_LENGTH} tokens; dropout 0.1.",
         "",
         "In float32 the loss of every step is the same within 1e-5 on any topology ([INVARIANCE.md](INVARIANCE.md)). In bf16 a",
         "number has 8 bits, and the gradient of a weight is rounded once a micro-batch. So what counts is how a step is cut:",
