@@ -118,7 +118,7 @@ def find_chance(differences: Sequence[float]) -> float:
     """
     found = abs(sum(differences)) * (1 - 1e-9)  # Sums of the same numbers in another order are equal.
     signs = itertools.product((1, -1), repeat=len(differences))
-    sums = [abs(sum(map(operator.mul, differences, each))) for each in signs]
+    sums: list[float] = [abs(sum(map(operator.mul, differences, each))) for each in signs]
     return sum(each >= found for each in sums) / len(sums)
 
 

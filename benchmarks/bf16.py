@@ -1,4 +1,4 @@
-"""How far two topologies come apart in bf16, where float32 keeps one curve. Prints a table and writes docs/BF16.md.
+"""How far two topologies come apart in bf16, where float32 keeps one curve. Prints deviations and writes docs/BF16.md.
 
     python -m benchmarks.bf16 [--only Llama] [--folder DIR]      about a quarter of an hour on two cores
 
@@ -201,69 +201,83 @@ def measure(folder: Path, only: str) -> dict[str, dict[str, Parting]]:
     return found
 
 
+_CURVES = f"""\
+{NUM_STEPS} steps of {BATCH} texts of up to {MAX_LENGTH} tokens, with dropout 0.1.
+
+In float32 the loss of every step is the same within 1e-5 on any topology ([INVARIANCE.md](INVARIANCE.md)). A number in bf16 has 8
+bits, and the gradient of a weight is rounded to bf16 once a micro-batch. What counts is therefore how a step is cut:
+
+- **Into the same micro-batches**, under DDP: every product is the same. Only the order can differ in which float32 gradients are
+  added, and two gradients have one order: with two micro-batches a step, two processes have the bits of one.
+- **Into others**, or with gradients added in another order: the losses differ from the first steps on, however small the first
+  difference was, and stay as near to each other as bf16 is to float32. Nothing adds up: the mean loss agrees far better.
+- **FSDP2** gives layers their weights in bf16, those of norms too, which DDP leaves in float32: other products, so another
+  rounding. ZeRO was not measured in bf16.
+
+Deviations are relative: of the loss of a step (the largest and the median), of the mean loss of all steps, and of the last
+evaluation's loss. Accuracy, of texts or of tokens, differs by so many points of a hundred. Equal are the steps, counted from the
+first, whose loss has the same bits.
+
+| topology | compared with | step, largest | step, median | mean loss | evaluation | accuracy | equal |
+|---|---|---|---|---|---|---|---|
+"""
+
+_KERNELS = """
+TF32 exists on GPUs only and was not measured. Onecurve leaves torch's default, which multiplies float32 matrices in float32.
+
+## Does a fixed order of sums make bf16 equal?
+
+Batch-invariant kernels compute an example in an order of sums that does not depend on its neighbours. {num} texts went through
+MiniLM twice, forward and backward in bf16, the second time in another order: with other neighbours, and with their gradients
+added in that order. Forwards are equal where logits have the same bits; the gradient is that of all texts, and differs by so much
+of its norm; the cost is in processor time.
+
+| computed | equal forwards | gradient differs by | times the cost |
+|---|---|---|---|
+"""
+
+_ANSWER = """
+Forwards are the smaller part of it: where they are equal already, curves still differ, because the gradient of a weight is one
+sum over all examples of a micro-batch. Each example alone has gradients of its own, and what is left is the order in which
+float32 adds them up. Training in bf16 does not forgive even that: see micro-batch 1 above, where a last bit of float32 moves
+some weight over the edge of a rounding. So equal curves on any number of processes need both, each example alone and gradients
+gathered and added in one order instead of reduced: the cost of the table, and messages as many times as large as there are
+processes. Onecurve does not do that. Where curves must agree step by step, train in float32; where bits must agree in bf16, keep
+`per_device_batch_size` at half of `train_batch_size`, on one process or on two.
+"""
+
+
 def format_page(
     found: Mapping[str, Mapping[str, Parting]], batches: Sequence[Computed], machine: Mapping[str, Any]
 ) -> str:
     """docs/BF16.md."""
-    lines = [
-        "# Curves in bf16",
-        "",
-        describe_measurement(machine, "python -m benchmarks.bf16"),
-        f"{NUM_STEPS} steps of {BATCH} texts of up to {MAX_LENGTH} tokens; dropout 0.1.",
-        "",
-        "In float32 the loss of every step is the same within 1e-5 on any topology ([INVARIANCE.md](INVARIANCE.md)). In bf16 a",
-        "number has 8 bits, and the gradient of a weight is rounded once a micro-batch. So what counts is how a step is cut:",
-        "",
-        "- **Into the same micro-batches** (`per_device_batch_size` small enough for every topology): each product is the same",
-        "  everywhere, and only the order in which float32 gradients are added differs. Two have only one order.",
-        "- **Into others**: curves part from the first steps on, by what rounding does, and stay that near. The row in float32",
-        "  is the yardstick: what bf16 itself changes.",
-        "",
-        "Deviations of the loss of a step, of the mean loss of all steps and of the last evaluation's loss are relative;",
-        "accuracy (of texts, or of tokens) is the difference in points of a hundred. Equal are the steps, from the first on,",
-        "whose loss has the same bits.",
-        "",
-        "| topology | compared with | step's loss, largest | median | mean loss | evaluation's loss | accuracy | equal |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    measured = describe_measurement(machine, "python -m benchmarks.bf16")
+    curves = []
     for model, ways in found.items():
-        lines.append(f"| **{model}** | | | | | | | |")
+        curves.append(f"| **{model}** | | | | | | | |")
         for name, each in ways.items():
             losses = f"{each.largest:.1e} | {each.median:.1e} | {each.mean:.1e} | {each.evaluation:.1e}"
-            lines.append(f"| {name} | {WAYS[name].reference} | {losses} | {each.accuracy:+.2f} | {each.num_equal} |")
-    lines += [
-        "",
-        "TF32 exists on GPUs only, and was not measured: a product in it rounds its factors to 11 bits, in float32's range.",
-        "Onecurve leaves torch's default, which multiplies matrices in float32.",
-        "",
-        "## Does a fixed order of sums make bf16 equal?",
-        "",
-        "Kernels that compute an example in an order that does not depend on its neighbours (batch-invariant ones) would make",
-        "forwards equal. On a CPU a forward of one shape is such a kernel. 64 of the texts went through MiniLM twice, with other",
-        "neighbours the second time; equal are those whose logits have the same bits in both. The cost is the processor time of",
-        "forward and backward, over that of batches as they are trained.",
-        "",
-        f"| computed | equal of {batches[0].num_examples} | largest difference of a logit | times the cost |",
-        "|---|---|---|---|",
+            curves.append(f"| {name} | {WAYS[name].reference} | {losses} | {each.accuracy:+.2f} | {each.num_equal} |")
+    kernels = [
+        f"| {each.name} | {each.num_equal} | {each.gradient:.0e} | {each.cpu_seconds / batches[0].cpu_seconds:.2f} |"
+        for each in batches
     ]
-    for each in batches:
-        cost = each.cpu_seconds / batches[0].cpu_seconds
-        lines.append(f"| {each.name} | {each.num_equal} | {each.largest:.1e} | {cost:.2f} |")
-    return "\n".join(lines) + "\n"
+    tables = ("\n".join(lines) + "\n" for lines in (curves, kernels))
+    parts = (f"# Curves in bf16\n\n{measured}\n{_CURVES}", _KERNELS.format(num=batches[0].num_examples))
+    return "".join(text + table for text, table in zip(parts, tables, strict=True)) + _ANSWER
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write the page, unless a part was asked for."""
+    """Measure and write the page, unless a part was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a part of a model's name; the page is then not written")
     parser.add_argument("--folder", help="keep the trainings here, and go on with what is there")
     options = parser.parse_args(arguments)
     folder = Path(options.folder or tempfile.mkdtemp(prefix="onecurve-bf16-"))
     folder.mkdir(parents=True, exist_ok=True)
-    page = format_page(measure(folder, options.only), compare_batches(), describe_machine())
-    print(page)
+    found = measure(folder, options.only)
     if not options.only:
-        PAGE.write_text(page, encoding="utf-8")
+        PAGE.write_text(format_page(found, compare_batches(), describe_machine()), encoding="utf-8")
     if options.folder is None:
         shutil.rmtree(folder)
     return 0

@@ -1,7 +1,7 @@
-"""Whether an example's logits in bf16 depend on its neighbours, when a forward has one shape, and what that costs.
+"""Whether logits and gradients in bf16 depend on what an example is computed with, and what it costs if they must not.
 
 The demo's MiniLM and `NUM_EXAMPLES` of its news, of 8 to 60 words. Each way of computing them is tried twice: the second time
-the examples have another order, so other neighbours and another place in their batch.
+the examples have another order, so other neighbours and another place in their batch, and gradients are added in that order.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Computed:
     Attributes:
         num_equal: examples of which both orders have logits of the same bits.
         num_examples: of how many.
-        largest: difference of a logit between the orders, 0 if all are equal.
+        gradient: the norm of the difference between both orders' gradients of all examples, over the norm of one.
         cpu_seconds: of forward and backward of all, the least of a few rounds.
     """
 
     name: str
     num_equal: int
     num_examples: int
-    largest: float
+    gradient: float
     cpu_seconds: float
 
 
@@ -64,7 +64,7 @@ def compare_batches(num_examples: int = NUM_EXAMPLES, rounds: int = ROUNDS) -> l
     matrix_attention.install(model)
     orders = [list(range(num_examples)) for _ in range(2)]
     random.Random(0).shuffle(orders[1])
-    logits: dict[str, list[Any]] = {}
+    results: dict[str, list[tuple[Any, Any]]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(rounds):
         for name, (size, length) in WAYS.items():
@@ -72,31 +72,34 @@ def compare_batches(num_examples: int = NUM_EXAMPLES, rounds: int = ROUNDS) -> l
             found = [compute(model, examples, order, size, length) for order in orders]
             seconds[name].append((time.process_time() - started) / 2)
             if number == 0:
-                logits[name] = found
+                results[name] = found
     return [
         Computed(
             name,
-            num_equal=int((first == second).all(dim=1).sum()),
+            num_equal=int((logits == other_logits).all(dim=1).sum()),
             num_examples=num_examples,
-            largest=float((first - second).abs().max()),
+            gradient=float((gradient - other_gradient).norm() / gradient.norm()),
             cpu_seconds=min(seconds[name]),
         )
-        for name, (first, second) in logits.items()
+        for name, ((logits, gradient), (other_logits, other_gradient)) in results.items()
     ]
 
 
-def compute(model: Any, examples: Sequence[Sequence[int]], order: Sequence[int], size: int, length: int | None) -> Any:
-    """Forward and backward in bf16.
+def compute(
+    model: Any, examples: Sequence[Sequence[int]], order: Sequence[int], size: int, length: int | None
+) -> tuple[Any, Any]:
+    """Forward and backward in bf16, with classes 0, 1, 2, ... as labels.
 
     Args:
         order: in which the examples are computed, `size` at a time.
         length: tokens to which rows are padded; None: the longest of the batch.
 
     Returns:
-        Logits [examples, classes] in float32, in the order of `examples`.
+        Logits [examples, classes], in the order of `examples`, and the gradient [weights] of the sum of all losses; float32.
     """
     import torch
 
+    model.zero_grad()
     logits: list[Any] = [None] * len(examples)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
@@ -108,8 +111,10 @@ def compute(model: Any, examples: Sequence[Sequence[int]], order: Sequence[int],
             mask[row, : len(examples[place])] = 1
         with torch.autocast("cpu", torch.bfloat16):
             found = model(input_ids=tokens, attention_mask=mask).logits.float()
-        found.sum().backward()
-        model.zero_grad()
+        labels = torch.tensor(chosen) % found.shape[1]
+        loss: Any = torch.nn.functional.cross_entropy(found, labels, reduction="sum")
+        loss.backward()
         for place, row in zip(chosen, found.detach(), strict=True):
             logits[place] = row
-    return torch.stack(logits)
+    gradients = [each.grad.flatten() for each in model.parameters() if each.grad is not None]
+    return torch.stack(logits), torch.cat(gradients)
