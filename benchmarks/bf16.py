@@ -141,14 +141,19 @@ def build_llama(folder: Path) -> Path:
     return folder
 
 
+def is_finished(output: Path) -> bool:
+    """Whether a training has left its run directory complete."""
+    status = output / "status.json"
+    return status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "finished"
+
+
 def train(server: LaunchServer, recipe: Mapping[str, Any], way: Way, output: Path, num_steps: int = NUM_STEPS) -> Run:
     """Run one training, unless its run directory is finished.
 
     Raises:
         RuntimeError: the training failed.
     """
-    status = output / "status.json"
-    if not status.exists() or json.loads(status.read_text(encoding="utf-8"))["state"] != "finished":
+    if not is_finished(output):
         shutil.rmtree(output, ignore_errors=True)
         settings = {
             **recipe,
@@ -183,8 +188,8 @@ def compare(run: Run, reference: Run) -> Parting:
     )
 
 
-def measure(folder: Path, only: str) -> dict[str, dict[str, Parting]]:
-    """Train each model in each way; deviations by model and way."""
+def measure(folder: Path, only: str, is_over: bool = False) -> dict[str, dict[str, Parting]]:
+    """Train each model in each way, or if `is_over` take what is finished; deviations by model and way."""
     found: dict[str, dict[str, Parting]] = {}
     with LaunchServer() as server:
         for number, (model, recipe) in enumerate(build_models(folder).items()):
@@ -193,8 +198,11 @@ def measure(folder: Path, only: str) -> dict[str, dict[str, Parting]]:
                 # Only a model of next tokens is packed by itself.
                 if only not in model or ("layout" in way.settings and recipe.get("task") != "causal_lm"):
                     continue
-                runs[name] = train(server, recipe, way, folder / f"{number}-{place}")
-                if way.reference:
+                output = folder / f"{number}-{place}"
+                if is_over and not is_finished(output):
+                    continue
+                runs[name] = train(server, recipe, way, output)
+                if way.reference in runs:
                     parting = compare(runs[name], runs[way.reference])
                     found.setdefault(model, {})[name] = parting
                     print(f"{model}, {name}: {parting}", flush=True)
@@ -272,10 +280,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a part of a model's name; the page is then not written")
     parser.add_argument("--folder", help="keep the trainings here, and go on with what is there")
+    parser.add_argument("--finished", action="store_true", help="train nothing: the page of what --folder has finished")
     options = parser.parse_args(arguments)
     folder = Path(options.folder or tempfile.mkdtemp(prefix="onecurve-bf16-"))
     folder.mkdir(parents=True, exist_ok=True)
-    found = measure(folder, options.only)
+    found = measure(folder, options.only, options.finished)
     if not options.only:
         PAGE.write_text(format_page(found, compare_batches(), describe_machine()), encoding="utf-8")
     if options.folder is None:
