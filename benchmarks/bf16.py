@@ -2,7 +2,7 @@
 
     python -m benchmarks.bf16 [--only Llama] [--folder DIR]      about a quarter of an hour on two cores
 
-Three models, 200 steps each, with dropout. A product in bf16 rounds each result to 8 bits, and the gradient of a weight is
+Four models, 200 steps each, with dropout. A product in bf16 rounds each result to 8 bits, and the gradient of a weight is
 rounded once a micro-batch; so another cut of a step into micro-batches gives another rounding, and training carries it on.
 Where two topologies cut a step alike, only sums of float32 gradients can differ, in their order.
 """
@@ -28,7 +28,7 @@ from benchmarks.processor import describe_machine, describe_measurement
 from tools.decoders import VOCABULARY, build_tokenizer
 from tools.launches import ROOT, LaunchServer, build_arguments, build_environment
 from tools.seq2seq import build_pair, build_seq2seq
-from tools.trainings import DEMO, Run, to_flags
+from tools.trainings import DEMO, Run, build_tiny_model, to_flags
 
 PAGE = ROOT / "docs" / "BF16.md"
 NUM_STEPS = 200
@@ -83,7 +83,7 @@ class Parting:
 
 
 def build_models(folder: Path) -> dict[str, dict[str, Any]]:
-    """Recipes of the three models; writes what they name. Texts have 8 to 60 words."""
+    """Recipes of the models; writes what they name. Texts have 8 to 60 words."""
     news = write_data()
     for split in ("train", "validation"):
         rows = [json.loads(line) for line in (news / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -91,11 +91,11 @@ def build_models(folder: Path) -> dict[str, dict[str, Any]]:
         (folder / f"pairs_{split}.jsonl").write_text("".join(pairs), encoding="utf-8")
     texts = {"train_file": news / "train.jsonl", "validation_file": news / "validation.jsonl"}
     return {
-        "MiniLM (22.7 M weights, pretrained), classes": {
+        "BERT (2 layers of 32, random weights), classes": {
             **texts,
-            "model_name_or_path": DEMO / "model",
+            "model_name_or_path": build_tiny_model(folder / "bert"),
             "max_length": MAX_LENGTH,
-            "learning_rate": 1e-4,
+            "learning_rate": 1e-3,
         },
         "Llama (4 layers of 128, random weights), next token": {
             **texts,
@@ -115,6 +115,13 @@ def build_models(folder: Path) -> dict[str, dict[str, Any]]:
             "predict_with_generate": False,
             "learning_rate": 1e-3,
             "dropout": 0.1,
+        },
+        # The largest is the last.
+        "MiniLM (22.7 M weights, pretrained), classes": {
+            **texts,
+            "model_name_or_path": DEMO / "model",
+            "max_length": MAX_LENGTH,
+            "learning_rate": 1e-4,
         },
     }
 
@@ -192,13 +199,13 @@ def measure(folder: Path, only: str, is_over: bool = False) -> dict[str, dict[st
     """Train each model in each way, or if `is_over` take what is finished; deviations by model and way."""
     found: dict[str, dict[str, Parting]] = {}
     with LaunchServer() as server:
-        for number, (model, recipe) in enumerate(build_models(folder).items()):
+        for model, recipe in build_models(folder).items():
             runs: dict[str, Run] = {}
             for place, (name, way) in enumerate(WAYS.items()):
                 # Only a model of next tokens is packed by itself.
                 if only not in model or ("layout" in way.settings and recipe.get("task") != "causal_lm"):
                     continue
-                output = folder / f"{number}-{place}"
+                output = folder / f"{model.split()[0]}-{place}"
                 if is_over and not is_finished(output):
                     continue
                 runs[name] = train(server, recipe, way, output)

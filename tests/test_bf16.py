@@ -15,9 +15,8 @@ from tests.conftest import Launch, Run
 
 BF16 = {"mixed_precision": "bf16", "allow_slow_bf16": True, "dropout": 0.1, "eval_steps": 8, "max_eval_samples": 20}
 
-# Relative, of a step's loss: a few times what the tiny model shows, and less than other dropout masks do.
-MAX_DEVIATION = 3e-3
-MAX_DEVIATION_CUT_ALIKE = 1e-4
+# Relative, of a step's loss: ten times what a small model showed in its first steps, and less than other dropout masks do.
+MAX_DEVIATION = 1e-4
 
 
 def test_another_micro_batch_stays_within_the_bound(
@@ -26,7 +25,6 @@ def test_another_micro_batch_stays_within_the_bound(
     whole = train({**recipe, **BF16, "per_device_batch_size": 16})
     cut = train({**recipe, **BF16, "per_device_batch_size": 3, "output_dir": str(tmp_path / "cut")})
     assert (whole.exit_code, cut.exit_code) == (0, 0)
-    print(compare(cut, whole))
     assert len(whole.losses) == 8
     assert compare(cut, whole).largest <= MAX_DEVIATION
 
@@ -36,8 +34,8 @@ def test_the_same_micro_batches_on_two_processes(recipe: Mapping[str, Any], laun
     one = launch({**recipe, **BF16})
     two = launch({**recipe, **BF16, "output_dir": str(tmp_path / "two")}, "multi_cpu", 2)
     assert (one.exit_code, two.exit_code) == (0, 0)
-    print(compare(two, one))
-    assert compare(two, one).largest <= MAX_DEVIATION_CUT_ALIKE
+    assert len(one.losses) == 8
+    assert compare(two, one).num_equal == 8
 
 
 def test_a_forward_of_one_example_has_the_same_bits_beside_any_others(demo: Path) -> None:
