@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,7 @@ def measure(folder: Path, only: str, is_over: bool = False) -> dict[str, dict[st
     with LaunchServer() as server:
         for model, recipe in build_models(folder).items():
             runs: dict[str, Run] = {}
+            found[model] = {}
             for place, (name, way) in enumerate(WAYS.items()):
                 # Only a model of next tokens is packed by itself.
                 if only not in model or ("layout" in way.settings and recipe.get("task") != "causal_lm"):
@@ -211,9 +212,17 @@ def measure(folder: Path, only: str, is_over: bool = False) -> dict[str, dict[st
                 runs[name] = train(server, recipe, way, output)
                 if way.reference in runs:
                     parting = compare(runs[name], runs[way.reference])
-                    found.setdefault(model, {})[name] = parting
+                    found[model][name] = parting
                     print(f"{model}, {name}: {parting}", flush=True)
     return found
+
+
+def load_batches(folder: Path) -> list[Computed]:
+    """What bf16_batches.py measures, unless it is there already."""
+    path = folder / "batches.json"
+    if not path.exists():
+        path.write_text(json.dumps([asdict(each) for each in compare_batches()]), encoding="utf-8")
+    return [Computed(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
 
 
 _CURVES = f"""\
@@ -269,7 +278,7 @@ def format_page(
     measured = describe_measurement(machine, "python -m benchmarks.bf16")
     curves = []
     for model, ways in found.items():
-        curves.append(f"| **{model}** | | | | | | | |")
+        curves.append(f"| **{model}**{'' if ways else ': not trained yet'} | | | | | | | |")
         for name, each in ways.items():
             losses = f"{each.largest:.1e} | {each.median:.1e} | {each.mean:.1e} | {each.evaluation:.1e}"
             curves.append(f"| {name} | {WAYS[name].reference} | {losses} | {each.accuracy:+.2f} | {each.num_equal} |")
@@ -293,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     found = measure(folder, options.only, options.finished)
     if not options.only:
-        PAGE.write_text(format_page(found, compare_batches(), describe_machine()), encoding="utf-8")
+        PAGE.write_text(format_page(found, load_batches(folder), describe_machine()), encoding="utf-8")
     if options.folder is None:
         shutil.rmtree(folder)
     return 0

@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.accuracy import write_data
 from tools.trainings import DEMO
 
-NUM_EXAMPLES = 64
-ROUNDS = 3
+NUM_EXAMPLES = 32
+ROUNDS = 2
 # Tokens: longer than the longest of the texts.
 FIXED_LENGTH = 128
 
