@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.accuracy import write_data
 from tools.trainings import DEMO
 
-NUM_EXAMPLES = 32
+NUM_EXAMPLES = 16
 ROUNDS = 2
 # Tokens: longer than the longest of the texts.
 FIXED_LENGTH = 128
