@@ -267,6 +267,10 @@ DROPOUT = (
     "losses differ, a line names the part that draws random numbers of its own: curves then agree statistically only. So they",
     "do with the dropout of flash attention's kernels (`attn_implementation`), and with `dropout_masks: torch`.",
     "Where FSDP2 or ZeRO-3 let each process read only its part of the weights, no process can try: ask `check --deep`.",
+    "",
+    "## bf16",
+    "",
+    "In bf16 these bounds do not hold. What does, by how a step is cut into micro-batches: [BF16.md](BF16.md).",
 )
 
 Launch = Callable[[Sequence[str], Mapping[str, str]], subprocess.CompletedProcess[str]]

@@ -4,6 +4,7 @@ processor trains fastest in: `make bench` writes a section of benchmarks/RESULTS
     python -m benchmarks.speed                     about 25 minutes on two idle cores
     python -m benchmarks.speed --only minilm_long  one table
     python -m benchmarks.speed --quick             a minute, with a tiny model; writes nothing
+    python -m benchmarks.speed --masks             dropout masks by example against torch's: prints a table a workload
 
 Each way (benchmarks/speed_ways.py) is a process that is set up once and then waits. Turns go a, b, c, ..., a, b, c, ...:
 what else happens on the machine hits all alike, and a ratio is taken within a round. All have the same threads and the
@@ -170,7 +171,7 @@ def start_workers(ways: str, workload: Workload, flags: Sequence[str]) -> dict[s
     workers = {}
     for way in ways:
         if way != "f":
-            workers[way] = Worker(way, workload.name, flags if way in "egh" else ())
+            workers[way] = Worker(way, workload.name, flags if way in "eghj" else ())
             workers[way].read()
     return workers
 
@@ -193,7 +194,7 @@ def measure(workload: Workload, ways: str, flags: Sequence[str], lock: Lock) -> 
                     num_steps = 1 if way == "a" or not number else workload.steps
                     turn = workers[way].ask(do="train", steps=num_steps)
                 if number:
-                    turns[way].add(turn, shape, mean_length, cuts_last_layer=way in "efgh")
+                    turns[way].add(turn, shape, mean_length, cuts_last_layer=way in "efghj")
             if number:
                 peaks.append(workers["e"].ask(do="peak"))
         print(f"{workload.name}: round {number} of {workload.rounds}", file=sys.stderr, flush=True)
@@ -237,8 +238,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, help="turns of each way; the table's own by default")
     parser.add_argument("--quick", action="store_true", help="a minute with a tiny model; writes nothing")
     parser.add_argument("--print", action="store_true", help="print the tables and write nothing")
+    parser.add_argument("--masks", action="store_true", help=f"as --print --ways ej --only {','.join(TABLES[:4])}")
     parser.add_argument("--lock", type=Path, help="a file whose lock is held during each round")
     options, flags = parser.parse_known_args(arguments)
+    if options.masks:
+        options.only, options.ways, options.print = ",".join(TABLES[:4]), "ej", True
     lock = Lock(options.lock)
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     # Threads that wait sleep: spinning on a busy machine, they would measure its other work.

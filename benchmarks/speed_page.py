@@ -26,6 +26,7 @@ WAYS = {
     "g": "Onecurve, {precision}, allocator as it comes",
     "h": "Onecurve, {precision}, compiled",
     "i": "Trainer at its best, compiled",
+    "j": "Onecurve, {precision}, torch's dropout masks",
 }
 TABLES = ("minilm_long", "minilm_short", "base_long", "base_short", "loop_long", "loop_short", "loop_base")
 TARGET_ACCURACY = 0.9
@@ -62,7 +63,7 @@ def to_table(result: dict[str, Any]) -> list[str]:
             mine / rate
             for mine, rate in zip(ways["e"]["examples_per_cpu_second"], turns["examples_per_cpu_second"], strict=True)
         ]
-        precision = "bfloat16" if way in "cefghi" and mixed == "bf16" else "float32"
+        precision = "bfloat16" if way in "cefghij" and mixed == "bf16" else "float32"
         share = statistics.median(turns["flops_per_second"]) / peak[precision]
         memory = f"{turns['peak_bytes'] / 2**30:.1f} GiB" if turns["peak_bytes"] else ""
         lines.append(

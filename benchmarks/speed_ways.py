@@ -11,6 +11,7 @@ e  Onecurve: training/run.py itself, bf16 where the processor has it
 f  bare PyTorch on the batches that e has just trained on: the floor, run by e's process between its turns
 g  e without the allocator settings that `onecurve run` gives
 h, i  e and c with torch.compile (benchmarks.mfu)
+j  e with torch's dropout masks
 """
 
 from __future__ import annotations
@@ -362,7 +363,8 @@ def main(way: str, workload: Workload, flags: list[str]) -> None:
     elif way == "d":
         run_accelerate_example(workload, settings)
     else:
-        run_onecurve(workload, settings, [*flags, "--torch_compile", "true"] if way == "h" else flags)
+        own = {"h": ["--torch_compile", "true"], "j": ["--dropout_masks", "torch"]}
+        run_onecurve(workload, settings, [*flags, *own.get(way, [])])
 
 
 if __name__ == "__main__":

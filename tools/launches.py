@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ class LaunchServer:
     def __init__(self) -> None:
         self._server: _Server | None = None
         self._environment = build_environment()
+        self._start = threading.Lock()
 
     def __enter__(self) -> LaunchServer:
         return self
@@ -118,8 +120,8 @@ class LaunchServer:
         """Run `accelerate launch` with these arguments; raises `subprocess.TimeoutExpired`."""
         if not self.serves(environment):
             return launch_for_real(arguments, environment, timeout_seconds)
-        if self._server is None:
-            self._server = _start(self._environment)
+        with self._start:  # Several threads may launch.
+            self._server = self._server or _start(self._environment)
         with (
             socket.socket(socket.AF_UNIX) as connection,
             tempfile.TemporaryFile("w+", encoding="utf-8") as stdout,
