@@ -206,6 +206,22 @@ class Deviation:
         return None
 
 
+def open_folder(folder: Path, revision: str) -> str | None:
+    """Build data and models, or go on with those of the same commit; says what is wrong if they are of another."""
+    mark = folder / "revision"
+    if folder.is_dir() and any(folder.iterdir()):
+        found = mark.read_text(encoding="utf-8") if mark.is_file() else "no known one"
+        return (
+            None
+            if found == revision
+            else f"{folder} holds trainings of commit {found}, not of {revision}; give another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    build_data(folder)
+    mark.write_text(revision, encoding="utf-8")
+    return None
+
+
 def build_data(folder: Path) -> None:
     """Texts of very different length with a label of each kind, a tiny BERT with the demo's tokenizer, and a tiny Llama."""
     import torch
@@ -389,12 +405,13 @@ def main() -> int:
         "--kinds", nargs="+", choices=KINDS, metavar="KIND", help="kinds to run; the page is then not written"
     )
     parser.add_argument("--real", action="store_true", help="start each training anew, not from the launch server")
-    parser.add_argument("--folder", help="keep the trainings here, and go on with what is there")
+    parser.add_argument("--folder", help="keep the trainings here, and go on with those of this commit")
     options = parser.parse_args()
+    revision = find_revision()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="onecurve-invariance-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "model").exists():
-        build_data(folder)
+    if (problem := open_folder(folder, revision)) is not None:
+        print(problem, file=sys.stderr)
+        return 2
     console = Console(width=130)
     cells = [
         cell
@@ -415,7 +432,7 @@ def main() -> int:
             console.print(f"{number}/{len(cells)}  {cell.name}: {figures}: {fault or 'holds'}", highlight=False)
     print_matrix(console, found)
     if options.only is None and options.kinds is None:
-        (ROOT / "docs" / "INVARIANCE.md").write_text(format_page(found, find_revision()), encoding="utf-8")
+        (ROOT / "docs" / "INVARIANCE.md").write_text(format_page(found, revision), encoding="utf-8")
     if options.folder is None:
         shutil.rmtree(folder)
     return 1 if faults else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.invariance import Cell, build_data, compare, read_curve, train
+from benchmarks.invariance import Cell, build_data, compare, open_folder, read_curve, train
 from tools.launches import LaunchServer
 
 CELLS = [
@@ -101,3 +101,12 @@ def test_the_last_learning_rate_is_the_schedules(folder: Path) -> None:
     assert rates[0] == 0
     assert rates[6] == 1e-3
     assert rates[-1] == pytest.approx(1e-3 / 46, rel=1e-12)
+
+
+def test_trainings_of_another_commit_are_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "revision").write_text("0123456789ab", encoding="utf-8")
+    assert open_folder(tmp_path, "0123456789ab") is None
+    assert "0123456789ab" in str(open_folder(tmp_path, "fedcba987654"))
+    (tmp_path / "revision").unlink()
+    (tmp_path / "model").mkdir()
+    assert open_folder(tmp_path, "0123456789ab") is not None
