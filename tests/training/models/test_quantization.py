@@ -87,7 +87,7 @@ def test_a_resume_gives_the_same_bits(recipe: dict[str, Any], train: Train, bits
 
 @pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(recipe: dict[str, Any], launch: Launch, bitsandbytes: Any) -> None:
-    """DDP, each process with all of the rounded weights; dropout on, the last step of each epoch uneven."""
+    """DDP, each process with all of the rounded weights."""
     runs = [
         launch(
             {**recipe, **NF4, "output_dir": f"{recipe['output_dir']}_{count}"}, topology=topology, num_processes=count
