@@ -28,6 +28,9 @@ from benchmarks.speed_data import FOLDER
 
 RIVALS = "ftqpo"
 ADAPTER_RIVALS = "xtp"
+SAME_BATCHES = "xt"
+"""Rivals of adapters that have e's examples in each step."""
+
 RESULTS = FOLDER / "results" / "causal_lm"
 
 
@@ -54,6 +57,10 @@ def compare(workload: Workload, rival: str, flags: Sequence[str] = ()) -> dict[s
             if rival == "f"
             else workers[rival].ask(do="train", steps=steps, warms_up=False)
         )
+        if flags and rival in SAME_BATCHES and mine["tokens"] != other["tokens"]:
+            raise SystemExit(
+                f"e and {rival} did not see the same batches: {mine['tokens']} and {other['tokens']} tokens"
+            )
         if number:
             ours.append(mine)
             theirs.append(other)

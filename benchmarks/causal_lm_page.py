@@ -33,7 +33,7 @@ WAYS = {
 ADAPTER_WAYS = {
     "e": "Onecurve, LoRA, packed",
     "x": "Onecurve, all weights, packed",
-    "t": "TRL and PEFT, LoRA, padded, sampling by length",
+    "t": "TRL and PEFT, LoRA, e's batches, padded",
     "p": "TRL and PEFT, LoRA, packing",
 }
 ADAPTERS_INTRODUCTION = """# Adapters, measured
@@ -41,7 +41,9 @@ ADAPTERS_INTRODUCTION = """# Adapters, measured
 <!-- Written by `python -m benchmarks.causal_lm --adapter`. -->
 
 SmolLM2-135M-Instruct with LoRA of rank 8 in every linear layer but the head, beside the same model with all weights trained
-and beside TRL with PEFT, on the same tokens and targets, in turns as in [causal_lm.md](causal_lm.md). Gradients and moments
+and beside TRL with PEFT, in turns as in [causal_lm.md](causal_lm.md). x and t have the very batches that e has, in its order;
+t pads each to its longest example (their tokens are compared turn by turn). Processor time is that of the process, all its
+threads: what else the machine does hardly changes it. Gradients and moments
 are predicted by the arithmetic of `onecurve plan`, and measured as the bytes of the tensors that the optimizer has. Of a
 checkpoint the files with tensors are counted, weights and moments; tokenizer and configs lie beside them."""
 INTRODUCTION = """# Causal language models, measured

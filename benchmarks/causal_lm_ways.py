@@ -37,6 +37,7 @@ from benchmarks.gate import TurnGate, answer
 from benchmarks.processor import PRECISION
 from benchmarks.speed_data import FOLDER
 from onecurve.training.config import load_recipe, parse_arguments
+from onecurve.training.data.plan import Order
 from onecurve.training.data.preparation import prepare_data
 from onecurve.training.models.loading import load_task
 
@@ -103,14 +104,36 @@ class Gate(TurnGate):
 # TRL ----------------------------------------------------------------------------------------------------------------------
 
 
-def read_examples(recipe: dict[str, str]) -> datasets.Dataset:
-    """Tokens and labels as Onecurve prepares them, the first label of each example none: TRL trains on them as they are."""
+def read_examples(recipe: dict[str, str]) -> tuple[datasets.Dataset, Order]:
+    """Tokens and labels as Onecurve prepares them, the first label of each example none: TRL trains on them as they are.
+
+    And the order in which Onecurve takes them.
+    """
     loaded = load_recipe(*parse_arguments(to_flags(recipe))).recipe
     task, _, tokenizer = load_task(loaded)
-    examples = prepare_data(loaded, task, tokenizer).train.examples
-    return datasets.Dataset.from_dict(
-        {name: [row.tolist() for row in examples[name][:]] for name in ("input_ids", "labels")}
-    )
+    train = prepare_data(loaded, task, tokenizer).train
+    rows = {name: [row.tolist() for row in train.examples[name][:]] for name in ("input_ids", "labels")}
+    order = Order(len(train), loaded.train_batch_size, loaded.seed, train.lengths, loaded.length_window)
+    return datasets.Dataset.from_dict(rows), order
+
+
+class PlannedBatches(torch.utils.data.Sampler[int]):
+    """The examples of Onecurve's steps, one step after the other, so that each step of both has the same."""
+
+    def __init__(self, order: Order) -> None:
+        self._order, self._epoch = order, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch begins."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._order.num_examples
+
+    def __iter__(self) -> Iterator[int]:
+        first = self._epoch * self._order.steps_per_epoch
+        steps = range(first, first + self._order.steps_per_epoch)
+        return (int(row) for step in steps for row in self._order.global_batch(step))
 
 
 class ShuffledBatches(torch.utils.data.Sampler[int]):
@@ -172,6 +195,8 @@ def run_trl(way: str, workload: Workload, recipe: dict[str, str], has_adapter: b
 
     class CountingTrainer(SFTTrainer):
         def _get_train_sampler(self, *arguments: Any) -> Any:
+            if has_adapter and way == "t":
+                return PlannedBatches(order)
             rows, size = super()._get_train_sampler(*arguments), self.args.per_device_train_batch_size
             return rows if way == "p" else ShuffledBatches(rows, size)
 
@@ -182,7 +207,7 @@ def run_trl(way: str, workload: Workload, recipe: dict[str, str], has_adapter: b
             loss: torch.Tensor = super().training_step(model, inputs, *arguments, **others)
             return loss
 
-    data = read_examples(recipe)
+    data, order = read_examples(recipe)
     mean_length = statistics.mean(map(len, data["input_ids"]))
     settings = SFTConfig(
         output_dir=str(FOLDER / "runs" / "trl"),

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks import conformance_alignment as alignment
 from benchmarks.conformance_curve import (
     LESSONS,
     TOPOLOGIES,
@@ -211,6 +212,20 @@ def measure_curves(launch: Launch, folder: Path, num_steps: int) -> dict[str, di
     return found
 
 
+def measure_alignment(launch: Launch, folder: Path) -> dict[str, alignment.Losses]:
+    """By way, the losses of each variant of transformers' rule; of the peers those that `measure_curves` left."""
+    found: dict[str, dict[str, Sequence[float]]] = {"Onecurve": {}}
+    for variant in alignment.VARIANTS:
+        settings = alignment.build_alignment(folder, variant)
+        if not (output := Path(settings["output_dir"]) / "final").is_dir():
+            launch("cpu", 1, "training/run.py", to_flags(settings))
+        found["Onecurve"][variant] = _read_losses(output.parent)
+    for way in WAYS[1:]:
+        paths = {variant: folder / alignment.name_losses(way, variant) for variant in alignment.VARIANTS}
+        found[way] = {variant: Curve.load(path).losses for variant, path in paths.items() if path.exists()}
+    return {way: losses for way, losses in found.items() if losses}
+
+
 def check_resume(launch: Launch, folder: Path, strategy: str, first: int, second: int, num_steps: int = 8) -> Verdict:
     """DeepSpeed's "train at n, load at m": stopped on some processes, gone on with on others, beside a run that was not.
 
@@ -269,6 +284,22 @@ def build_rows(
         rows.append(
             [f"DeepSpeed, train at n, load at m: {name}", "losses go on, within 1e-5", str(verdict), "-", "-", "-"]
         )
+    return rows
+
+
+def build_alignment_rows(losses: Mapping[str, alignment.Losses]) -> list[list[str]]:
+    """transformers' accumulation rule: the right loss, and the one with the fault, which must be seen."""
+    rows = []
+    for name, rule, variant, holds in (
+        ("transformers: loss alignment (ragged decoder)", "5 losses within 0.01", "cut", alignment.is_aligned),
+        ("the same with the old fault put in", "seen: more than 0.7 apart", "broken", alignment.is_seen_broken),
+    ):
+        cells = {
+            way: str(Verdict(holds(found), f"{alignment.measure_distance(found, variant):.1e}"))
+            for way, found in losses.items()
+            if variant in found
+        }
+        rows.append([name, rule, *(cells.get(way, "-") for way in WAYS)])
     return rows
 
 
@@ -344,8 +375,12 @@ How to read it:
 - An evaluation loss that is a mean over batches is not one over targets. It is no part of accelerate's check, which counts.
 - DeepSpeed's check converts a checkpoint and loads it on another number of processes. Onecurve's checkpoints need no conversion.
   The other ways are not measured here: `-` says so.
-- torchtitan refuses a chat that is not a question and an answer in turn. Onecurve and trl are made for other chats too (a system
-  message, tools, several turns); what they accept of the three is learned from where the assistant speaks.
+- transformers' rule is replayed in full on the ragged decoder: half of its rows have a single token. With the old fault put in (a
+  loss that does not know the step's number of targets: a task file of 20 lines for Onecurve, `model_accepts_loss_kwargs` off for
+  Trainer and trl) the losses part, so the check can fail. accelerate's loop has that fault by itself: its first row shows it.
+- torchtitan refuses a chat that is not one question and one answer. Onecurve and trl are made for other chats too (a system
+  message, tools, several turns). Where the assistant's part is learned, Onecurve refuses an answer to nobody, leaves out a chat
+  without an answer, and of a chat that ends with a question that question: it is counted, and the answers before it are learned.
 - torchtitan drops a chat that is longer than the context without a word. Onecurve and trl cut it, so that check is not replayed.
 
 The originals: `accelerate/test_utils/scripts/test_sync.py` and `external_deps/test_metrics.py`; transformers'
@@ -368,15 +403,17 @@ def measure(folder: Path, num_steps: int, resumes: Sequence[tuple[str, int, int]
     """All checks; rows of the table."""
     if not (folder / "decoder").is_dir():
         build_data(folder)
+    alignment.build_rows(folder)
     num_validation = len((folder / "validation.jsonl").read_text(encoding="utf-8").splitlines())
     with LaunchServer() as server:
         launch = launch_by(server, folder)
         curves = measure_curves(launch, folder, num_steps)
+        aligned = build_alignment_rows(measure_alignment(launch, folder))
         resumed = {
             f"{name}, {first} -> {second}": check_resume(launch, folder, RESUMES[name], first, second)
             for name, first, second in resumes
         }
-    return build_rows(curves, resumed, num_validation) + build_chat_rows(folder)
+    return build_rows(curves, resumed, num_validation) + aligned + build_chat_rows(folder)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ class Chats:
         rows: (tokens, labels) of each chat; a label stands at the token that it is.
         packed_deviation: the largest difference between logits of chats in one packed row and of each alone.
         positions: of the tokens of that row.
-        refused: those of `INVALID` that are refused or left out.
+        refused: those of `INVALID` that are refused or left out, or of which what is not answered is left out.
     """
 
     rows: Sequence[tuple[list[int], list[int]]]
@@ -132,7 +132,8 @@ def chats_of_onecurve(folder: Path) -> Chats:
     for name, chat in INVALID.items():
         try:
             data, *_ = _prepare(folder, "invalid", [*CHATS, chat])
-            if len(data.train) == len(CHATS):  # Left out, which is noted.
+            last = data.train.examples["input_ids"][[len(data.train) - 1]][0]
+            if _is_left_out(len(data.train), last, tokenizer, chat):  # Which is counted, and said.
                 refused.append(name)
         except BadInput:
             refused.append(name)
@@ -142,6 +143,12 @@ def chats_of_onecurve(folder: Path) -> Chats:
         batch["position_ids"][0].tolist(),
         refused,
     )
+
+
+def _is_left_out(num_examples: int, last: Any, tokenizer: Any, chat: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a chat behind `CHATS`, or at least its last message where that is a question, is in no example."""
+    question = chat[-1]["content"]
+    return num_examples == len(CHATS) or (chat[-1]["role"] == "user" and question not in tokenizer.decode(last))
 
 
 def chats_of_trl(folder: Path) -> Chats | None:
@@ -166,7 +173,9 @@ def chats_of_trl(folder: Path) -> Chats | None:
     for name, chat in INVALID.items():
         try:
             trainer = _build_trl(folder, [*CHATS, chat], is_packed=False)
-            if len(trainer.train_dataset) == len(CHATS):
+            rows_of_trl = trainer.train_dataset
+            tokenizer = trainer.processing_class
+            if _is_left_out(len(rows_of_trl), rows_of_trl[-1]["input_ids"], tokenizer, chat):
                 refused.append(name)
         except (ValueError, RuntimeError):
             refused.append(name)

@@ -27,6 +27,7 @@ from transformers import (
     get_scheduler,
 )
 
+from benchmarks.conformance_alignment import VARIANTS, build_alignment, name_losses
 from benchmarks.conformance_curve import (
     BATCH_SIZE,
     LESSONS,
@@ -125,10 +126,15 @@ def _choose_collator(lesson: Lesson) -> Any:
     return DataCollatorWithPadding(lesson.tokenizer)
 
 
-def train_with_trainer(way: str, lesson: Lesson, accumulation: int) -> Curve:
-    """Train and evaluate."""
+def train_with_trainer(way: str, lesson: Lesson, accumulation: int, is_broken: bool = False) -> Curve:
+    """Train and evaluate.
+
+    Args:
+        is_broken: whether the model is not given the step's number of targets, as transformers' own check breaks it.
+    """
     curve = Curve()
     trainer = build_trainer(way, lesson, accumulation, curve)
+    trainer.model_accepts_loss_kwargs = trainer.model_accepts_loss_kwargs and not is_broken
     trainer.train()
     metrics = trainer.evaluate()
     curve.eval_loss, curve.num_evaluated = metrics["eval_loss"], int(metrics.get("eval_count", len(lesson.validation)))
@@ -204,6 +210,23 @@ def _make_steps(
                     return
 
 
+def train_aligned(folder: Path) -> None:
+    """The variants of transformers' accumulation rule, in every way; accelerate's loop has the fault by itself."""
+    recipe = load_recipe(*parse_arguments(to_flags(build_alignment(folder)))).recipe
+    for way in find_ways():
+        for variant, (accumulation, is_broken) in VARIANTS.items():
+            if way == "accelerate" and is_broken:
+                continue
+            torch.manual_seed(0)
+            lesson = build_lesson(recipe)
+            if way == "accelerate":
+                curve = train_with_accelerate(lesson, accumulation)
+            else:
+                curve = train_with_trainer(way, lesson, accumulation, is_broken)
+            curve.save(folder / name_losses(way, variant))
+            _forget()
+
+
 def _forget() -> None:
     for state in (AcceleratorState, GradientState):
         state._reset_state()
@@ -233,6 +256,8 @@ def main(folder: Path, num_steps: int) -> None:
                 if rank == 0:
                     curve.save(folder / name_curve(way, name, num_processes, accumulation))
                 _forget()
+    if num_processes == 1:
+        train_aligned(folder)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,10 @@ def format_flops(number: float) -> str:
 
 
 def format_result(value: object) -> str:
-    """A measured value, rounded to four digits."""
+    """A measured value, rounded to four digits behind the point, from 100 on to two."""
     if isinstance(value, float):
+        if 100 <= abs(value) < 1e6:
+            return f"{value:,.2f}"
         return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"

@@ -6,6 +6,7 @@ Files may be missing, half written or of another version: what can't be read is 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from onecurve.launcher.facts.history import History, read_json
 from onecurve.training.run_directory import RunDirectory
 
 _SHOWN_OF_SAMPLES = ("row", "prompt", "reference")
+# What a report of entities has of all classes together: no class is called so.
+_AVERAGES = ("micro avg", "macro avg", "weighted avg")
+_LINE_BREAKS = re.compile(r"(?:[ \t\r]*\n){4,}[ \t\r]*")
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ def _read_classes(content: Any) -> list[ClassResult]:
                 int(row["support"]),
             )
             for name, row in content.items()
+            if name not in _AVERAGES
         ]
     except (KeyError, TypeError, ValueError, AttributeError):
         return []
@@ -181,7 +186,17 @@ def _read_samples(path: Path) -> tuple[int, list[Sample]]:
 
 def _build_sample(line: Mapping[str, Any], before: Mapping[Any, str]) -> Sample:
     row, prompt, reference = (str(line[name]) for name in _SHOWN_OF_SAMPLES)
-    return Sample(row, prompt, before.get(line["row"]), str(line["generated"]), reference)
+    first = before.get(line["row"])
+    return Sample(
+        row, prompt, None if first is None else shorten_blanks(first), shorten_blanks(str(line["generated"])), reference
+    )
+
+
+def shorten_blanks(text: str) -> str:
+    """A generation with its long runs of line breaks counted: an untrained model writes pages of them."""
+    if not text.strip():
+        return f"(nothing but {len(text):,} blank characters)" if text else "(nothing)"
+    return _LINE_BREAKS.sub(lambda found: f"\n(... {found.group().count(chr(10)):,} line breaks)\n", text)
 
 
 def list_confusions(confusion: Confusion, most: int) -> list[tuple[str, str, int, float]]:

@@ -131,15 +131,17 @@ def choose_ticks(low: float, high: float, whole: bool = False, limit: float | No
     Args:
         whole: only whole numbers.
         limit: no value lies above it, and so no tick, because it is a multiple of every step. The range is no narrower than a
-            twentieth of it, and of a single value it is all of it.
+            twentieth of it, and of a single value it is all of it. Nor is it below 0 where no value is.
     """
     if not high > low:
         low, high = min(0.0, low), max(limit or 0.0, high)
         high = high if high > low else low + 1.0
     elif limit is not None and high - low < _LEAST_SPAN * limit:
-        middle = (low + high) / 2
+        middle, is_positive = (low + high) / 2, low >= 0
         high = min(limit, middle + _LEAST_SPAN * limit / 2)
         low = min(low, high - _LEAST_SPAN * limit)
+        if is_positive and low < 0:
+            low, high = 0.0, _LEAST_SPAN * limit
     exponent = math.floor(math.log10((high - low) / 4))
     size = next(factor * 10.0**exponent for factor in (1, 2, 5, 10) if (high - low) / (factor * 10.0**exponent) <= 6)
     if whole:

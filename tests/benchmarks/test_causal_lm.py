@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.causal_lm_data import CHAT
 from benchmarks.causal_lm_page import to_table
-from benchmarks.causal_lm_ways import NO_TARGET, Gate, Work
+from benchmarks.causal_lm_ways import NO_TARGET, Gate, PlannedBatches, Work
 from benchmarks.peers import FirstStep, to_rows
+from onecurve.training.data.plan import Order
 from tests.benchmarks.test_speed import run_benchmark
 
 
@@ -42,6 +44,17 @@ def make_turn(seconds: float, places: int = 100, targets: int = 40) -> dict[str,
     }  # fmt: skip
 
 
+def test_a_rival_can_have_the_very_batches_of_onecurve() -> None:
+    order = Order(10, 4, 42, np.arange(10), 1)
+    rows = PlannedBatches(order)
+    for epoch in (0, 1):
+        rows.set_epoch(epoch)
+        assert len(found := list(rows)) == len(rows) == 10
+        for number in range(3):
+            expected = order.global_batch(3 * epoch + number).tolist()
+            assert found[4 * number : 4 * (number + 1)] == expected
+
+
 def test_a_peer_is_as_far_off_as_its_distance_from_the_referee() -> None:
     rows = to_rows({(1, 4): {"referee": FirstStep(2.0, 0.5), "Trainer": FirstStep(8.0, 0.5)}})
     assert rows[0][:2] == ["1 x 4", "Trainer"]
@@ -59,3 +72,13 @@ def test_every_way_takes_its_turn() -> None:
     assert list(rows) == ["e", "f", "p"]
     assert "| 0.0% |" in rows["e"]
     assert "| 0.0% |" in rows["p"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CHAT / "complete").exists(), reason="`make demo-chat` builds the tokenizer")
+def test_an_adapter_of_trl_has_the_same_batches() -> None:
+    """Else the benchmark ends with an error: their tokens are compared turn by turn."""
+    pytest.importorskip("trl")
+    result = run_benchmark("causal_lm", ["--quick", "--adapter", "--rounds", "1", "--rivals", "t"])
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r"^\| ([a-z]) ", result.stdout, re.MULTILINE) == ["e", "t"]

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import conformance
+from benchmarks import conformance_alignment as alignment
 from benchmarks.conformance import Verdict, build_rows, format_page
-from benchmarks.conformance_chats import CHATS, build_chat_model, chats_of_onecurve, is_resumed_exactly
+from benchmarks.conformance_chats import CHATS, INVALID, build_chat_model, chats_of_onecurve, is_resumed_exactly
 from benchmarks.conformance_curve import NO_TARGET, TOPOLOGIES, Curve
 from benchmarks.invariance import build_data
 from tools.launches import LaunchServer
@@ -53,6 +54,20 @@ def test_the_alignment_is_of_accumulation() -> None:
     ).holds
 
 
+def test_the_alignment_holds_and_the_old_fault_is_seen() -> None:
+    right = {"whole": [5.0, 4.0], "cut": [5.001, 4.0], "broken": [5.8, 4.1]}
+    assert alignment.is_aligned(right)
+    assert alignment.is_seen_broken(right)
+    assert not alignment.is_aligned({**right, "cut": [5.0, 4.02]})
+    assert not alignment.is_seen_broken({**right, "broken": [5.6, 4.6]})
+    assert not alignment.is_seen_broken({**right, "broken": [9.0, 8.0]}), "in the mean they part by a fifth"
+    rows = conformance.build_alignment_rows({"Onecurve": right, "accelerate": {"whole": [5.0], "cut": [7.0]}})
+    assert [row[2:] for row in rows] == [
+        ["holds: 1.0e-03", "-", "-", "**fails**: 2.0e+00"],
+        ["holds: 8.0e-01", "-", "-", "-"],
+    ]
+
+
 def test_what_is_not_measured_is_no_verdict() -> None:
     rows = build_rows({"decoder": {"Onecurve": dict.fromkeys(TOPOLOGIES, replace(CURVE, losses=[1.0] * 5))}}, {}, 60)
     assert {len(row) for row in rows} == {2 + len(conformance.WAYS)}
@@ -68,6 +83,7 @@ def test_chats_are_prepared_as_torchtitan_asks(demo: Path, tmp_path: Path) -> No
     assert chats.is_shifted_once()
     assert chats.begins_anew()
     assert chats.packed_deviation < 1e-5
+    assert list(chats.refused) == list(INVALID)
     assert is_resumed_exactly()
 
     # The checks can fail.

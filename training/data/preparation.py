@@ -35,7 +35,7 @@ from onecurve.training.tasks.base import Task
 from onecurve.training.work_progress import WorkProgress
 
 # Raised whenever the layout or the meaning of a prepared folder changes.
-PREPARED_FORMAT = 5
+PREPARED_FORMAT = 6
 
 # Digests of another kind say nothing about these: a run that was begun with them is not compared. The number is that of
 # the format whose digests were last computed in another way.

@@ -54,7 +54,9 @@ def load_weights(checkpoint: Path, model: torch.nn.Module, shares: Shares | None
     own = {name: value.detach() for name, value in _list_saved(model)}
     parts = {} if shares is None else shares.parts
     with TensorFiles(checkpoint / WEIGHTS_FILE) as file:
-        if names := set(own) ^ file.names():
+        # Earlier versions wrote a tied weight once for each of its names.
+        others = model.state_dict(keep_vars=True).keys() if not has_adapter(model) else own.keys()
+        if names := (own.keys() - file.names()) | (file.names() - others):
             raise BadInput(f"{checkpoint} is of another model: only one of them has {', '.join(sorted(names)[:5])}")
         for name, value in own.items():
             if file.shape(name) != value.shape:
@@ -64,7 +66,7 @@ def load_weights(checkpoint: Path, model: torch.nn.Module, shares: Shares | None
                 )
             if shares is not None and name in parts:
                 parts[name] = shares.cut.read(file, name)
-            elif not is_reserved(value):  # Of tied weights, which have several names, one has the part.
+            elif not is_reserved(value):
                 value.copy_(file.read(name))
 
 
@@ -85,10 +87,15 @@ def set_shares(model: torch.nn.Module, shares: Shares | None) -> None:
 
 
 def _list_saved(model: torch.nn.Module) -> NamedTensors:
-    """What a checkpoint holds of a model that is not wrapped. An adapter's base is named in the run instead."""
-    is_frozen = has_adapter(model)
+    """What a checkpoint holds of a model that is not wrapped. An adapter's base is named in the run instead.
+
+    A tied weight is listed once, under the name that `named_parameters` gives it, as its moments are.
+    """
+    is_frozen, listed = has_adapter(model), set()
     for name, value in model.state_dict(keep_vars=True).items():
-        if not (is_frozen and isinstance(value, torch.nn.Parameter) and not value.requires_grad):
+        is_base = is_frozen and isinstance(value, torch.nn.Parameter) and not value.requires_grad
+        if not is_base and id(value) not in listed:
+            listed.add(id(value))
             yield name, value
 
 

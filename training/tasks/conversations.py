@@ -14,6 +14,9 @@ from onecurve.training.recipe import find_nearest
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
+# Whose message the assistant answers.
+_ASKING = frozenset(ROLES) - {"system", "developer", "assistant"}
+
 # The words of ShareGPT's files.
 _OTHER_WORDS = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatbot": "assistant", "model": "assistant"}
 
@@ -35,6 +38,17 @@ class Conversation:
     def cut(self, num_messages: int) -> Conversation:
         """Its first messages."""
         return Conversation(self.messages[:num_messages], self.tools)
+
+    @property
+    def answers_nobody(self) -> bool:
+        """Whether the assistant speaks and nobody asks."""
+        roles = {message["role"] for message in self.messages}
+        return "assistant" in roles and not roles & _ASKING
+
+    def cut_unanswered(self) -> Conversation:
+        """Without the messages behind the assistant's last; whole where the assistant says nothing."""
+        turns = [number for number, message in enumerate(self.messages, start=1) if message["role"] == "assistant"]
+        return self.cut(turns[-1]) if turns else self
 
 
 def find_messages_problem(messages: Any, name: str) -> str | None:

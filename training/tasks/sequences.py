@@ -23,6 +23,8 @@ INSIDE_A_TOKEN = (
 
 NO_END = "the end of a turn is no target, so that the model does not learn to stop there"
 NOT_SHOWN = "the chat template leaves out or changes the content of a message"
+UNANSWERED = "messages behind the assistant's last one are left out, because nothing answers them"
+NO_QUESTION = "the assistant answers, but no message asks; put the question in a message of the user before it"
 GUARDED = "messages write special tokens, which are read as plain text"
 
 
@@ -101,8 +103,15 @@ def encode_conversations(
         num_before: of each conversation how many messages are a prompt, of which nothing is a target; None for none.
 
     Raises:
-        BadInput: naming the first row that the template refuses, or in which the assistant's part is not known.
+        BadInput: naming the first row that the template refuses, in which the assistant's part is not known, or in which
+            the assistant is to be learned and answers nobody.
     """
+    whole = conversations
+    if assistant_only and num_before is None:
+        for position, conversation in enumerate(whole):
+            if conversation.answers_nobody:
+                rows.refuse(position, NO_QUESTION)
+        conversations = [conversation.cut_unanswered() for conversation in whole]
     texts, spans_of_texts, prompts = [], [], []
     ends = chats.find_special_tokens(tokenizer)
     for position, conversation in enumerate(conversations):
@@ -118,8 +127,11 @@ def encode_conversations(
     special = {tokenizer.convert_tokens_to_ids(token) for token in ends}
     learns_all = not assistant_only and num_before is None
     of_texts = tokenize_parts(tokenizer, texts, spans_of_texts, TEMPLATE)
-    for text, conversation, has_prompt, (tokens, parts) in zip(texts, conversations, prompts, of_texts, strict=True):
+    read = zip(texts, conversations, whole, prompts, of_texts, strict=True)
+    for text, conversation, written, has_prompt, (tokens, parts) in read:
         oddities = [GUARDED] if GUARD in text else []
+        if len(conversation.messages) < len(written.messages):
+            oddities.append(UNANSWERED)
         if not _shows_contents(text.replace(GUARD, ""), conversation):
             oddities.append(NOT_SHOWN)
         if learns_all:

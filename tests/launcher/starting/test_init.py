@@ -211,6 +211,37 @@ def test_the_recipe_of_the_demo_trains(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_the_check_that_init_recommends_goes_through(
+    command: Command, build_model: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    """All of it: `--deep` prepares the data and loads the model, in a process of its own. A row that it must refuse is named."""
+    if kind == "decoder":
+        ask, say = {"role": "user", "content": "Say it"}, {"role": "assistant", "content": "It is said."}
+        path = write_reviews(tmp_path / "chats.jsonl", lambda number: {"messages": [ask, say]})
+    else:
+        path = write_reviews(tmp_path / "reviews.jsonl")
+    answer = json.loads(command("init", path.name, "--model", build_model(kind), "--json").stdout)
+    words = [*shlex.split(answer["commands"][0])[1:], "--json"]
+    assert "--deep" in words
+    checked = command(*words)
+    report = json.loads(checked.stdout)
+    assert (checked.exit_code, report["findings"]) == (0, []), checked.stdout
+    data = [fact for fact in report["facts"] if fact.startswith("data ")]
+    assert all(names(fact, each) for fact, each in zip(data, ("96", "24"), strict=True)), data  # A fifth is held out.
+    if kind == "encoder":
+        assert "example" not in report
+        return
+    assert "".join(each["text"] for each in report["example"] if each["is_target"]) == "It is said.<|im_end|>"
+
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines[:4], json.dumps({"messages": [say]}), *lines[5:]]), encoding="utf-8")
+    refused = command(*words)
+    assert refused.exit_code == 2
+    assert names(json.loads(refused.stdout)["findings"][0]["message"], path.name, "row 5")
+
+
+@pytest.mark.slow
 def test_a_name_of_no_file_is_looked_for_on_the_hub(onecurve: Onecurve, tmp_path: Path) -> None:
     result = onecurve("init", "nobody/no_such_data_set", "--output", tmp_path / "a.yaml")
     assert (result.returncode, (tmp_path / "a.yaml").exists()) == (2, False)

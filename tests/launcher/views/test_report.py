@@ -119,6 +119,25 @@ def test_the_first_and_the_last_samples_are_shown(
     assert re.findall(r"\bg(\d+-\d)\b", text) == expected.split()
 
 
+def test_pages_of_line_breaks_are_counted(write_run: Callable[..., Path]) -> None:
+    run = write_run("a")
+    lines = [
+        {"step": step, "row": 0, "prompt": "p", "generated": written, "reference": "r"}
+        for step, written in ((0, "\n" * 24), (20, "one\n\ntwo" + "\n" * 17 + "three"))
+    ]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    page = write_report([run]).read_text(encoding="utf-8")
+    assert "\n" * 17 not in page
+    text = _StrictParser(page).text
+    assert names(text, "24", "17", "one\n\ntwo", "three")
+
+
+def test_an_average_is_no_class(write_run: Callable[..., Path]) -> None:
+    run, row = write_run("a"), {"precision": 1.0, "recall": 0.5, "f1-score": 0.7, "support": 3}
+    (run / "eval_report.json").write_text(json.dumps({"per_class": {"PER": row, "micro avg": row}}), encoding="utf-8")
+    assert [each.name for each in load_results(run).classes] == ["PER"]
+
+
 def test_several_runs_are_drawn_over_each_other(write_run: Callable[..., Path], tmp_path: Path) -> None:
     runs = [write_run("a", learning_rate=1e-3), write_run("b<i>", 10, learning_rate=2e-3)]
     path = write_report(runs, tmp_path / "page.html")
@@ -210,10 +229,12 @@ def test_ticks_are_round_and_hold_the_range(low: float, high: float, expected: l
         (1.0, 1.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
         (0.4, 0.97, 1.0, [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]),
         (0.998, 0.999, 1.0, [0.95, 0.96, 0.97, 0.98, 0.99, 1]),
+        (0.013, 0.032, 1.0, [0, 0.01, 0.02, 0.03, 0.04, 0.05]),
+        (0.0, 0.001, 1.0, [0, 0.01, 0.02, 0.03, 0.04, 0.05]),
         (81.0, 99.0, 100.0, [80, 85, 90, 95, 100]),
     ],
 )
-def test_no_score_is_drawn_above_its_limit(low: float, high: float, limit: float, expected: list[float]) -> None:
+def test_no_score_is_drawn_beyond_its_limits(low: float, high: float, limit: float, expected: list[float]) -> None:
     assert find_limit([low, high], is_lower_better=False) == limit
     assert choose_ticks(low, high, limit=limit) == pytest.approx(expected)
     assert find_limit([low, high], is_lower_better=True) is None

@@ -25,7 +25,7 @@ from onecurve.training.outcome import Outcome
 from onecurve.training.parallel.accelerator import _check_quantization
 from onecurve.training.recipe import RecipeError
 from onecurve.training.tasks import build_task
-from tests.conftest import Run
+from tests.conftest import Launch, Run
 from tests.messages import names, naming
 from tests.training.models.test_adapters import LORA, compute_logits
 
@@ -83,6 +83,23 @@ def test_a_resume_gives_the_same_bits(recipe: dict[str, Any], train: Train, bits
     assert names(again.stdout, "step 4"), again.stdout
     found = load_file(again.path / "final" / "adapter_model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_curve_of_one(recipe: dict[str, Any], launch: Launch, bitsandbytes: Any) -> None:
+    """DDP, each process with all of the rounded weights."""
+    runs = [
+        launch(
+            {**recipe, **NF4, "output_dir": f"{recipe['output_dir']}_{count}"}, topology=topology, num_processes=count
+        )
+        for count, topology in ((1, "cpu"), (2, "multi_cpu"))
+    ]
+    assert [run.exit_code for run in runs] == [0, 0], runs[1].stderr
+    assert runs[1].losses == pytest.approx(runs[0].losses, rel=1e-5)
+    one, two = (load_file(run.path / "final" / "adapter_model.safetensors") for run in runs)
+    assert one.keys() == two.keys()
+    distance = sum((one[name] - two[name]).square().sum() for name in one)
+    assert distance <= 1e-10 * sum(tensor.square().sum() for tensor in one.values())
 
 
 def quantized_linear(weight: torch.Tensor) -> Any:

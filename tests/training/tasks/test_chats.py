@@ -183,6 +183,29 @@ def test_what_is_unclear_is_refused_by_its_row(
         encode(template, [{"messages": good}, {"messages": messages}], assistant_only_loss=True)
 
 
+@pytest.mark.parametrize("template", [templates.CHATML, templates.GENERATION], ids=["ChatML", "generation"])
+def test_a_question_without_an_answer_is_left_out_and_counted(encode: Encode, tokenizer: Any, template: str) -> None:
+    call = {"role": "tool", "content": "green"}
+    rows = [{"messages": [FIRST, ANSWER, *rest]} for rest in ([], [SECOND], [call, SECOND])]
+    task, examples = encode(template, rows, assistant_only_loss=True)
+    assert examples["input_ids"] == [examples["input_ids"][0]] * 3
+    assert find_learned(tokenizer, examples, 2) == [f"{ANSWER['content']}<|im_end|>"]
+    assert list(task.facts["noticed"].values()) == [2]
+
+    # Where every message is learned, so is the question.
+    task, examples = encode(template, rows[:2])
+    assert len(examples["input_ids"][1]) > len(examples["input_ids"][0])
+    assert task.facts == {}
+
+
+@pytest.mark.parametrize("before", [[], [SYSTEM]], ids=["alone", "system"])
+def test_an_answer_to_nobody_is_refused_by_its_row(encode: Encode, before: list[Any]) -> None:
+    rows = [{"messages": [ANSWER, FIRST, LAST]}, {"messages": [*before, ANSWER]}]  # A greeting may stand first.
+    with pytest.raises(BadInput, match=naming("row 2", "user")):
+        encode(templates.CHATML, rows, assistant_only_loss=True)
+    encode(templates.CHATML, rows)
+
+
 def test_a_turn_whose_end_is_not_learned_is_counted(encode: Encode, tokenizer: Any) -> None:
     task, examples = encode(templates.GENERATION_WITHOUT_END, [{"messages": CHAT}], assistant_only_loss=True)
     assert find_learned(tokenizer, examples) == [ANSWER["content"], LAST["content"]]
