@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from onecurve.training.survey import Survey
+    from onecurve.training.tasks.base import TokenCounter
     from onecurve.training.tasks.fits.fit import Fit
 
 _MAX_TOKENS_SHOWN = 400
@@ -99,6 +100,7 @@ class QuestionAnswering(Task):
     main_metrics = ("loss", "exact_match", "f1")
     pipeline_tag = "question-answering"
     auto_class = "AutoModelForQuestionAnswering"
+    one_example_a_row = False
     peft_task_type = "QUESTION_ANS"
     ragged_results = frozenset({"start_logits", "end_logits"})
     unbatched_features = frozenset({"row", "starts", "ends", "null_place", "text", "answers"})
@@ -161,6 +163,15 @@ class QuestionAnswering(Task):
         problems = (find_answer_problem(text, start, context) for text, start in answers)
         found = next((problem for problem in problems if problem), None)
         return found and f"answers column {recipe.answers_column!r}: {found}"
+
+    def estimate_examples(self, row: Mapping[str, Any], counter: TokenCounter) -> list[list[int]]:
+        """The windows of a context."""
+        recipe = self.recipe
+        taken = counter.count(row[recipe.question_column].strip()) + counter.count_special(2)
+        of_context, room = counter.count(row[recipe.context_column]), max(1, recipe.max_length - taken)
+        step = max(1, room - recipe.doc_stride)
+        starts = range(0, max(1, of_context - room + step), step)
+        return [[taken + min(room, of_context - start)] for start in starts]
 
     # Rows -> examples -----------------------------------------------------------------------------------------------
 
