@@ -122,7 +122,7 @@ class MultipleChoice(Task):
             if not isinstance(value, str) or not value.strip():
                 return f"{place} is {value!r:.40}; a choice is a text that is not empty"
         if len(values) < 2:
-            return f"has {len(values)} choices; two are needed"
+            return f"has {'one choice' if values else 'no choices'}; two are needed"
         return None
 
     def _choices(self, row: Mapping[str, Any]) -> list[Any]:

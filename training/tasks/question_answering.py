@@ -210,6 +210,7 @@ class QuestionAnswering(Task):
             if answers is not None:
                 labels = [label_window(window, contexts[row], answers[row]) for window in windows]
                 self._count(len(windows), bool(answers[row]), any(label is not None for label in labels))
+                self._note_long_answer(labels, rows, row)
             for number, window in enumerate(windows):
                 first, last = window.extent
                 found: dict[str, Any] = {"row": row, **window.features, "text": contexts[row][first:last].encode()}
@@ -248,6 +249,20 @@ class QuestionAnswering(Task):
         encodings: list[Any] = backend.encode_batch(list(zip(questions, contexts, strict=True)))
         backend.no_truncation()
         return encodings
+
+    def _note_long_answer(self, labels: Sequence[list[int] | None], rows: Rows, row: int) -> None:
+        """A line on the first answer that is learned, and that no prediction can be."""
+        of_answer = next((label for label in labels if label is not None), None)
+        if of_answer is None:
+            return
+        places = [place for place, label in enumerate(of_answer) if label]
+        size, most = places[-1] - places[0] + 1, self.recipe.max_answer_length
+        if size > most:
+            self.notes.setdefault(
+                "long answers",
+                f"{rows.origin}, row {rows.numbers[row] + 1}: its answer has {size} tokens; answers of more than "
+                f"max_answer_length: {most} are learned but never given",
+            )
 
     def _count(self, num_windows: int, has_answer: bool, is_in_a_window: bool) -> None:
         for name, number in (
