@@ -20,13 +20,13 @@ class Counter:
         is_counted: whether by the tokenizer; else estimated from the number of bytes.
     """
 
-    def __init__(self, tokenizer: str) -> None:
+    def __init__(self, tokenizer: str | None) -> None:
         """Read it, if its tokenizer.json is on this machine.
 
         Args:
-            tokenizer: as `count_tokens` takes it.
+            tokenizer: as `count_tokens` takes it; None to estimate.
         """
-        path = find_tokenizer(tokenizer)
+        path = None if tokenizer is None else find_tokenizer(tokenizer)
         self._backend: Any = None
         if path is not None:
             try:

@@ -125,6 +125,18 @@ def estimate_data(recipe: Recipe) -> DataEstimate:
     )
 
 
+def count_sequences(recipe: Recipe) -> int:
+    """Most sequences that an example of the first rows puts through the model, such as choices; 1 where nothing is known."""
+    if recipe.train_file is None or not find_processor_kind(recipe).counts_texts:
+        return 1
+    try:
+        rows = read_head(find_files("train_file", recipe.train_file)[0], _ROWS_SAMPLED).rows
+    except BadInput:
+        return 1
+    counter = Counter(None)  # Their lengths are of no matter here.
+    return max((len(each) for row in rows for each in estimate_examples(recipe, row, counter)), default=1)
+
+
 def _build_unknown(recipe: Recipe, num_rows: int | None, source: str) -> DataEstimate:
     """As long as may be."""
     longest = recipe.max_length

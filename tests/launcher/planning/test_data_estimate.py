@@ -14,6 +14,7 @@ from onecurve.launcher.planning.data_estimate import estimate_data
 from onecurve.launcher.planning.memory import count_activations
 from onecurve.launcher.planning.plan import build_plan
 from onecurve.launcher.planning.work import build_work
+from onecurve.launcher.units import GIB
 from onecurve.launcher.views.plan_table import describe_plan
 from onecurve.training.config import build_recipe
 from onecurve.training.data.preparation import prepare_data
@@ -155,8 +156,24 @@ def test_a_number_that_is_an_estimate_is_said_to_be_one(models: dict[str, Path],
     assert fixed["steps"].startswith("7 (about ")
 
 
-def test_choices_are_sequences_in_memory(models: dict[str, Path], tmp_path: Path) -> None:
-    shape = load_shape(str(models["bert"]))
-    recipe = build_recipe({"model_name_or_path": str(models["bert"]), "train_file": "x.csv"})
-    one, four = (count_activations(shape, build_work(recipe, shape, "cuda", 32, 1, number))[0] for number in (1, 4))
-    assert four == 4 * one > 0
+@pytest.mark.parametrize("task", ["multiple_choice", "text_classification"])
+def test_choices_are_sequences_in_memory(task: str, models: dict[str, Path], tmp_path: Path) -> None:
+    """A micro-batch for which one sequence of each row needs 3 GiB of a device's 9."""
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(build_row(number)) + "\n" for number in range(9)), encoding="utf-8")
+    keys: dict[str, Any] = (
+        {"context_column": "text", "choice_columns": ["choices"]} if task == "multiple_choice" else {}
+    )
+    settings = {
+        "model_name_or_path": str(models["bert"]),
+        "train_file": str(path),
+        "task": task,
+        "dropout": 0.0,
+        **keys,
+    }
+    shape, recipe = load_shape(str(models["bert"])), build_recipe({**settings, "train_batch_size": 1})
+    each = count_activations(shape, build_work(recipe, shape, "cpu", recipe.max_length, 1))[0]
+    size = 3 * GIB // each
+    settings |= {"train_batch_size": size, "per_device_batch_size": size, "output_dir": str(tmp_path / "run")}
+    found = [message for message in messages(settings, machine(gib=9)) if "per_device_batch_size" in message]
+    assert len(found) == (task == "multiple_choice")
