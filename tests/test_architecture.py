@@ -56,7 +56,7 @@ TRAINING_ORDER = (
     *GROUND_FLOOR, *DECLARATIONS, "data", "models", "parallel", "recovery", "record", "building",
 )  # fmt: skip
 # What the launcher may import: the ground floor, what a task declares, and how a file is read. None of it imports torch.
-FOR_THE_LAUNCHER = (*GROUND_FLOOR, *DECLARATIONS, "data.sources", "data.tables")
+FOR_THE_LAUNCHER = (*GROUND_FLOOR, *DECLARATIONS, "data.sources", "data.tables", "data.predicted_rows")
 # These run as scripts: nothing imports them.
 SCRIPTS = ("run", "predict", "chat", "merge", "check", "fetch", "describe_recipe", "describe_model", "describe_data",
            "measure_products")  # fmt: skip

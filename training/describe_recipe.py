@@ -34,6 +34,7 @@ def describe_recipe(arguments: Sequence[str]) -> dict[str, Any]:
         "eval_only": resolved.eval_only,
         "predicts_tokens": task.predicts_tokens,
         "processor": task.processor_kind.name,
+        "one_example_a_row": task.one_example_a_row,
         "metrics": ["loss", *task(resolved.recipe).metric_names()] if len(words) < len(arguments) else [],
         "columns": {name: task.columns(resolved.recipe, with_targets=name == "all") for name in ("all", "inputs")},
     }

@@ -2,9 +2,9 @@
 
     accelerate launch training/predict.py --run runs/demo --input texts.jsonl --output labelled.jsonl
 
-`onecurve predict` runs it. The file is read twice: first all of it is checked, then it is labelled. Rows stream through in
-chunks, so a file may be larger than memory. Chunk i belongs to process i mod P, and its micro-batches depend on nothing
-else, so any number of processes writes the same bytes.
+`onecurve predict` runs it. A folder of images is read as a file with a row for each. The rows are read twice: first all are
+checked, then they are labelled. They stream through in chunks, so a file may be larger than memory. Chunk i belongs to process
+i mod P, and its micro-batches depend on nothing else, so any number of processes writes the same bytes.
 """
 
 from __future__ import annotations
@@ -39,16 +39,14 @@ from onecurve.training import launch_protocol
 from onecurve.training.config import Recipe, load_recipe, parse_arguments
 from onecurve.training.data.layout import Collator
 from onecurve.training.data.plan import EvaluationPlan
+from onecurve.training.data.predicted_rows import find_path_problem, read_predicted
 from onecurve.training.data.sources import check_content
 from onecurve.training.data.tables import (
-    FORMATS,
     ROWS_PER_CHUNK,
-    WRITABLE_FORMATS,
     Layout,
     Survey,
     add_columns,
     join_chunks,
-    read_chunks,
     write_chunk,
 )
 from onecurve.training.errors import BadInput, Preempted
@@ -112,13 +110,9 @@ def parse_request(arguments: Sequence[str]) -> Request:
     run = RunDirectory(Path(flags["run"]))
     model = find_model(run, flags.get("checkpoint"))
     request = Request(run, Path(flags["input"]), Path(flags["output"]), model, int(size) if size else None)
-    for name, path, suffixes in (("--input", request.input, FORMATS), ("--output", request.output, WRITABLE_FORMATS)):
-        if path.suffix.lower() not in suffixes:
-            raise BadInput(f"{name} {str(path)!r} is none of {', '.join(suffixes)}")
-    if request.output.is_dir():
-        raise BadInput(f"--output {str(request.output)!r} is a folder; give a file")
-    if request.output.exists() and flags.get("overwrite", "false").lower() != "true":
-        raise BadInput(f"--output {str(request.output)!r} exists; give another file, or --overwrite to replace it")
+    is_replaced = flags.get("overwrite", "false").lower() == "true"
+    if problem := find_path_problem(request.input, request.output, is_replaced):
+        raise BadInput(problem)
     return request
 
 
@@ -230,7 +224,7 @@ def label_file(
     layout = survey.build_layout(task.prediction_example())
     start, say = 0, None if accelerator.is_main_process else _say_nothing
     with WorkProgress("predicting", survey.num_rows, "rows", say) as progress:
-        for number, rows in enumerate(read_chunks(request.input)):
+        for number, rows in enumerate(read_predicted(request.input, task)):
             if number % accelerator.num_processes == accelerator.process_index:
                 numbers = np.arange(start, start + len(rows))
                 lines = label(rows, numbers, request.input, task, processor, model, accelerator, size)
@@ -256,7 +250,7 @@ def check_rows(survey: Survey, task: Task) -> None:
     if path.is_file():
         check_content(path)
     columns = task.columns(task.recipe, with_targets=False)
-    for rows in read_chunks(path):
+    for rows in read_predicted(path, task):
         check_stop()
         start = survey.num_rows + 1
         survey.look(rows)

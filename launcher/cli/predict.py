@@ -31,7 +31,10 @@ class PredictOptions:
     """The command line of `onecurve predict`."""
 
     run: RunArgument
-    input_file: Annotated[Path, typer.Option("--input", metavar="FILE", help="CSV, TSV, JSON Lines, Parquet or CoNLL")]
+    input_file: Annotated[
+        Path,
+        typer.Option("--input", metavar="FILE", help="CSV, TSV, JSON Lines, Parquet or CoNLL; or a folder of images"),
+    ]
     output_file: Annotated[Path, typer.Option("--output", metavar="FILE", help="CSV, TSV, JSON Lines or Parquet")]
     num_processes: ProcessesOption = None
     batch_size: Annotated[
@@ -53,7 +56,8 @@ class PredictOptions:
 def predict(options: PredictOptions) -> int:
     """Predict with a run's final model, or with another checkpoint, for each row of a file.
 
-    The output has the same rows in the same order, with predictions added; the file may have any size.
+    The output has the same rows in the same order, with predictions added; the file may have any size. A folder of images
+    gives a row for each, by name: its path, and its class where the folder has a folder for each.
     """
     from onecurve.launcher.facts.machine import detect_machine
     from onecurve.launcher.launching.command import build_command, find_root, to_arguments
@@ -97,23 +101,13 @@ def _check_files(options: PredictOptions) -> None:
         UsageError: it holds no such model, a file is missing or of an unknown format, or the output exists.
     """
     from onecurve.launcher.facts.history import check_run
-    from onecurve.training.data.sources import FORMATS, WRITABLE_FORMATS
+    from onecurve.training.data.predicted_rows import find_path_problem
 
     run = check_run(options.run)
     if run.find_model(options.checkpoint) is None:
         raise UsageError(run.describe_missing_model(options.checkpoint))
-    if not options.input_file.is_file():
-        raise UsageError(f"--input {str(options.input_file)!r} does not exist")
-    files = (("--input", options.input_file, FORMATS), ("--output", options.output_file, WRITABLE_FORMATS))
-    for name, path, suffixes in files:
-        if path.suffix.lower() not in suffixes:
-            raise UsageError(f"{name} {str(path)!r} is none of {', '.join(suffixes)}")
-    if options.output_file.exists() and not options.overwrite:
-        raise UsageError(
-            f"--output {str(options.output_file)!r} exists; give another file, or --overwrite to replace it"
-        )
-    if options.output_file.absolute() == options.input_file.absolute():
-        raise UsageError("--output would overwrite --input; give another file")
+    if problem := find_path_problem(options.input_file, options.output_file, options.overwrite):
+        raise UsageError(problem)
 
 
 def _pick_topology(machine: Machine, num_processes: int | None) -> str:

@@ -13,7 +13,8 @@ from pydantic import PrivateAttr, create_model
 
 from onecurve.training.config import Recipe, RecipeError, ResolvedRecipe, find_task_name
 from onecurve.training.config import load_recipe as load_own_recipe
-from onecurve.training.tasks import TASKS, build_task, find_task, is_outside
+from onecurve.training.tasks import TASKS, Task, build_task, find_task, is_outside
+from onecurve.training.tasks.base import TokenCounter, estimate_text
 from onecurve.training.tasks.processors import KINDS, TOKENIZER, ProcessorKind
 
 _DESCRIBE = Path(__file__).resolve().parents[2] / "training" / "describe_recipe.py"
@@ -27,6 +28,7 @@ class _OutsideRecipe(Recipe):
     _columns: dict[str, Columns] = PrivateAttr(default_factory=dict)
     _predicts_tokens: bool = PrivateAttr(default=False)
     _processor: str = PrivateAttr(default=TOKENIZER.name)
+    _one_example_a_row: bool = PrivateAttr(default=True)
 
 
 def load_recipe(path: str | None, flags: Mapping[str, str] | None = None) -> ResolvedRecipe:
@@ -69,7 +71,7 @@ def _build(values: Mapping[str, Any], answer: Mapping[str, Any]) -> Recipe:
     own: dict[str, Any] = {key: (Any, value) for key, value in values.items() if key not in Recipe.model_fields}
     recipe = create_model("OutsideRecipe", __base__=_OutsideRecipe, **own)(**values)
     recipe._columns, recipe._predicts_tokens = answer["columns"], answer["predicts_tokens"]
-    recipe._processor = answer["processor"]
+    recipe._processor, recipe._one_example_a_row = answer["processor"], answer["one_example_a_row"]
     return recipe
 
 
@@ -99,6 +101,30 @@ def predicts_tokens(recipe: Recipe) -> bool:
 def find_processor_kind(recipe: Recipe) -> ProcessorKind:
     """What makes of the recipe's rows what its model reads: a tokenizer, or an image processor."""
     return KINDS[recipe._processor] if isinstance(recipe, _OutsideRecipe) else find_task(recipe.task).processor_kind
+
+
+def gives_one_example_a_row(recipe: Recipe) -> bool:
+    """Whether there are as many examples as rows; else their number is known when they are prepared."""
+    if isinstance(recipe, _OutsideRecipe):
+        return recipe._one_example_a_row
+    return find_task(recipe.task).one_example_a_row
+
+
+def holds_out_by_label(recipe: Recipe) -> bool:
+    """Whether rows are held out in each label's share, so that their number depends on the labels of all rows."""
+    return isinstance(recipe, _OutsideRecipe) or find_task(recipe.task).strata is not Task.strata
+
+
+def estimate_examples(recipe: Recipe, row: Mapping[str, Any], counter: TokenCounter) -> list[list[int]]:
+    """For each example of a row the tokens of each of its sequences; none of a row that the task refuses.
+
+    Of a task outside the project nothing is known: as if it put all texts of a row behind each other.
+    """
+    if isinstance(recipe, _OutsideRecipe):
+        texts = [row.get(name) for names in find_columns(recipe, with_targets=False).values() for name in names]
+        return estimate_text(texts, counter, recipe.max_length)
+    task = build_task(recipe)
+    return [] if task.find_row_problem(row) else task.estimate_examples(row, counter)
 
 
 def find_row_problem(recipe: Recipe, row: Mapping[str, Any], with_targets: bool = True) -> str | None:

@@ -14,6 +14,7 @@ from onecurve.launcher.errors import UnreadableModel
 from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.facts.recipes import predicts_tokens
 from onecurve.launcher.facts.shape import ModelShape, load_shape
+from onecurve.launcher.planning.data_estimate import count_sequences
 from onecurve.launcher.planning.memory import (
     CPU_OVERHEAD_BYTES,
     GPU_OVERHEAD_BYTES,
@@ -75,7 +76,14 @@ def pick_topology(
         shape = load_shape(recipe.model_name_or_path, predicts_tokens(recipe))
     except UnreadableModel:
         shape = None
-    work = build_work(recipe, shape, machine.kind, recipe.max_length, count_processes(machine, num_processes))
+    work = build_work(
+        recipe,
+        shape,
+        machine.kind,
+        recipe.max_length,
+        count_processes(machine, num_processes),
+        count_sequences(recipe),
+    )
     return choose_topology(root, machine, shape, work, num_processes)
 
 

@@ -80,7 +80,7 @@ def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
     """
     if not shape.knows_activations:
         return 0, 0
-    tokens = work.num_examples * work.length
+    tokens = work.num_examples * work.num_sequences * work.length
     hidden, intermediate = shape.hidden_size, shape.intermediate_size
     size = 4 if work.mixed_precision == "no" else 2
     queries, keys = shape.num_heads * shape.head_size, shape.num_key_value_heads * shape.head_size
@@ -95,7 +95,7 @@ def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
         feed_forward = 2 * tokens * intermediate * size
         norms = 2 * tokens * hidden * 4 + 2 * tokens * hidden * size + 2 * tokens * hidden * mask
     attention = tokens * (2 * queries + 2 * keys) * size
-    probabilities = work.num_examples * shape.num_heads * work.length**2
+    probabilities = work.num_examples * work.num_sequences * shape.num_heads * work.length**2
     if work.keeps_attention:
         attention += probabilities * (size + (size + mask if mask else 0))
     layer = casts + norms + feed_forward + attention
@@ -120,7 +120,7 @@ def count_logits(shape: ModelShape, work: Work) -> tuple[int, int]:
     if not work.logit_tokens:
         return 0, 0
     of_weights = 4 * shape.embedding_parameters if work.trained_parameters is None else 0
-    states = 2 * work.num_examples * work.length * shape.hidden_size * 4
+    states = 2 * work.num_examples * work.num_sequences * work.length * shape.hidden_size * 4
     held = of_weights + states
     if work.mixed_precision == "no":
         return held, held + 8 * work.logit_tokens * shape.vocab_size

@@ -92,11 +92,14 @@ def build_plan(recipe: Recipe, shape: ModelShape, data: DataEstimate, cluster: C
     """Compute everything that `onecurve plan` shows."""
     devices, num_nodes, mfu = cluster.devices, cluster.num_nodes, cluster.mfu
     num_processes = devices.count * num_nodes
-    work = build_work(recipe, shape, devices.kind, recipe.max_length, num_processes)
+    work = build_work(recipe, shape, devices.kind, recipe.max_length, num_processes, data.most_sequences)
     steps_per_epoch, num_steps = count_recipe_steps(recipe, data.num_examples)
     padded_length = data.mean_length / (1 - data.padding)
     flops_per_step = count_flops(
-        shape, recipe.train_batch_size * padded_length, padded_length, recipe.gradient_checkpointing
+        shape,
+        recipe.train_batch_size * padded_length,
+        padded_length / data.mean_sequences,
+        recipe.gradient_checkpointing,
     )
     flops = None if num_steps is None else flops_per_step * num_steps
     peak = devices.teraflops(recipe.mixed_precision)

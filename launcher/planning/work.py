@@ -19,6 +19,7 @@ class Work:
 
     Attributes:
         num_examples: examples of a micro-batch.
+        num_sequences: of an example, such as choices; `length` is that of each.
         length: padded tokens of each.
         num_micro_batches: of one step on one process; with several, gradients stay in memory while later ones are computed.
         mixed_precision: the recipe's.
@@ -35,6 +36,7 @@ class Work:
 
     num_examples: int
     length: int
+    num_sequences: int = 1
     num_micro_batches: int = 1
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
@@ -48,13 +50,18 @@ class Work:
 
 
 def build_work(
-    recipe: Recipe, shape: ModelShape | None, kind: Literal["cuda", "mps", "cpu"], length: int, num_processes: int
+    recipe: Recipe,
+    shape: ModelShape | None,
+    kind: Literal["cuda", "mps", "cpu"],
+    length: int,
+    num_processes: int,
+    num_sequences: int = 1,
 ) -> Work:
-    """A micro-batch of the recipe with examples of `length` padded tokens, on one of `num_processes`."""
+    """A micro-batch of the recipe with examples of some sequences of `length` padded tokens, on one of `num_processes`."""
     share = math.ceil(recipe.train_batch_size / num_processes)
     micro_batch = min(share, recipe.per_device_batch_size)
     if recipe.per_device_batch_tokens is not None:
-        micro_batch = max(1, min(micro_batch, recipe.per_device_batch_tokens // length))
+        micro_batch = max(1, min(micro_batch, recipe.per_device_batch_tokens // (num_sequences * length)))
     dropout = recipe.dropout if recipe.dropout is not None else (shape.dropout if shape is not None else 0.0)
     is_by_example = recipe.dropout_masks == "by_example"
     keeps_attention = recipe.attn_implementation == "eager" or (kind == "cpu" and dropout > 0)
@@ -65,6 +72,7 @@ def build_work(
     return Work(
         num_examples=micro_batch,
         length=length,
+        num_sequences=num_sequences,
         num_micro_batches=math.ceil(share / micro_batch),
         mixed_precision=recipe.mixed_precision,
         gradient_checkpointing=recipe.gradient_checkpointing,
@@ -72,7 +80,7 @@ def build_work(
         mask_bytes=0 if dropout == 0 else 4 if kind == "cpu" and not is_by_example else 1,
         logit_tokens=0
         if shape is None or not shape.predicts_tokens
-        else min(micro_batch * length, choose_chunk_tokens(recipe.loss_chunk_tokens, shape.vocab_size)),
+        else min(micro_batch * num_sequences * length, choose_chunk_tokens(recipe.loss_chunk_tokens, shape.vocab_size)),
         trained_parameters=None if shape is None else count_trained_parameters(recipe, shape),
         has_half_base=recipe.base_dtype == "bfloat16",
         has_quantized_base=recipe.quantization == "nf4",

@@ -10,6 +10,7 @@ from onecurve.launcher.facts.machine import DEFAULT_PORT, Machine
 from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.launching.command import choose_port, is_port_free
 from onecurve.launcher.planning.configs import read_yaml
+from onecurve.launcher.planning.data_estimate import count_sequences
 from onecurve.launcher.planning.devices import describe_devices
 from onecurve.launcher.planning.memory import (
     CPU_OVERHEAD_BYTES,
@@ -40,7 +41,8 @@ _OVERRULING_VARIABLES = ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_M
 
 def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: ModelShape) -> list[Finding]:
     """Whether a step fits on a device, estimated by launcher/planning/memory.py."""
-    work = build_work(recipe, shape, machine.kind, recipe.max_length, topology.num_processes)
+    num_sequences = count_sequences(recipe)
+    work = build_work(recipe, shape, machine.kind, recipe.max_length, topology.num_processes, num_sequences)
     memory = estimate_memory(shape, topology.strategy, work, topology.num_shards)
     here = topology.num_local_processes
     findings = []
@@ -73,13 +75,14 @@ def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: Mo
         if best
         else "not even one example fits: use a sharded --topology (fsdp, deepspeed_zero3), more devices, or"
     )
+    length = f"{num_sequences} x {work.length}" if num_sequences > 1 else str(work.length)
     need = (memory.peak + overhead) / GIB
     bound = "about" if shape.knows_activations else "without activations, which are unknown,"
     room = device * USABLE_SHARE / GIB
     return [
         *findings,
         warning(
-            f"memory: {topology.strategy} with {work.num_examples} examples of {work.length} tokens needs {bound} {need:.1f} "
+            f"memory: {topology.strategy} with {work.num_examples} examples of {length} tokens needs {bound} {need:.1f} "
             f"GiB of {room:.1f} usable on each device; {advice} set gradient_checkpointing: true"
         ),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onecurve.launcher.facts.shape import ModelShape
+from onecurve.launcher.planning.data_estimate import count_sequences
 from onecurve.launcher.planning.topology import Topology
 from onecurve.launcher.planning.work import build_work, loses_fused_kernel
 from onecurve.launcher.preflight.findings import Finding, warning
@@ -28,9 +29,10 @@ def check_dropout(recipe: Recipe, topology: Topology, shape: ModelShape) -> list
         ]
     if not loses_fused_kernel(recipe, dropout):
         return []
-    work = build_work(recipe, shape, "cuda", recipe.max_length, topology.num_processes)
+    num_sequences = count_sequences(recipe)
+    work = build_work(recipe, shape, "cuda", recipe.max_length, topology.num_processes, num_sequences)
     size = 4 if work.mixed_precision == "no" else 2
-    entries = shape.num_layers * work.num_examples * shape.num_heads * work.length**2
+    entries = shape.num_layers * work.num_examples * num_sequences * shape.num_heads * work.length**2
     return [
         warning(
             f"dropout_masks: attention drops {dropout:g} of its weights by example, for which it keeps them: up to "

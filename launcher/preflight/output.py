@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecurve.launcher.facts.shape import ModelShape
-from onecurve.launcher.planning.data_estimate import count_examples, count_recipe_steps
+from onecurve.launcher.planning.data_estimate import count_recipe_steps, count_train_rows, find_doubt
 from onecurve.launcher.planning.memory import count_checkpoint_bytes, count_final_bytes
 from onecurve.launcher.planning.work import count_trained_parameters
 from onecurve.launcher.preflight.findings import Finding, error, warning
@@ -95,9 +95,10 @@ def _count_checkpoints(recipe: Recipe) -> tuple[int, bool]:
     if recipe.checkpointing_steps is None and recipe.metric_for_best_model is None:
         return count_most_checkpoints(recipe, 1, 1), True
     try:
-        steps_per_epoch, num_steps = count_recipe_steps(recipe, count_examples(recipe))
+        # Of examples that are not rows there are at least nearly as many.
+        steps_per_epoch, num_steps = count_recipe_steps(recipe, count_train_rows(recipe))
     except BadInput:
         steps_per_epoch, num_steps = None, None
     if num_steps is not None and steps_per_epoch is not None:
-        return count_most_checkpoints(recipe, steps_per_epoch, num_steps), True
+        return count_most_checkpoints(recipe, steps_per_epoch, num_steps), not find_doubt(recipe)
     return (recipe.save_total_limit or 1) + 1 + (recipe.metric_for_best_model is not None), False

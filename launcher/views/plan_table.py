@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from onecurve.launcher.planning.data_estimate import DataEstimate
 from onecurve.launcher.planning.plan import Plan
 from onecurve.launcher.units import GIB, format_count, format_flops, format_gib, format_seconds
 from onecurve.launcher.views.terminal import print_hanging
@@ -62,7 +63,6 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
     """Name and value of each quantity, for people to read."""
     shape, data = plan.shape, plan.data
     about = "" if shape.is_exact else "about "
-    num_examples = "unknown" if data.num_examples is None else f"{data.num_examples:,}"
     # With an uneven share some micro-batches of a step are not full.
     is_full = plan.micro_batch * plan.num_micro_batches * plan.num_processes == plan.train_batch_size
     lines = [
@@ -78,13 +78,17 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
         ),
         (
             "data",
-            f"{num_examples} examples, {data.mean_length:.0f} tokens on average, {data.longest} at most, "
+            f"{_describe_examples(data)}, {data.mean_length:.0f} tokens on average, {data.longest} at most, "
             f"{data.padding:.1%} padding ({data.source})",
         ),
     ]
+    if data.doubt:
+        lines.append(("about", f"{data.doubt}: onecurve check --deep prepares the data and counts its examples"))
     if plan.num_steps is not None:
-        epoch = f" ({plan.steps_per_epoch:,} per epoch)" if plan.steps_per_epoch else ""
-        lines.append(("steps", f"{plan.num_steps:,}{epoch}, {format_count(plan.tokens or 0)} tokens"))
+        rounded = "about " if data.doubt else ""
+        epoch = f" ({rounded}{plan.steps_per_epoch:,} per epoch)" if plan.steps_per_epoch else ""
+        steps = f"{rounded if recipe.max_train_steps is None else ''}{plan.num_steps:,}{epoch}"
+        lines.append(("steps", f"{steps}, {format_count(plan.tokens or 0)} tokens"))
     compute = f"{format_flops(plan.flops_per_step)} per step"
     if plan.flops is not None:
         compute += f", {format_flops(plan.flops)} in total"
@@ -113,6 +117,14 @@ def describe_plan(plan: Plan, recipe: Recipe) -> list[tuple[str, str]]:
     )
     lines.append(("saving", f"{format_gib(plan.saving_bytes)} GiB of a node's memory, until a checkpoint is written"))
     return lines
+
+
+def _describe_examples(data: DataEstimate) -> str:
+    if data.num_examples is None:
+        return "unknown examples"
+    if not data.doubt:
+        return f"{data.num_examples:,} examples"
+    return f"about {data.num_examples:,} examples of {data.num_rows:,} rows"
 
 
 def _describe_time(plan: Plan) -> str:

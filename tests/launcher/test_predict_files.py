@@ -45,3 +45,12 @@ def test_a_checkpoint_is_named_by_name_or_step(options: PredictOptions) -> None:
     _check_files(change(options, checkpoint="5"))
     with pytest.raises(UsageError, match=naming("final/", "step_00000005")):
         _check_files(options)
+
+
+def test_a_folder_is_read_whatever_its_name_and_holds_no_output(options: PredictOptions, tmp_path: Path) -> None:
+    (folder := tmp_path / "photos.d").mkdir()
+    _check_files(change(options, input_file=folder))
+    with pytest.raises(UsageError, match=naming("--output", "out.csv")):
+        _check_files(change(options, input_file=folder, output_file=folder / "inner" / "out.csv"))
+    with pytest.raises(UsageError, match=naming("--input", "photos")):
+        _check_files(change(options, input_file=tmp_path / "photos"))

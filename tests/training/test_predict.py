@@ -221,6 +221,14 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
     assert names(said, str(tmp_path / "folder.csv"))
 
 
+def test_a_folder_is_refused_by_a_task_that_reads_no_images(trained: Path, tmp_path: Path, predict: Predict) -> None:
+    (tmp_path / "images").mkdir()
+    code, said = predict(trained, tmp_path / "images", tmp_path / "labelled.csv")
+    assert (code, said.count("\n")) == (2, 1)
+    assert names(said, "--input", "images", "text_classification")
+    assert not (tmp_path / "labelled.csv").exists()
+
+
 def test_an_output_that_exists_is_replaced_only_if_asked(
     trained: Path, news: Path, tmp_path: Path, predict: Predict
 ) -> None:

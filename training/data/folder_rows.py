@@ -1,4 +1,7 @@
-"""Rows of a folder that holds a folder of images for each class: columns "image", the path, and "label", the class."""
+"""Rows of a folder that holds a folder of images for each class: columns "image", the path, and "label", the class.
+
+What is to be predicted has no class yet: such a folder may hold images alone.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +49,26 @@ def iterate_images(folder: Path) -> Iterator[dict[str, str]]:
                     f"{path}: is a folder inside of {str(inner)!r}, which should hold the images of the class {inner.name!r}; "
                     "name the folder that holds the folders of classes, such as one for each split"
                 )
-            if path.suffix.lower() not in SUFFIXES:
-                raise BadInput(f"{path}: is none of {', '.join(sorted(SUFFIXES))}; convert it, or move it elsewhere")
-            yield dict(zip(COLUMNS, (str(path.absolute()), inner.name), strict=True))
+            yield dict(zip(COLUMNS, (_show_image(path), inner.name), strict=True))
             num_images += 1
         if not num_images:
             raise BadInput(f"{inner}: holds no images of the class {inner.name!r}; remove the folder")
+
+
+def iterate_new_images(folder: Path) -> Iterator[dict[str, str]]:
+    """The images of a folder that holds nothing else, by name and without a class; of a folder of classes as `iterate_images`.
+
+    Raises:
+        BadInput: as `iterate_images`, or the folder holds none.
+    """
+    if any(path.is_dir() for path in _list(folder)):
+        yield from iterate_images(folder)
+        return
+    paths = sorted(_list(folder))
+    if not paths:
+        raise BadInput(f"{folder}: holds no images")
+    for path in paths:
+        yield {COLUMNS[0]: _show_image(path)}
 
 
 def iterate_tables(folder: Path) -> Iterator[pa.Table]:
@@ -65,6 +82,22 @@ def iterate_tables(folder: Path) -> Iterator[pa.Table]:
     images = iterate_images(folder)
     while rows := list(islice(images, _ROWS_PER_TABLE)):
         yield pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in COLUMNS})
+
+
+def _show_image(path: Path) -> str:
+    """The whole path of an image.
+
+    Raises:
+        BadInput: it is none, or no table can hold its name.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise BadInput(f"{path}: is none of {', '.join(sorted(SUFFIXES))}; convert it, or move it elsewhere")
+    whole = str(path.absolute())
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{whole!r}: the bytes of its name are not UTF-8; rename it") from None
+    return whole
 
 
 def _list(folder: Path) -> Iterator[Path]:

@@ -24,8 +24,9 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Recipe
@@ -159,6 +160,22 @@ def sum_by_example(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> t
     return torch.segment_reduce(values[0], "sum", offsets=offsets, unsafe=True, initial=0)
 
 
+class TokenCounter(Protocol):
+    """How many tokens texts have, by a model's tokenizer or by an estimate."""
+
+    def count(self, text: str) -> int:
+        """Tokens of a text alone."""
+
+    def count_special(self, num_texts: int) -> int:
+        """Tokens that are put around one text, or around two."""
+
+
+def estimate_text(values: Sequence[Any], counter: TokenCounter, max_length: int) -> list[list[int]]:
+    """One example with one sequence: all texts of a row behind each other, cut."""
+    texts = [value for value in values if isinstance(value, str)]
+    return [[min(sum(map(counter.count, texts)) + counter.count_special(len(texts)), max_length)]]
+
+
 class Task(ABC):
     """What a model learns to do.
 
@@ -184,6 +201,7 @@ class Task(ABC):
         predicts_tokens: whether the model has an output for each word of its vocabulary at each token, and losses come from
             training/tasks/token_losses.py.
         model_kinds: what kinds of transformer can learn it.
+        one_example_a_row: whether each row gives one example. Where it does not, their number is known when they are prepared.
         packs: whether `forward` takes packed batches as well. Its model must be causal and give `logits` for each token.
         facts: what was learned from the training data; plain values, kept with the prepared data.
         notes: lines for the user about the data, each by a word for what it is about; kept with the prepared data.
@@ -205,6 +223,7 @@ class Task(ABC):
     unbatched_features: ClassVar[frozenset[str]] = frozenset({"row"})
     model_kinds: ClassVar[frozenset[str]] = frozenset({"encoder", "decoder", "encoder-decoder"})
     converses: ClassVar[bool] = False
+    one_example_a_row: ClassVar[bool] = True
     packs: ClassVar[bool] = False
     predicts_tokens: ClassVar[bool] = False
 
@@ -250,6 +269,14 @@ class Task(ABC):
         `onecurve check` asks this of the first rows of a file, and `onecurve predict` of all of them.
         """
         return None
+
+    def estimate_examples(self, row: Mapping[str, Any], counter: TokenCounter) -> list[list[int]]:
+        """For each example of a row the tokens of each of its sequences, as far as they are known before it is prepared.
+
+        `onecurve plan` asks this of the first rows of a file.
+        """
+        names = chain.from_iterable(self.columns(self.recipe, with_targets=False).values())
+        return estimate_text([row.get(name) for name in names], counter, self.recipe.max_length)
 
     def named_files(self) -> Mapping[str, Path]:
         """The columns whose texts are paths of files, and the folder from which these lead. Prepared data is kept by such files

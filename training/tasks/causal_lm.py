@@ -11,7 +11,7 @@ from onecurve.training.architectures import count_positions
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, sum_by_example
 from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe, find_contradictions
-from onecurve.training.tasks.row_reader import RowReader, find_row_problem
+from onecurve.training.tasks.row_reader import RowReader, estimate_pieces, find_row_problem
 from onecurve.training.tasks.sequences import INSIDE_A_TOKEN, TokenSequence
 from onecurve.training.tasks.special_tokens import read_special_tokens
 from onecurve.training.tasks.texts import note_special_tokens
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from onecurve.training.survey import Survey
-    from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.base import Array, TokenCounter
     from onecurve.training.tasks.fits.fit import Fit
     from onecurve.training.tasks.token_losses import TokenLosses
 
@@ -49,6 +49,7 @@ class CausalLM(TokenTask):
     main_metrics = ("loss", "perplexity", "accuracy")
     pipeline_tag = "text-generation"
     auto_class = "AutoModelForCausalLM"
+    one_example_a_row = False
     peft_task_type = "CAUSAL_LM"
     has_new_head = False
     model_kinds = frozenset({"decoder"})
@@ -94,6 +95,10 @@ class CausalLM(TokenTask):
     def find_row_problem(self, row: Mapping[str, Any], with_targets: bool = True) -> str | None:
         """An empty text, or a conversation that is none."""
         return find_row_problem(row, self.columns(self.recipe, with_targets))
+
+    def estimate_examples(self, row: Mapping[str, Any], counter: TokenCounter) -> list[list[int]]:
+        """The pieces of a row; of a conversation without what its template writes, but for about four tokens a message."""
+        return estimate_pieces(row, self.columns(self.recipe), counter, self.recipe)
 
     # Rows -> examples -----------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from onecurve.training.survey import Survey
-    from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.base import Array, TokenCounter
     from onecurve.training.tasks.fits.fit import Fit
     from onecurve.training.tasks.token_losses import TokenLosses
 
@@ -68,6 +68,7 @@ class MaskedLM(TokenTask):
     main_metrics = ("loss", "pseudo_perplexity", "accuracy")
     pipeline_tag = "fill-mask"
     auto_class = "AutoModelForMaskedLM"
+    one_example_a_row = False
     has_new_head = False
     model_kinds = frozenset({"encoder"})
     ragged_results = frozenset({"filled", "score"})
@@ -100,6 +101,13 @@ class MaskedLM(TokenTask):
     def find_row_problem(self, row: Mapping[str, Any], with_targets: bool = True) -> str | None:
         """An empty text."""
         return find_text_problem(row.get(self.recipe.text_column), self.recipe.text_column)
+
+    def estimate_examples(self, row: Mapping[str, Any], counter: TokenCounter) -> list[list[int]]:
+        """The pieces of a text."""
+        special = counter.count_special(1)
+        size, room = counter.count(row[self.recipe.text_column]), max(1, self.recipe.max_length - special)
+        starts = range(0, max(1, size), room) if self.recipe.long_texts == "split" else range(1)
+        return [[min(size - start, room) + special] for start in starts]
 
     # Rows -> examples -----------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from onecurve.training.survey import Survey
+    from onecurve.training.tasks.base import TokenCounter
     from onecurve.training.tasks.fits.fit import Fit
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -121,7 +122,7 @@ class MultipleChoice(Task):
             if not isinstance(value, str) or not value.strip():
                 return f"{place} is {value!r:.40}; a choice is a text that is not empty"
         if len(values) < 2:
-            return f"has {len(values)} choices; two are needed"
+            return f"has {'one choice' if values else 'no choices'}; two are needed"
         return None
 
     def _choices(self, row: Mapping[str, Any]) -> list[Any]:
@@ -131,6 +132,13 @@ class MultipleChoice(Task):
         while len(names) > 1 and values and values[-1] in (None, ""):
             values.pop()
         return values
+
+    def estimate_examples(self, row: Mapping[str, Any], counter: TokenCounter) -> list[list[int]]:
+        """One example, with a sequence for each choice."""
+        recipe = self.recipe
+        before = [row[name] for name in (recipe.context_column, recipe.question_column) if name is not None]
+        taken = sum(map(counter.count, before)) + counter.count_special(2)
+        return [[min(taken + counter.count(choice), recipe.max_length) for choice in self._choices(row)]]
 
     # Rows -> examples -----------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from onecurve.training.survey import Survey
+    from onecurve.training.tasks.base import TokenCounter
     from onecurve.training.tasks.fits.fit import Fit
 
 _MAX_TOKENS_SHOWN = 400
@@ -99,6 +100,7 @@ class QuestionAnswering(Task):
     main_metrics = ("loss", "exact_match", "f1")
     pipeline_tag = "question-answering"
     auto_class = "AutoModelForQuestionAnswering"
+    one_example_a_row = False
     peft_task_type = "QUESTION_ANS"
     ragged_results = frozenset({"start_logits", "end_logits"})
     unbatched_features = frozenset({"row", "starts", "ends", "null_place", "text", "answers"})
@@ -162,6 +164,15 @@ class QuestionAnswering(Task):
         found = next((problem for problem in problems if problem), None)
         return found and f"answers column {recipe.answers_column!r}: {found}"
 
+    def estimate_examples(self, row: Mapping[str, Any], counter: TokenCounter) -> list[list[int]]:
+        """The windows of a context."""
+        recipe = self.recipe
+        taken = counter.count(row[recipe.question_column].strip()) + counter.count_special(2)
+        of_context, room = counter.count(row[recipe.context_column]), max(1, recipe.max_length - taken)
+        step = max(1, room - recipe.doc_stride)
+        starts = range(0, max(1, of_context - room + step), step)
+        return [[taken + min(room, of_context - start)] for start in starts]
+
     # Rows -> examples -----------------------------------------------------------------------------------------------
 
     def check(self, rows: Rows) -> None:
@@ -199,6 +210,7 @@ class QuestionAnswering(Task):
             if answers is not None:
                 labels = [label_window(window, contexts[row], answers[row]) for window in windows]
                 self._count(len(windows), bool(answers[row]), any(label is not None for label in labels))
+                self._note_long_answer(labels, rows, row)
             for number, window in enumerate(windows):
                 first, last = window.extent
                 found: dict[str, Any] = {"row": row, **window.features, "text": contexts[row][first:last].encode()}
@@ -237,6 +249,20 @@ class QuestionAnswering(Task):
         encodings: list[Any] = backend.encode_batch(list(zip(questions, contexts, strict=True)))
         backend.no_truncation()
         return encodings
+
+    def _note_long_answer(self, labels: Sequence[list[int] | None], rows: Rows, row: int) -> None:
+        """A line on the first answer that is learned, and that no prediction can be."""
+        of_answer = next((label for label in labels if label is not None), None)
+        if of_answer is None:
+            return
+        places = [place for place, label in enumerate(of_answer) if label]
+        size, most = places[-1] - places[0] + 1, self.recipe.max_answer_length
+        if size > most:
+            self.notes.setdefault(
+                "long answers",
+                f"{rows.origin}, row {rows.numbers[row] + 1}: its answer has {size} tokens; answers of more than "
+                f"max_answer_length: {most} are learned but never given",
+            )
 
     def _count(self, num_windows: int, has_answer: bool, is_in_a_window: bool) -> None:
         for name, number in (

@@ -7,7 +7,7 @@ from typing import Any
 
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks import chats
-from onecurve.training.tasks.base import Rows
+from onecurve.training.tasks.base import Rows, TokenCounter
 from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe
 from onecurve.training.tasks.conversations import Conversation, build_conversation, find_messages_problem
 from onecurve.training.tasks.sequences import (
@@ -17,7 +17,7 @@ from onecurve.training.tasks.sequences import (
     encode_plain,
 )
 from onecurve.training.tasks.texts import check_texts, find_text_problem
-from onecurve.training.tasks.token_spans import PLAIN, RENDERED, TEMPLATE, tokenize_parts
+from onecurve.training.tasks.token_spans import PLAIN, RENDERED, TEMPLATE, cut_into_examples, tokenize_parts
 
 
 def find_row_problem(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> str | None:
@@ -38,6 +38,37 @@ def find_row_problem(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]
     if len(kinds) > 1:
         return f"of {' and '.join(columns)} one holds text, the other messages; write both in one way"
     return None
+
+
+# What templates write around a message: two special tokens, the role and a new line.
+_TOKENS_AROUND_A_MESSAGE = 4
+
+
+def estimate_pieces(
+    row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], counter: TokenCounter, recipe: CausalLMRecipe
+) -> list[list[int]]:
+    """The tokens of each example of a row, as far as they are known without a chat template.
+
+    Args:
+        columns: as `find_row_problem` takes them.
+    """
+    values = [row[name] for key, [name] in columns.items() if key != "tools_column"]
+    is_chat = isinstance(values[0], list)
+    sizes = [
+        sum(_TOKENS_AROUND_A_MESSAGE + counter.count(_read_text(each)) for each in value)
+        if is_chat
+        else counter.count(value)
+        for value in values
+    ]
+    num_tokens = sum(sizes) + (0 if is_chat else counter.count_special(1) + 1)
+    first_target = sizes[0] if len(sizes) > 1 and recipe.completion_only_loss is not False else 1
+    pieces = cut_into_examples(max(1, num_tokens), recipe.max_length, recipe.long_texts)
+    return [[piece.stop - piece.start] for piece in pieces if piece.stop > first_target]
+
+
+def _read_text(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else ""
 
 
 class RowReader:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from onecurve.training.survey import Survey
-    from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.base import Array, TokenCounter
     from onecurve.training.tasks.fits.fit import Fit
 
 _MAX_TOKENS_SHOWN = 400
@@ -127,6 +127,16 @@ class Seq2SeqLM(Task):
             texts = {f"{recipe.translation_column}.{key}": value[key] for key in keys}
         problems = (find_text_problem(text, name) for name, text in texts.items())
         return next((problem for problem in problems if problem is not None), None)
+
+    def estimate_examples(self, row: Mapping[str, Any], counter: TokenCounter) -> list[list[int]]:
+        """One example: what the encoder reads and what the decoder reads, as `lengths` adds them up."""
+        recipe, special = self.recipe, counter.count_special(1)
+        if recipe.translation_column is None:
+            source, target = row[recipe.source_column], row[recipe.target_column]
+        else:
+            source, target = (row[recipe.translation_column][key] for key in (recipe.source_lang, recipe.target_lang))
+        of_source = min(counter.count(recipe.source_prefix + source) + special, recipe.max_length)
+        return [[of_source + min(counter.count(target) + special, recipe.max_target_length)]]
 
     # Rows -> examples -----------------------------------------------------------------------------------------------
 

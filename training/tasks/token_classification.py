@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onecurve.training.survey import Survey
-    from onecurve.training.tasks.base import Array
+    from onecurve.training.tasks.base import Array, TokenCounter
     from onecurve.training.tasks.fits.fit import Fit
 
 _MAX_TOKENS_SHOWN = 200
@@ -72,6 +72,7 @@ class TokenClassification(Task):
     main_metrics = ("loss", "f1", "precision", "recall", "accuracy", "f1_macro")
     pipeline_tag = "token-classification"
     auto_class = "AutoModelForTokenClassification"
+    one_example_a_row = False
     peft_task_type = "TOKEN_CLS"
     ragged_results = frozenset({"word", "label", "prediction", "score"})
 
@@ -125,6 +126,21 @@ class TokenClassification(Task):
         recipe = self.recipe
         labels = (recipe.label_column, row.get(recipe.label_column)) if with_targets else None
         return find_word_problem(recipe.tokens_column, row.get(recipe.tokens_column), labels)
+
+    def estimate_examples(self, row: Mapping[str, Any], counter: TokenCounter) -> list[list[int]]:
+        """The windows of a row's words."""
+        import numpy as np
+
+        special = counter.count_special(1)
+        room = max(1, self.recipe.max_length - special)
+        sizes = np.array([min(max(1, counter.count(word)), room) for word in row[self.recipe.tokens_column]])
+        windows = cut_into_windows(sizes, room, self._find_overlap(room))
+        return [[int(sizes[each.words.start : each.words.stop].sum()) + special] for each in windows]
+
+    def _find_overlap(self, room: int) -> int:
+        """Most tokens that a window shares with the one before it."""
+        wanted, share = self.recipe.doc_stride, self.recipe.max_length // _SHARE_OF_OVERLAP
+        return min(share if wanted is None else wanted, room - 1)
 
     # Rows -> examples -----------------------------------------------------------------------------------------------
 
@@ -221,8 +237,7 @@ class TokenClassification(Task):
         if any(len(tokens) > room for tokens in pieces):
             self._note_row("long words", rows, row, f"has a word of more than {room} tokens; the first {room} are read")
             pieces = [tokens[:room] for tokens in pieces]
-        wanted = self.recipe.doc_stride
-        overlap = min(self.recipe.max_length // _SHARE_OF_OVERLAP if wanted is None else wanted, room - 1)
+        overlap = self._find_overlap(room)
         inner = find_inner(self.label_names) if labels is not None and self.recipe.label_all_tokens else None
         sizes = np.array([len(tokens) for tokens in pieces])
         if sizes.sum() > room:

@@ -106,11 +106,11 @@ class WordLabels:
             except KeyError as error:
                 unknown = error.args[0]
                 nearest = find_nearest(unknown, names)
-                hint = f"; did you mean {nearest!r}?" if nearest else ""
+                hint = f", if not {nearest!r} is meant" if nearest else ""
                 self._rows.refuse(
                     position,
                     f"label {labels.index(unknown) + 1} of column {self._column!r} is {unknown!r}, none of the {len(names)} "
-                    f"labels of the training data, {shorten_names(names)}{hint}. label_names names labels that it lacks",
+                    f"labels of the training data, {shorten_names(names)}; label_names can name it too{hint}",
                 )
 
     def _name(self, position: int, label: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,70 @@ def test_it_predicts_what_transformers_does(images: Settings, train: Train, fold
         assert [row["prediction"] for row in labelled] == [CLASSES[place] for place in expected.argmax(-1)]
         found = [[float(row[f"probability_{name}"]) for name in CLASSES] for row in labelled]
         assert np.array(found) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_a_folder_of_images_is_predicted_as_a_table_of_them(
+    images: Settings, train: Train, folders: Path, tmp_path: Path
+) -> None:
+    """With classes or without, whatever the run's own data called the column of images and wherever its paths led from."""
+    split = folders / "train"
+    table = write_csv(
+        tmp_path / "train.csv", [{"photo": row["image"], "label": row["label"]} for row in list_images(split)]
+    )
+    keys = {"image_column": "photo", "image_folder": str(tmp_path), "train_file": table, "validation_file": table}
+    run = train({**images, **keys, "max_train_steps": 1})
+    rows = list_images(folders / "validation")
+    source = write_csv(tmp_path / "in.csv", [{"photo": row["image"]} for row in rows])
+    assert predict(run, source, tmp_path / "table.jsonl") == 0
+    expected = read(tmp_path / "table.jsonl")
+    assert predict(run, folders / "validation", tmp_path / "classes.jsonl") == 0
+    classes = read(tmp_path / "classes.jsonl")
+    assert [row.pop("label") for row in classes] == [row["label"] for row in rows]
+    assert classes == expected
+    (flat := tmp_path / "flat").mkdir()
+    for number, row in enumerate(reversed(rows)):
+        shutil.copy(row["image"], flat / f"{number:02d}.png")
+    assert predict(run, flat, tmp_path / "flat.jsonl") == 0
+    found = read(tmp_path / "flat.jsonl")
+    assert [row.pop("photo") for row in found] == [str(flat / f"{number:02d}.png") for number in range(len(rows))]
+    by_number = [{name: value for name, value in row.items() if name != "photo"} for row in reversed(expected)]
+    assert [row["prediction"] for row in found] == [row["prediction"] for row in by_number]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in by_number], rel=1e-5)
+
+
+def spoil_with(name: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no image")
+
+    return write
+
+
+WRONG_FOLDERS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
+    "no images": (lambda folder: (folder / "0.png").unlink(), "out.csv", ("in",)),
+    "another file": (spoil_with("notes.txt"), "out.csv", ("notes.txt", ".png")),
+    "images beside classes": (spoil_with("cat/1.png"), "out.csv", ("0.png",)),
+    "a broken image": (spoil_with("1.png"), "out.csv", ("row 2", "1.png")),
+    "a name that no table can hold": (spoil_with("\udcff.png"), "out.csv", ("in", "UTF-8")),
+    "an output in it": (lambda folder: None, "in/out.csv", ("--output", "out.csv")),
+}
+
+
+def test_a_wrong_folder_is_refused_in_one_line(
+    images: Settings, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train({**images, "max_train_steps": 1})
+    for number, (fault, (spoil, target, needed)) in enumerate(WRONG_FOLDERS.items()):
+        folder = tmp_path / f"{number}"
+        (folder / "in").mkdir(parents=True)
+        write_image(folder / "in" / "0.png", 0)
+        spoil(folder / "in")
+        capsys.readouterr()
+        assert predict(run, folder / "in", folder / target) == 2, fault
+        said = capsys.readouterr().err
+        assert names(said, *needed), fault
+        assert said.count("\n") == 1, fault
+        assert not list(folder.rglob("out*")), fault
 
 
 def test_bytes_are_not_written_as_text(images: Settings, train: Train, folders: Path, tmp_path: Path) -> None:

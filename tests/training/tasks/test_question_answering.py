@@ -346,6 +346,9 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
         make_task().configure_processor(PreTrainedTokenizer.__new__(PreTrainedTokenizer))
 
 
+ENDS_OF_SIX = (("f", 10), ("b c d e f", 2), ("c d e f", 4))
+
+
 def test_an_answer_that_is_whole_in_no_window_is_said(
     settings: Settings, train: Train, tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -361,6 +364,19 @@ def test_an_answer_that_is_whole_in_no_window_is_said(
     run = train({**settings, "train_file": str(tmp_path / "long.jsonl"), "max_train_steps": 1})
     assert run.exit_code == 0, run.stderr
     assert names(run.stdout, "2", "doc_stride")
+
+
+def test_an_answer_that_is_too_long_to_be_given_is_said(settings: Settings, train: Train, tmp_path: Path) -> None:
+    """It stands at the very end of its context."""
+    rows = [
+        {"question": "Which?", "context": "a b c d e f", **answered([text], [start])} for text, start in ENDS_OF_SIX
+    ]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    keys = {**settings, "train_file": str(tmp_path / "long.jsonl"), "max_train_steps": 1}
+    for most, is_said in ((5, False), (4, True)):
+        run = train({**keys, "max_answer_length": most, "output_dir": str(tmp_path / f"most_{most}")})
+        assert run.exit_code == 0, run.stderr
+        assert names(run.stdout, "row 2", "5 tokens", f"max_answer_length: {most}") == is_said
 
 
 def test_a_deep_check_shows_a_window_and_its_answer(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
