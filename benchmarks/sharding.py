@@ -22,6 +22,7 @@ from typing import Any
 from onecurve.launcher.facts.shape import build_shape
 from onecurve.launcher.planning.memory import CPU_OVERHEAD_BYTES, estimate_memory
 from onecurve.launcher.planning.work import Work
+from onecurve.training.cache import find_cache
 from tools.jobs import Job, write_script
 from tools.trainings import DEMO, ROOT, build_news
 
@@ -51,7 +52,8 @@ def marked(name, call, then=None):
         result = call(*arguments, **more)
         if then is not None:
             then(*arguments)
-        mark("steps")
+        if name == os.environ["FIRST_PHASE"]:
+            mark("steps")  # A save leaves its copy of the state, so the phase stays.
         return result
     return wrapped
 
@@ -117,6 +119,8 @@ def measure(size: str, dtypes: list[str], strategies: list[str], into: Path) -> 
         dtypes: of the model's files.
         strategies: keys of `TOPOLOGIES`.
     """
+    # DeepSpeed's operator stays compiled, whatever becomes of the cache.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(find_cache() / "torch_extensions"))
     os.environ.update(HF_HUB_OFFLINE="1")
     for dtype in dtypes:
         with tempfile.TemporaryDirectory() as name:
@@ -166,12 +170,12 @@ def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
         "",
         "<!-- Written by benchmarks/sharding.py. -->",
         "",
-        f"{NUM_PROCESSES} processes on a CPU, Llamas with random weights, float32, 16 tokens. Allowed is 1.25 times a process's share of",
-        "weights, gradients and moments, and 1.5 GB. GB of the process that has more; an arrow leads from what it was before",
-        "weights were read and written by shares. `start` is Python with its packages, before the training begins; `plan` is",
-        "what `onecurve plan` predicts for the steps.",
+        f"{NUM_PROCESSES} processes on a CPU, Llamas with random weights, float32, 16 tokens. Allowed is 1.25 times a process's",
+        "share of weights, gradients and moments, and 1.5 GB. GB of the process that has more; an arrow leads from what it was",
+        "before weights were read and written by shares. `start` is Python with its packages, before the training begins;",
+        "`plan` is what `onecurve plan` predicts for the steps.",
         "",
-        f"| parameters | case | share | allowed | {' | '.join(PHASES)} | plan |",
+        f"| model | case | share | allowed | {' | '.join(PHASES)} | plan |",
         f"|---|---|---|---|{'---|' * len(PHASES)}---|",
     ]
     above = []
@@ -184,9 +188,7 @@ def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
             planned = predict(size, case.partition(",")[0])
             cells.append(f"{planned / GB:.2f} ({planned / peaks['steps'] - 1:+.0%})")
             share = 16 * found["parameters"] / NUM_PROCESSES
-            lines.append(
-                f"| {found['parameters'] / 1e6:.0f}M | {case} | {share / GB:.2f} | {bound / GB:.2f} | {' | '.join(cells)} |"
-            )
+            lines.append(f"| {size} | {case} | {share / GB:.2f} | {bound / GB:.2f} | {' | '.join(cells)} |")
             above += [f"{size}, {case}, {phase}" for phase in PHASES if peaks[phase] > bound]
     lines += ["", f"More than is allowed: {'; '.join(above) or 'none'}."]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
