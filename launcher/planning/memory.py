@@ -176,7 +176,8 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_shard
         size = 2 if mixed else 4
         accumulates = base == "ZeRO-1" and work.num_micro_batches > 1
         weights, gradients = size * number, size * (trained if accumulates else trained_part)
-        copy = 4 * trained_part if mixed or base != "ZeRO-3" else 0
+        # Of weights; under ZeRO-3 offload in float32 of gradients, which its optimizer has on the host.
+        copy = 0 if strategy == "ZeRO-3" and not mixed else 4 * trained_part
         optimizer, buffers = 8 * trained_part, copy + size * count_bucket(int(base[-1]), number)
         if base == "ZeRO-3":
             weights = size * part
