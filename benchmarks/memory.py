@@ -25,7 +25,7 @@ from onecurve.launcher.planning.memory import STRATEGIES, MemoryEstimate, Strate
 from onecurve.launcher.planning.work import build_work
 from onecurve.launcher.units import MIB
 from onecurve.training.config import Recipe
-from onecurve.training.zero_buffers import count_bucket, count_live_parameters
+from onecurve.training.zero_buffers import SUB_GROUP, count_bucket, count_live_parameters, count_prefetched_parameters
 
 MODELS: dict[str, dict[str, Any]] = {
     "MiniLM": {"vocab_size": 30522, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6},
@@ -245,12 +245,15 @@ def _track_zero(model: Any, batch: dict[str, Any], strategy: Strategy) -> dict[A
     import torch
     from torch.distributed._tools.mem_tracker import MemTracker
 
+    from onecurve.training.parallel.deepspeed_states import share_weights
+
     stage = int(strategy.removeprefix("ZeRO-")[0])
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:  # As training/parallel/accelerator.py sets it.
         number = sum(parameter.numel() for parameter in model.parameters())
         live = count_live_parameters(number)
         zero |= {"reduce_bucket_size": count_bucket(3, number), "stage3_max_live_parameters": live}
+        zero |= {"stage3_prefetch_bucket_size": count_prefetched_parameters(number), "sub_group_size": SUB_GROUP}
         zero["stage3_max_reuse_distance"] = live
     if "offload" in strategy:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -268,6 +271,7 @@ def _track_zero(model: Any, batch: dict[str, Any], strategy: Strategy) -> dict[A
     with tracker:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        share_weights(engine.optimizer)
         for _ in range(2):
             engine.backward(engine(**batch).logits.sum())
             engine.step()

@@ -1,9 +1,9 @@
 """Peak anonymous memory of each process where all weights are divided: in loading, ten steps, saving, final/ and resuming.
 
-    python -m benchmarks.sharding --measure after.json        two processes, FSDP2 and ZeRO-3, on this machine's CPU
-    python -m benchmarks.sharding --page before.json after.json    writes benchmarks/sharding.md
+    python -m benchmarks.sharding --measure 99M --into after.json    two processes, FSDP2 and ZeRO-3, on this machine's CPU
+    python -m benchmarks.sharding --page before.json after.json      writes benchmarks/sharding.md
 
-A Llama of 0.1B parameters with random weights, in float32 or saved in bf16. The kernel's own count of a process's anonymous
+Llamas with random weights, saved in float32 or bf16. The kernel's own count of a process's anonymous
 pages (RssAnon in /proc/PID/status) is read 200 times a second; mapped files do not count, the system can drop their pages.
 """
 
@@ -22,13 +22,16 @@ from typing import Any
 from onecurve.launcher.facts.shape import build_shape
 from onecurve.launcher.planning.memory import CPU_OVERHEAD_BYTES, estimate_memory
 from onecurve.launcher.planning.work import Work
+from onecurve.training.cache import find_cache
 from tools.jobs import Job, write_script
 from tools.trainings import DEMO, ROOT, build_news
 
 PAGE = ROOT / "benchmarks" / "sharding.md"
-SHAPE: dict[str, Any] = {
-    "vocab_size": 30522, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "num_key_value_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0,
+_COMMON = {"vocab_size": 30522, "num_key_value_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0}
+SHAPES: dict[str, dict[str, Any]] = {
+    "99M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, **_COMMON},
+    "0.2B": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 18, "num_attention_heads": 16, **_COMMON},
+    "0.5B": {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 27, "num_attention_heads": 20, **_COMMON},
 }  # fmt: skip
 TOPOLOGIES = {"FSDP2": "fsdp", "ZeRO-3": "deepspeed_zero3"}
 PHASES = ("start", "load", "steps", "save", "final", "resume")
@@ -49,7 +52,8 @@ def marked(name, call, then=None):
         result = call(*arguments, **more)
         if then is not None:
             then(*arguments)
-        mark("steps")
+        if name == os.environ["FIRST_PHASE"]:
+            mark("steps")  # A save leaves its copy of the state, so the phase stays.
         return result
     return wrapped
 
@@ -66,13 +70,13 @@ CheckpointWriter.save_final = marked("final", CheckpointWriter.save_final)
 """
 
 
-def build_llama(folder: Path, dtype: str) -> tuple[Path, int]:
+def build_llama(folder: Path, size: str, dtype: str) -> tuple[Path, int]:
     """Write a Llama with random weights and the demo's tokenizer; returns its folder and number of parameters."""
     import torch
     from transformers import LlamaConfig, LlamaModel
 
     torch.manual_seed(0)
-    model = LlamaModel(LlamaConfig(**SHAPE)).to(getattr(torch, dtype))
+    model = LlamaModel(LlamaConfig(**SHAPES[size])).to(getattr(torch, dtype))
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy(DEMO / "model" / name, folder / name)
@@ -107,15 +111,17 @@ def _read_anonymous(pid: int) -> int:
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
-def measure(dtypes: list[str]) -> dict[str, Any]:
-    """Peaks by case and phase, and the number of parameters.
+def measure(size: str, dtypes: list[str], strategies: list[str], into: Path) -> None:
+    """Add a model's peaks by case and phase, and its number of parameters, to a file of measurements.
 
     Args:
+        size: a key of `SHAPES`.
         dtypes: of the model's files.
+        strategies: keys of `TOPOLOGIES`.
     """
+    # DeepSpeed's operator stays compiled, whatever becomes of the cache.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(find_cache() / "torch_extensions"))
     os.environ.update(HF_HUB_OFFLINE="1")
-    peaks: dict[str, dict[str, int]] = {}
-    parameters = 0
     for dtype in dtypes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -125,64 +131,80 @@ def measure(dtypes: list[str]) -> dict[str, Any]:
             validation.write_text(
                 "".join(validation.read_text(encoding="utf-8").splitlines(keepends=True)[:8]), encoding="utf-8"
             )
-            model, parameters = build_llama(folder / "model", dtype)
-            for strategy, topology in TOPOLOGIES.items():
+            model, parameters = build_llama(folder / "model", size, dtype)
+            for strategy in strategies:
                 settings = {
                     "model_name_or_path": str(model), "train_file": str(folder / "train.jsonl"),
-                    "validation_file": str(validation), "output_dir": str(folder / f"run_{topology}"),
+                    "validation_file": str(validation), "output_dir": str(folder / f"run_{TOPOLOGIES[strategy]}"),
                     "max_length": 16, "train_batch_size": 2, "per_device_batch_size": 1, "max_train_steps": 10,
                     "checkpointing_steps": 10,
                 }  # fmt: skip
-                found = watch(settings, topology, folder, "load")
+                found = watch(settings, TOPOLOGIES[strategy], folder, "load")
                 run = Path(str(settings["output_dir"]))
                 shutil.rmtree(run / "final")
                 (run / "status.json").unlink()
-                found["resume"] = watch(settings, topology, folder, "resume")["resume"]
+                found["resume"] = watch(settings, TOPOLOGIES[strategy], folder, "resume")["resume"]
                 shutil.rmtree(run)
-                peaks[f"{strategy}, {dtype} files"] = found
-                print(strategy, dtype, found, flush=True)
-    return {"parameters": parameters, "peaks": peaks}
+                print(size, strategy, dtype, found, flush=True)
+                known = json.loads(into.read_text(encoding="utf-8")) if into.exists() else {}
+                known.setdefault(size, {"parameters": parameters, "peaks": {}})
+                known[size]["peaks"][f"{strategy}, {dtype} files"] = found
+                into.write_text(json.dumps(known, indent=2), encoding="utf-8")
+
+
+def find_bound(parameters: int) -> float:
+    """Bytes that a process may hold: its share of weights, gradients and moments by 1.25, and 1.5 GB."""
+    return 1.25 * 16 * parameters / NUM_PROCESSES + 1.5 * GB
+
+
+def predict(size: str, strategy: str) -> float:
+    """Bytes of a process in a step, as `onecurve plan` counts them."""
+    shape = build_shape({"model_type": "llama", **SHAPES[size]})
+    return estimate_memory(shape, strategy, Work(1, 16), NUM_PROCESSES).peak + CPU_OVERHEAD_BYTES
 
 
 def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Write benchmarks/sharding.md."""
-    share = 16 * after["parameters"] / NUM_PROCESSES
-    bound = 1.25 * share + 1.5 * GB
     lines = [
         "# Peak anonymous memory of a process where all weights are divided",
         "",
         "<!-- Written by benchmarks/sharding.py. -->",
         "",
-        f"{NUM_PROCESSES} processes on a CPU, a Llama of {after['parameters'] / 1e6:.0f} million parameters with random weights,",
-        f"float32, 16 tokens. Its share of weights, gradients and moments is {share / GB:.2f} GB a process; what is allowed is",
-        f"1.25 times as much and 1.5 GB: {bound / GB:.2f} GB. Each cell: before this way of loading and saving, and with it, in",
-        "GB, of the process that has more. `start` is Python with its packages, before the training begins.",
+        f"{NUM_PROCESSES} processes on a CPU, Llamas with random weights, float32, 16 tokens. Allowed is 1.25 times a process's",
+        "share of weights, gradients and moments, and 1.5 GB. GB of the process that has more; an arrow leads from what it was",
+        "before weights were read and written by shares. `start` is Python with its packages, before the training begins;",
+        "`plan` is what `onecurve plan` predicts for the steps.",
         "",
-        f"| case | {' | '.join(PHASES)} |",
-        f"|---|{'---|' * len(PHASES)}",
+        f"| model | case | share | allowed | {' | '.join(PHASES)} | plan |",
+        f"|---|---|---|---|{'---|' * len(PHASES)}---|",
     ]
-    for case, peaks in after["peaks"].items():
-        cells = [f"{before['peaks'][case][phase] / GB:.2f} -> {peaks[phase] / GB:.2f}" for phase in PHASES]
-        lines.append(f"| {case} | {' | '.join(cells)} |")
-    above = [f"{case}, {phase}" for case, peaks in after["peaks"].items() for phase in PHASES if peaks[phase] > bound]
+    above = []
+    for size, found in after.items():
+        bound = find_bound(found["parameters"])
+        for case, peaks in found["peaks"].items():
+            earlier = before.get(size, {"peaks": {}})["peaks"].get(case)
+            old = {phase: "" if earlier is None else f"{earlier[phase] / GB:.2f} -> " for phase in PHASES}
+            cells = [f"{old[phase]}{peaks[phase] / GB:.2f}" for phase in PHASES]
+            planned = predict(size, case.partition(",")[0])
+            cells.append(f"{planned / GB:.2f} ({planned / peaks['steps'] - 1:+.0%})")
+            share = 16 * found["parameters"] / NUM_PROCESSES
+            lines.append(f"| {size} | {case} | {share / GB:.2f} | {bound / GB:.2f} | {' | '.join(cells)} |")
+            above += [f"{size}, {case}, {phase}" for phase in PHASES if peaks[phase] > bound]
     lines += ["", f"More than is allowed: {'; '.join(above) or 'none'}."]
-    shape = build_shape({"model_type": "llama", **SHAPE})
-    for case, peaks in after["peaks"].items():
-        planned = estimate_memory(shape, case.partition(",")[0], Work(1, 16), NUM_PROCESSES).peak + CPU_OVERHEAD_BYTES
-        off = f"{planned / peaks['steps'] - 1:+.0%}"
-        lines.append(f"{case}: `onecurve plan` predicts {planned / GB:.2f} GB for the steps ({off}).")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Measure, or write the page from two measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", type=Path)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--measure", choices=SHAPES)
+    parser.add_argument("--into", type=Path, default=Path("sharding.json"))
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
+    parser.add_argument("--strategies", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
     parser.add_argument("--page", type=Path, nargs=2)
     arguments = parser.parse_args()
     if arguments.measure:
-        arguments.measure.write_text(json.dumps(measure(arguments.dtypes), indent=2), encoding="utf-8")
+        measure(arguments.measure, arguments.dtypes, arguments.strategies, arguments.into)
     if arguments.page:
         write_page(*(json.loads(path.read_text(encoding="utf-8")) for path in arguments.page))
 

@@ -33,7 +33,7 @@ from onecurve.training.models.loading import (
 )
 from onecurve.training.models.mask_trial import try_masks
 from onecurve.training.models.packing import Attention, choose_layout, prepare_attention
-from onecurve.training.models.returned_blocks import return_large_blocks
+from onecurve.training.models.returned_blocks import return_free_pages, return_large_blocks
 from onecurve.training.models.saving import save_config_and_processor
 from onecurve.training.models.shares import Shares
 from onecurve.training.outcome import Outcome
@@ -44,6 +44,7 @@ from onecurve.training.parallel.accelerator import (
     shared_embeddings_at_the_root,
 )
 from onecurve.training.parallel.agreement import ask_main_process
+from onecurve.training.parallel.deepspeed_states import share_weights
 from onecurve.training.parallel.launch import Launch, limited_joining
 from onecurve.training.parallel.states import (
     count_state_bytes,
@@ -264,8 +265,11 @@ def _prepare(
     divide_model(accelerator, model, shares)
     with shared_embeddings_at_the_root(accelerator, model), second_names_removed(accelerator, model):
         prepared, optimizer = accelerator.prepare(model, optimizer)
+    share_weights(optimizer.optimizer)
     set_exact_weights(prepared, exact_weights, shares)
     set_shares(prepared, shares)
+    if shares is not None:
+        return_free_pages()  # Where weights lay before they were divided.
     return prepared, optimizer
 
 

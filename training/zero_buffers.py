@@ -9,8 +9,15 @@ from __future__ import annotations
 LARGEST_BUCKET = 500_000_000
 """Numbers in the buckets of ZeRO-1 and 2, and the most in ZeRO-3's."""
 
+SUB_GROUP = 1 << 25
+"""Numbers of a process's share that ZeRO-3 updates at a time: it copies their gradients behind each other before.
+
+DeepSpeed's default is a billion, which is the whole share of most models.
+"""
+
 _SMALLEST_BUCKET = 1 << 24
-_MOST_LIVE, _FEWEST_LIVE = 1_000_000_000, 100_000_000
+_MOST_LIVE, _FEWEST_LIVE = 1_000_000_000, 1 << 25
+_MOST_AHEAD, _FEWEST_AHEAD = 50_000_000, 1 << 22
 
 
 def count_bucket(stage: int, num_parameters: int) -> int:
@@ -26,3 +33,8 @@ def count_bucket(stage: int, num_parameters: int) -> int:
 def count_live_parameters(num_parameters: int) -> int:
     """Gathered weights that ZeRO-3 may keep for their next use, besides those of the layer that computes."""
     return min(_MOST_LIVE, max(_FEWEST_LIVE, num_parameters // 8))
+
+
+def count_prefetched_parameters(num_parameters: int) -> int:
+    """Weights that ZeRO-3 gathers ahead of their use in one message, which lies beside them until it is cut up."""
+    return min(_MOST_AHEAD, max(_FEWEST_AHEAD, num_parameters // 32))

@@ -8,14 +8,16 @@ weights as this project trains them: 4 + 4 + 8 bytes per parameter):
     DDP          4N             4N          8N                4N: the reducer's buckets
     ZeRO-1       4N             4N          8N/P              4N/P: the engine's own copy of its part; the bucket
     ZeRO-2       4N             4N/P        8N/P              4N/P; the bucket
-    ZeRO-3       4N/P           4N/P        8N/P              4N/P; the bucket; gathered weights
+    ZeRO-3       4N/P           4N/P        8N/P              the bucket; gathered weights
     FSDP2        4N/P           4N/P        8N/P              two gathered layers and one layer's gradients
     HSDP         as FSDP2, with the processes of one machine as P
 
 With an adapter, N counts the trained parameters only in gradients, moments, buckets and DeepSpeed's copies.
 
 Gradients move through DeepSpeed's bucket, which it allocates whole (training/zero_buffers.py), so ZeRO-1 holds gradients of
-its own only if several micro-batches are accumulated. ZeRO-3 keeps gathered weights up to its max_live_parameters.
+its own only if several micro-batches are accumulated. ZeRO-3 keeps gathered weights up to its max_live_parameters, and in a
+step, when it has let go of them, copies the gradients of a sub-group. In float32 it holds its part of the weights once
+(training/parallel/deepspeed_states.py).
 
 To these come the activations that the backward pass needs (`count_activations`). With bf16 DeepSpeed holds 2-byte weights and
 gradients and a 4-byte master copy; DDP and FSDP keep float32 and hold 2-byte copies of the weights while they are used.
@@ -30,7 +32,7 @@ from typing import Literal
 from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.planning.work import Work
 from onecurve.launcher.units import GIB
-from onecurve.training.zero_buffers import count_bucket, count_live_parameters
+from onecurve.training.zero_buffers import SUB_GROUP, count_bucket, count_live_parameters
 
 Strategy = Literal[
     "one process", "DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2", "ZeRO-2 offload", "ZeRO-3 offload", "FSDP2 offload",
@@ -157,7 +159,7 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_shard
     trained = number if work.trained_parameters is None else work.trained_parameters
     part, trained_part = -(-number // num_shards), -(-trained // num_shards)
     mixed = work.mixed_precision != "no"
-    layers = 2 * shape.layer_parameters
+    layers, copy, sent = 2 * shape.layer_parameters, 0, 0
     gathered = layers * (2 if mixed else 4)
     host = 0
     base = strategy.removesuffix(" offload")
@@ -174,16 +176,19 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_shard
         size = 2 if mixed else 4
         accumulates = base == "ZeRO-1" and work.num_micro_batches > 1
         weights, gradients = size * number, size * (trained if accumulates else trained_part)
-        optimizer, buffers = 8 * trained_part, 4 * trained_part + size * count_bucket(int(base[-1]), number)
+        # Of weights; under ZeRO-3 offload in float32 of gradients, which its optimizer has on the host.
+        copy = 0 if strategy == "ZeRO-3" and not mixed else 4 * trained_part
+        optimizer, buffers = 8 * trained_part, copy + size * count_bucket(int(base[-1]), number)
         if base == "ZeRO-3":
             weights = size * part
-            buffers += size * min(number, max(layers, count_live_parameters(number)))
-            # The engine puts gradients one behind the other before it sends them.
-            buffers += size * min(trained, max(count_bucket(3, number), shape.embedding_parameters))
+            # The engine puts gradients one behind the other before it sends them, when activations have been freed.
+            sent = size * min(trained, max(count_bucket(3, number), shape.embedding_parameters))
+            live = size * min(number, max(layers, count_live_parameters(number)))
+            buffers += max(live, 4 * min(trained_part, SUB_GROUP))
     if strategy.endswith("offload"):
         # The optimizer and its master copy leave the device; with ZeRO-3 and FSDP so do weights and gradients.
-        moved = optimizer + (4 * trained_part if base.startswith("ZeRO") else 0)
-        buffers -= 4 * trained_part if base.startswith("ZeRO") else 0
+        moved = optimizer + copy
+        buffers -= copy
         optimizer = 0
         if base != "ZeRO-2":
             moved, weights, gradients = moved + weights + gradients, 0, 0
@@ -194,7 +199,7 @@ def estimate_memory(shape: ModelShape, strategy: Strategy, work: Work, num_shard
     # Of tied weights, the embeddings' gradient comes last, beside the head's, to which it is added.
     last = 4 * shape.embedding_parameters if shape.is_tied and work.trained_parameters is None else 0
     waits = work.num_micro_batches > 1 or base in ("ZeRO-2", "ZeRO-3")
-    moving = gradients + during if waits else max(gradients + last, during)
+    moving = gradients + max(during, sent) if waits else max(gradients + last, during)
     return MemoryEstimate(
         strategy, weights, gradients, optimizer, buffers, during, weights + optimizer + buffers + moving, host
     )

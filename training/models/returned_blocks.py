@@ -7,11 +7,11 @@ import os
 import sys
 
 _M_MMAP_THRESHOLD = -3  # malloc.h of glibc
-_LARGE_BYTES = 8 << 20
+_LARGE_BYTES = 1 << 20
 
 
 def return_large_blocks() -> None:
-    """Let glibc return blocks of 8 MiB and more when they are freed; does nothing with another C library.
+    """Let glibc return blocks of 1 MiB and more when they are freed; does nothing with another C library.
 
     Otherwise it keeps blocks of up to 32 MiB for the thread that asked for them. Gathered layers and gradients come from
     several threads and in many sizes: of FSDP2's processes with 0.8 GB of state each, heaps took 1.1 GB more than was in use
@@ -22,3 +22,10 @@ def return_large_blocks() -> None:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
         set_option(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def return_free_pages() -> None:
+    """Let glibc return what lies free between blocks that are in use; does nothing with another C library."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -28,7 +28,12 @@ from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, WrongTopology
 from onecurve.training.parallel import rehearsal
 from onecurve.training.parallel.launch import Launch, check_store
-from onecurve.training.zero_buffers import count_bucket, count_live_parameters
+from onecurve.training.zero_buffers import (
+    SUB_GROUP,
+    count_bucket,
+    count_live_parameters,
+    count_prefetched_parameters,
+)
 
 
 def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta) -> Accelerator:
@@ -155,6 +160,8 @@ def set_engine(config: dict[str, Any], recipe: Recipe, num_parameters: int) -> N
         zero.setdefault("reduce_bucket_size", count_bucket(3, num_parameters))
         zero.setdefault("stage3_max_live_parameters", live)
         zero.setdefault("stage3_max_reuse_distance", live)
+        zero.setdefault("stage3_prefetch_bucket_size", count_prefetched_parameters(num_parameters))
+        zero.setdefault("sub_group_size", SUB_GROUP)
 
 
 def _count_parameters(model: torch.nn.Module) -> int:

@@ -111,6 +111,21 @@ def _make_step(inner: torch.optim.Optimizer, flat: torch.Tensor, step: float) ->
     return torch.tensor(step, dtype=torch.float32, device=flat.device)
 
 
+def share_weights(engine_optimizer: Any) -> None:
+    """Let ZeRO-3 update the weights themselves, where they have the type and the device of its own copy of them.
+
+    In float32 DeepSpeed means to do so, but it compares a device with a device's name, which are never equal (0.19.8), and
+    keeps each share twice. After a step it copies the one into the other, which does nothing if they are one.
+
+    Args:
+        engine_optimizer: DeepSpeed's wrapper, or any other optimizer, with which nothing is done.
+    """
+    weights = getattr(engine_optimizer, "fp16_partitioned_groups_flat", ())
+    for own, copy in zip(weights, getattr(engine_optimizer, "fp32_partitioned_groups_flat", ()), strict=True):
+        if own is not None and (own.dtype, own.device) == (copy.dtype, copy.device):
+            copy.data = own
+
+
 def link_states(engine_optimizer: Any) -> None:
     """Let DeepSpeed's accessors find the moments of every parameter group.
 

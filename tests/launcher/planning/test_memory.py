@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import sharding
 from benchmarks.memory import MODELS, Case, describe_case, list_cases, predict
 from onecurve.launcher.facts.shape import build_shape
 from onecurve.launcher.planning.memory import STRATEGIES, count_loading_bytes, count_saving_bytes, estimate_memory
@@ -29,6 +30,23 @@ def test_prediction_is_within_15_percent(case: Case) -> None:
     bytes_now = plan.peak + plan.host
     assert f"{bytes_now / MIB:,.0f}" == predicted.strip(), "the arithmetic has changed: run benchmarks/memory.py again"
     assert bytes_now / MIB == pytest.approx(int(measured.replace(",", "")), rel=0.15)
+
+
+def test_prediction_of_divided_models_is_within_10_percent() -> None:
+    """Of whole processes on a CPU, by the kernel's count of their memory."""
+    page = (ROOT / "benchmarks" / "sharding.md").read_text(encoding="utf-8").splitlines()
+    header = next(line for line in page if line.startswith("| model |")).split(" | ")
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in page
+        if line.startswith(tuple(f"| {size} |" for size in sharding.SHAPES))
+    ]
+    assert len({row[1].partition(",")[0] for row in rows}) == len(sharding.TOPOLOGIES)
+    for row in rows:
+        cells = dict(zip((name.strip("| ") for name in header), row, strict=True))
+        planned = sharding.predict(cells["model"], cells["case"].partition(",")[0]) / sharding.GB
+        assert cells["plan"].split()[0] == f"{planned:.2f}", "the arithmetic has changed: write the page again"
+        assert planned == pytest.approx(float(cells["steps"].split()[-1]), rel=0.10)
 
 
 def test_deepspeeds_bucket_is_whole_however_small_the_model() -> None:

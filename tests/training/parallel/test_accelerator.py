@@ -69,16 +69,20 @@ def test_zero_reduces_gradients_while_others_are_computed(stage: int, overlaps: 
 
 
 @pytest.mark.parametrize(
-    ("num_parameters", "bucket", "live"),
-    [(22_000_000, 1 << 24, 10**8), (10**9, 62_500_000, 125_000_000), (70_000_000_000, 500_000_000, 10**9)],
-)
-def test_zero_3_has_buffers_of_the_models_size(num_parameters: int, bucket: int, live: int) -> None:
+    ("num_parameters", "bucket", "live", "ahead"),
+    [
+        (22_000_000, 1 << 24, 1 << 25, 1 << 22), (10**9, 62_500_000, 125_000_000, 31_250_000),
+        (70_000_000_000, 500_000_000, 10**9, 50_000_000),
+    ],
+)  # fmt: skip
+def test_zero_3_has_buffers_of_the_models_size(num_parameters: int, bucket: int, live: int, ahead: int) -> None:
     """At most DeepSpeed's own."""
     config: dict[str, Any] = {"zero_optimization": {"stage": 3}}
     set_engine(config, RECIPE, num_parameters)
     zero = config["zero_optimization"]
     assert zero == {
         "stage": 3, "reduce_bucket_size": bucket, "stage3_max_live_parameters": live, "stage3_max_reuse_distance": live,
+        "stage3_prefetch_bucket_size": ahead, "sub_group_size": 1 << 25,
     }  # fmt: skip
 
 

@@ -34,7 +34,12 @@ def initialize_and_note(*arguments, **options):
 
 torch.nn.Module.to, deepspeed.initialize = move_and_note, initialize_and_note
 """
-AT_END = 'Path(os.environ["ONECURVE_FOUND"], os.environ["RANK"]).write_text(json.dumps(FOUND))'
+AT_END = """
+engine = run._KEPT[-1].optimizer.optimizer
+pairs = zip(engine.fp16_partitioned_groups_flat, engine.fp32_partitioned_groups_flat, strict=True)
+FOUND["held_once"] = [weights.data_ptr() == masters.data_ptr() for weights, masters in pairs]
+Path(os.environ["ONECURVE_FOUND"], os.environ["RANK"]).write_text(json.dumps(FOUND))
+"""
 
 
 @pytest.mark.slow
@@ -49,3 +54,6 @@ def test_no_rank_moves_a_whole_model(recipe: dict[str, Any], tmp_path: Path, pre
         assert found["undivided"] == []
         assert found["moved"], "the buffers are moved to the device"
         assert set(found["moved"]) == {0}
+        # In bf16 the optimizer needs float32 weights of its own.
+        assert found["held_once"]
+        assert set(found["held_once"]) == {precision == "no"}
