@@ -22,6 +22,8 @@ from typing import IO
 
 import psutil
 
+from onecurve.training.cache import find_cache
+
 ROOT = Path(__file__).parent.parent
 
 # Variables that are read when a rank runs. Others may be read at import, which the server has behind it.
@@ -44,6 +46,8 @@ def build_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     One thread each: two processes with two threads on two cores wait for each other.
     """
     own = {name: value for name, value in os.environ.items() if name not in _SET_BY_PACKAGES}
+    # DeepSpeed's operators are compiled for minutes: they are the machine's, whatever cache a program has of its own.
+    own.setdefault("TORCH_EXTENSIONS_DIR", str(find_cache() / "torch_extensions"))
     return {**own, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), **(more or {})}
 
 
