@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.launcher.facts.shape import build_shape
-from onecurve.launcher.planning.memory import CPU_OVERHEAD_BYTES, estimate_memory
+from onecurve.launcher.planning.memory import CPU_OVERHEAD_BYTES, STRATEGIES, estimate_memory
 from onecurve.launcher.planning.work import Work
-from onecurve.training.cache import find_cache
 from tools.jobs import Job, write_script
+from tools.launches import share_operators
 from tools.trainings import DEMO, ROOT, build_news
 
 PAGE = ROOT / "benchmarks" / "sharding.md"
@@ -42,6 +42,7 @@ GB = 1e9
 _MARKS = """
 from pathlib import Path
 from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
+from tools.launches import share_operators
 
 def mark(name):
     Path(os.environ["PHASES"], os.environ["RANK"]).write_text(name)
@@ -119,8 +120,7 @@ def measure(size: str, dtypes: list[str], strategies: list[str], into: Path) -> 
         dtypes: of the model's files.
         strategies: keys of `TOPOLOGIES`.
     """
-    # DeepSpeed's operator stays compiled, whatever becomes of the cache.
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(find_cache() / "torch_extensions"))
+    share_operators()
     os.environ.update(HF_HUB_OFFLINE="1")
     for dtype in dtypes:
         with tempfile.TemporaryDirectory() as name:
@@ -157,8 +157,13 @@ def find_bound(parameters: int) -> float:
     return 1.25 * 16 * parameters / NUM_PROCESSES + 1.5 * GB
 
 
-def predict(size: str, strategy: str) -> float:
-    """Bytes of a process in a step, as `onecurve plan` counts them."""
+def predict(size: str, case: str) -> float:
+    """Bytes of a process in a step, as `onecurve plan` counts them.
+
+    Args:
+        case: the strategy, and behind a comma the model's files.
+    """
+    strategy = next(each for each in STRATEGIES if each == case.partition(",")[0])
     shape = build_shape({"model_type": "llama", **SHAPES[size]})
     return estimate_memory(shape, strategy, Work(1, 16), NUM_PROCESSES).peak + CPU_OVERHEAD_BYTES
 
@@ -185,7 +190,7 @@ def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
             earlier = before.get(size, {"peaks": {}})["peaks"].get(case)
             old = {phase: "" if earlier is None else f"{earlier[phase] / GB:.2f} -> " for phase in PHASES}
             cells = [f"{old[phase]}{peaks[phase] / GB:.2f}" for phase in PHASES]
-            planned = predict(size, case.partition(",")[0])
+            planned = predict(size, case)
             cells.append(f"{planned / GB:.2f} ({planned / peaks['steps'] - 1:+.0%})")
             share = 16 * found["parameters"] / NUM_PROCESSES
             lines.append(f"| {size} | {case} | {share / GB:.2f} | {bound / GB:.2f} | {' | '.join(cells)} |")
