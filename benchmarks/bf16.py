@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.accuracy import write_data
 from benchmarks.bf16_batches import Computed, compare_batches
 from benchmarks.processor import describe_machine, describe_measurement
-from tools.decoders import VOCABULARY, build_tokenizer
+from tools.decoders import build_decoder
 from tools.launches import ROOT, LaunchServer, build_arguments, build_environment
 from tools.seq2seq import build_pair, build_seq2seq
 from tools.trainings import Run, build_tiny_model, to_flags
@@ -34,6 +34,7 @@ PAGE = ROOT / "docs" / "BF16.md"
 NUM_STEPS = 200
 BATCH = 8
 MAX_LENGTH = 32
+_LLAMA = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "tie_word_embeddings": False}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def build_models(folder: Path) -> dict[str, dict[str, Any]]:
         "Llama (4 layers of 128, random weights), next token": {
             **texts,
             "task": "causal_lm",
-            "model_name_or_path": build_llama(folder / "llama"),
+            "model_name_or_path": build_decoder(folder / "llama", shape=_LLAMA),
             "max_length": MAX_LENGTH,
             "learning_rate": 1e-3,
             "dropout": 0.1,
@@ -117,28 +118,6 @@ def build_models(folder: Path) -> dict[str, dict[str, Any]]:
             "dropout": 0.1,
         },
     }
-
-
-def build_llama(folder: Path) -> Path:
-    """Write a Llama of four layers with random weights, and a tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    build_tokenizer(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def is_finished(output: Path) -> bool:

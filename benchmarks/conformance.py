@@ -33,9 +33,8 @@ from benchmarks.conformance_curve import (
 from benchmarks.invariance import build_data
 from benchmarks.processor import describe_machine
 from benchmarks.references import format_rows
-from onecurve.training.cache import find_cache
 from onecurve.training.run_directory import RunDirectory
-from tools.launches import LaunchServer, build_arguments, build_environment
+from tools.launches import LaunchServer, build_arguments, build_environment, share_operators
 from tools.trainings import to_flags
 
 ROOT = Path(__file__).parent.parent
@@ -427,8 +426,7 @@ def main(arguments: Sequence[str]) -> None:
     resumes = [(name, first, second) for name in RESUMES for first, second in ((2, 1), (1, 2))]
     if wanted is not None:
         resumes = [each for each in resumes if ":".join(map(str, each)) in wanted]
-    # DeepSpeed's operator is compiled once on a machine, by `make setup`.
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(find_cache() / "torch_extensions"))
+    share_operators()
     with tempfile.TemporaryDirectory(prefix="onecurve-conformance-") as temporary:
         folder = (folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)

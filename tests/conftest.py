@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from onecurve.training.launch_protocol import STOP_SIGNALS
-from tools.launches import LaunchServer, build_arguments, build_environment, launch_for_real
+from tools.launches import LaunchServer, build_arguments, build_environment, launch_for_real, share_operators
 from tools.trainings import DEMO, ROOT, TINY, Run, build_news, build_tiny_model, to_flags
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of prepared data that is this session's own; compiled operators are the machine's."""
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "onecurve" / "torch_extensions"))
+    share_operators()
     folder = tmp_path_factory.mktemp("cache")
     os.environ["ONECURVE_CACHE"] = str(folder)
     # Two threads that wait for each other on busy cores take ten times as long as one.

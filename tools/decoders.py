@@ -66,26 +66,31 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def build_decoder(
-    folder: Path, family: str = "llama", chat_template: str | None = None, initializer_range: float = 0.02
+    folder: Path,
+    family: str = "llama",
+    chat_template: str | None = None,
+    initializer_range: float = 0.02,
+    shape: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a tiny causal language model with random weights, and its tokenizer.
 
     Args:
         initializer_range: deviation of the weights; large ones let each token depend on all before it.
+        shape: values of its config in place of the family's.
     """
     import torch
     import transformers
 
     build_tokenizer(folder, chat_template)
     torch.manual_seed(0)
-    name, shape = FAMILIES[family]
+    name, own = FAMILIES[family]
     config = getattr(transformers, name)(
         vocab_size=VOCABULARY,
         pad_token_id=0,
         eos_token_id=0,
         bos_token_id=SPECIAL_TOKENS.index("<s>"),
         initializer_range=initializer_range,
-        **shape,
+        **{**own, **(shape or {})},
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,9 +46,16 @@ def build_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     One thread each: two processes with two threads on two cores wait for each other.
     """
     own = {name: value for name, value in os.environ.items() if name not in _SET_BY_PACKAGES}
-    # DeepSpeed's operators are compiled for minutes: they are the machine's, whatever cache a program has of its own.
-    own.setdefault("TORCH_EXTENSIONS_DIR", str(find_cache() / "torch_extensions"))
+    share_operators(own)
     return {**own, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), **(more or {})}
+
+
+def share_operators(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Keep DeepSpeed's operators, compiled for minutes, with the machine's cache.
+
+    To be called before ONECURVE_CACHE names a program's own.
+    """
+    environment.setdefault("TORCH_EXTENSIONS_DIR", str(find_cache() / "torch_extensions"))
 
 
 # Options with which a YAML for several machines is rehearsed on one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +115,18 @@ def holds_out_by_label(recipe: Recipe) -> bool:
     return isinstance(recipe, _OutsideRecipe) or find_task(recipe.task).strata is not Task.strata
 
 
-def estimate_examples(recipe: Recipe, row: Mapping[str, Any], counter: TokenCounter) -> list[list[int]]:
-    """For each example of a row the tokens of each of its sequences; none of a row that the task refuses.
+def estimate_examples(recipe: Recipe, rows: Sequence[Mapping[str, Any]], counter: TokenCounter) -> list[list[int]]:
+    """For each example of some rows the tokens of each of its sequences; none of a row that the task refuses.
 
     Of a task outside the project nothing is known: as if it put all texts of a row behind each other.
     """
     if isinstance(recipe, _OutsideRecipe):
-        texts = [row.get(name) for names in find_columns(recipe, with_targets=False).values() for name in names]
-        return estimate_text(texts, counter, recipe.max_length)
-    task = build_task(recipe)
-    return [] if task.find_row_problem(row) else task.estimate_examples(row, counter)
+        columns = [name for names in find_columns(recipe, with_targets=False).values() for name in names]
+        of_rows = [estimate_text([row.get(name) for name in columns], counter, recipe.max_length) for row in rows]
+    else:
+        task = build_task(recipe)
+        of_rows = [task.estimate_examples(row, counter) for row in rows if not task.find_row_problem(row)]
+    return [example for examples in of_rows for example in examples]
 
 
 def find_row_problem(recipe: Recipe, row: Mapping[str, Any], with_targets: bool = True) -> str | None:

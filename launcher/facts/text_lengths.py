@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ class Counter:
         """Read it, if its tokenizer.json is on this machine.
 
         Args:
-            tokenizer: as `count_tokens` takes it; None to estimate.
+            tokenizer: a folder, or a name on the hub, of whose tokenizer.json is read what is in the hub's cache; None to
+                estimate.
         """
         path = None if tokenizer is None else find_tokenizer(tokenizer)
         self._backend: Any = None
@@ -54,29 +54,6 @@ class Counter:
         if self._backend is None:
             return _SPECIAL_TOKENS + (num_texts > 1)
         return int(self._backend.num_special_tokens_to_add(num_texts > 1))
-
-
-def count_tokens(texts: Sequence[str], tokenizer: str) -> tuple[list[int], bool]:
-    """Tokens of each text, not cut.
-
-    Args:
-        tokenizer: a folder, or a name on the hub, of whose tokenizer.json is read what is in the hub's cache.
-
-    Returns:
-        The numbers, and whether a tokenizer counted them; else they are estimated from the number of bytes.
-    """
-    path = find_tokenizer(tokenizer)
-    if path is not None:
-        try:
-            from tokenizers import Tokenizer
-
-            backend = Tokenizer.from_file(str(path))
-            backend.no_truncation()
-            backend.no_padding()
-            return [len(encoding.ids) for encoding in backend.encode_batch(list(texts))], True
-        except Exception:  # The tokenizers package raises bare Exceptions.
-            pass
-    return [round(len(text.encode()) / _BYTES_PER_TOKEN) + _SPECIAL_TOKENS for text in texts], False
 
 
 def find_tokenizer(name: str) -> Path | None:

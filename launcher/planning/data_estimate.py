@@ -106,8 +106,7 @@ def estimate_data(recipe: Recipe) -> DataEstimate:
     except BadInput:
         return _build_unknown(recipe, recipe.max_train_samples, "not readable here")
     counter = Counter(recipe.tokenizer_name or recipe.model_name_or_path)
-    of_rows = [estimate_examples(recipe, row, counter) for row in rows]
-    examples = list(chain.from_iterable(of_rows))
+    examples = estimate_examples(recipe, rows, counter)
     if not examples or not num_rows:
         return _build_unknown(recipe, num_rows or None, "no rows that the task can read" if rows else "no rows")
     lengths, sizes = list(map(sum, examples)), list(map(len, examples))
@@ -134,7 +133,7 @@ def count_sequences(recipe: Recipe) -> int:
     except BadInput:
         return 1
     counter = Counter(None)  # Their lengths are of no matter here.
-    return max((len(each) for row in rows for each in estimate_examples(recipe, row, counter)), default=1)
+    return max(map(len, estimate_examples(recipe, rows, counter)), default=1)
 
 
 def _build_unknown(recipe: Recipe, num_rows: int | None, source: str) -> DataEstimate:

@@ -13,7 +13,7 @@ from onecurve.launcher.facts.machine import Machine
 from onecurve.launcher.facts.model_files import find_config
 from onecurve.launcher.facts.recipes import predicts_tokens
 from onecurve.launcher.facts.shape import ModelShape, load_shape
-from onecurve.launcher.facts.text_lengths import count_tokens
+from onecurve.launcher.facts.text_lengths import Counter
 from onecurve.launcher.planning.memory import CPU_OVERHEAD_BYTES, GPU_OVERHEAD_BYTES, estimate_memory, fits
 from onecurve.launcher.planning.work import build_work
 from onecurve.training.architectures import count_patches, count_positions
@@ -96,19 +96,18 @@ def read_config(model: str) -> dict[str, Any]:
 def measure(fit: Fit, model: str, config: Mapping[str, Any]) -> dict[str, Lengths]:
     """Lengths of the texts, and what each key that bounds them should be."""
     positions = count_positions(config) if config else None
-    found = {}
+    counter, found = Counter(model), {}
+    special = counter.count_special(1)
     for key, texts in fit.lengths.items():
-        texts = [text for text in texts if text]
-        if not texts:
+        lengths = sorted(counter.count(text) + special for text in texts if text)
+        if not lengths:
             continue
-        lengths, is_counted = count_tokens(texts, model)
-        lengths.sort()
         quantile = lengths[min(len(lengths) - 1, math.ceil(_QUANTILE * len(lengths)) - 1)]
         most = fit.longest.get(key, _MOST_TOKENS)
         value = min(max(_FEWEST_TOKENS, 8 * math.ceil(quantile / 8)), most, positions or most)
         cut = sum(length > value for length in lengths) / len(lengths)
         mean = sum(lengths) / len(lengths)
-        found[key] = Lengths(value, mean, quantile, lengths[-1], cut, len(texts), is_counted)
+        found[key] = Lengths(value, mean, quantile, lengths[-1], cut, len(lengths), counter.is_counted)
     return found
 
 

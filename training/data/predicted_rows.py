@@ -22,7 +22,7 @@ def find_path_problem(source: Path, target: Path, is_replaced: bool) -> str | No
     Args:
         is_replaced: whether an output that exists may be overwritten.
     """
-    if not source.exists():
+    if not (source.is_file() or source.is_dir()):
         return f"--input {str(source)!r} does not exist"
     files = [("--output", target, WRITABLE_FORMATS)]
     if not source.is_dir():
