@@ -94,3 +94,19 @@ def test_deepspeed_in_bf16_begins_at_the_pretrained_weights(
     found = load_file(run.path / "final" / "model.safetensors")
     for parameter, weights in load_file(tiny_model / "model.safetensors").items():
         torch.testing.assert_close(found[f"bert.{parameter}"], weights, rtol=0, atol=1e-10, msg=parameter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["multi_cpu", "fsdp"])
+def test_a_step_of_fewer_examples_than_processes_is_that_of_one_process(
+    recipe: dict[str, Any], launch: Launch, tmp_path: Path, name: str
+) -> None:
+    """Every second step has one example: the other process runs a stand-in, of which nothing may be learned."""
+    settings = {**recipe, "max_train_samples": 17, "max_train_steps": 6}
+    alone = launch({**settings, "output_dir": str(tmp_path / "alone")})
+    assert [step["examples"] for step in alone.steps] == [16, 1] * 3
+    both = launch({**settings, "output_dir": str(tmp_path / "both")}, name, 2)
+    assert both.exit_code == 0, both.stderr
+    assert both.losses == pytest.approx(alone.losses, rel=1e-5)
+    norms = [[step["grad_norm"] for step in run.steps] for run in (both, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
