@@ -62,10 +62,6 @@ build/demo-digits/complete: .venv/complete training/recipes/build_digits_demo.py
 $(DEMOS): export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 # Threads that sleep while they wait: on a machine with other work, spinning ones take four times as long.
 $(DEMOS): export OMP_WAIT_POLICY ?= PASSIVE
-# Large blocks of memory are kept and not fetched anew in each step (docs/speed.md).
-$(DEMOS): export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
-$(DEMOS): export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
-$(DEMOS): export MALLOC_TOP_PAD_ ?= 268435456
 demo: build/demo/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/demo.yaml
 

@@ -32,7 +32,7 @@ from tools.images import build_vit, write_image
 from tools.launches import LaunchServer, build_arguments, build_environment, launch_for_real
 from tools.questions import build_question
 from tools.seq2seq import build_pair, build_seq2seq
-from tools.trainings import to_flags
+from tools.trainings import to_flags, write_tokenizer
 
 ROOT = Path(__file__).parent.parent
 
@@ -256,9 +256,8 @@ def build_data(folder: Path) -> None:
     build_vit(folder / "vit")
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    BertModel(BertConfig(vocab_size=30522, max_position_embeddings=128, **shape)).save_pretrained(folder / "model")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        shutil.copy(demo / "model" / name, folder / "model" / name)
+    num_pieces = write_tokenizer(folder / "model")
+    BertModel(BertConfig(vocab_size=num_pieces, max_position_embeddings=128, **shape)).save_pretrained(folder / "model")
 
 
 def build_words(words: Sequence[str], number: int) -> dict[str, Any]:

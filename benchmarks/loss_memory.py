@@ -23,9 +23,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.processor import describe_machine
+from benchmarks.processor import GLIBC_ALLOCATOR, describe_machine
 from benchmarks.speed_data import ROOT
-from onecurve.launcher.launching.command import GLIBC_ALLOCATOR
 
 PAGE = ROOT / "benchmarks" / "loss_memory.md"
 MIB = 2**20

@@ -23,7 +23,6 @@ from benchmarks.processor import choose_precision
 from benchmarks.speed import Lock
 from benchmarks.speed_data import FOLDER, ROOT, WORKLOADS, build_workload
 from benchmarks.speed_page import describe_spread
-from onecurve.launcher.launching.command import GLIBC_ALLOCATOR
 
 _NUM_WARM_UP_STEPS = 3
 # Name of the workload, examples of a step, steps.
@@ -59,7 +58,7 @@ def measure_rate(name: str, train_batch_size: int, num_steps: int, num_processes
     command += ["--num_processes", str(num_processes), "training/run.py"]
     command += [word for key, value in recipe.items() for word in (f"--{key}", value)]
     variables = {"OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    environment = {**os.environ, **GLIBC_ALLOCATOR, **variables, "ONECURVE_CACHE": str(FOLDER / "cache")}
+    environment = {**os.environ, **variables, "ONECURVE_CACHE": str(FOLDER / "cache")}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr[-3000:]}")

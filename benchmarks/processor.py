@@ -19,6 +19,13 @@ _LIMITS = {"AVX512_CORE_BF16": "AVX-512 bf16", "AVX512_CORE": "AVX-512", "AVX512
 OTHER = "Other processors"
 KINDS = (*_FLAGS, OTHER)
 
+# What a training by Onecurve on a CPU sets itself (training/models/allocator.py): other ways get it as variables.
+GLIBC_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
 # What a benchmark's own processes read: the precision of Onecurve and of Trainer at its best.
 PRECISION = "BENCHMARK_PRECISION"
 

@@ -27,10 +27,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.processor import PRECISION, choose_precision, describe_machine
+from benchmarks.processor import GLIBC_ALLOCATOR, PRECISION, choose_precision, describe_machine
 from benchmarks.speed_data import FOLDER, PREFIX, ROOT, WORKLOADS, Workload, build_workload, count_tokens
 from benchmarks.speed_page import STEPS_PER_LOOK, TABLES, TARGET_ACCURACY, to_accuracy_table, to_table, update_page
-from onecurve.launcher.launching.command import GLIBC_ALLOCATOR
 
 _MOST_LOOKS = 20
 _MOST_SECONDS_HELD = 175
@@ -41,8 +40,7 @@ class Worker:
 
     def __init__(self, way: str, name: str, flags: Sequence[str], ways: str = "benchmarks.speed_ways") -> None:
         self.way = way
-        allocator = {} if way == "g" else GLIBC_ALLOCATOR
-        environment = {**os.environ, **allocator, "HF_HUB_OFFLINE": "1", "ONECURVE_CACHE": str(FOLDER / "cache")}
+        environment = {**os.environ, **GLIBC_ALLOCATOR, "HF_HUB_OFFLINE": "1", "ONECURVE_CACHE": str(FOLDER / "cache")}
         command = [sys.executable, "-m", ways, way, name, *flags]
         self._log = (FOLDER / f"{name}_{way}.log").open("w+", encoding="utf-8")
         self._process = subprocess.Popen(

@@ -9,7 +9,6 @@ c  Trainer at its best here: bf16 where the processor has it, its length samplin
 d  accelerate's own example (nlp_example.py): padded to the longest of each batch
 e  Onecurve: training/run.py itself, bf16 where the processor has it
 f  bare PyTorch on the batches that e has just trained on: the floor, run by e's process between its turns
-g  e without the allocator settings that `onecurve run` gives
 h, i  e and c with torch.compile (benchmarks.mfu)
 j  e with torch's dropout masks
 """

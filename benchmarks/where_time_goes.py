@@ -20,10 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processor import choose_precision
+from benchmarks.processor import GLIBC_ALLOCATOR, choose_precision
 from benchmarks.speed import Lock
 from benchmarks.speed_data import FOLDER, ROOT, WORKLOADS, build_workload
-from onecurve.launcher.launching.command import GLIBC_ALLOCATOR
 
 # What a reader thinks of, and the operations that it is made of.
 KINDS = {

@@ -24,6 +24,7 @@ from onecurve.training.data.preparation import PreparedData, Split, prepare_data
 from onecurve.training.launch_protocol import BAD_INPUT
 from onecurve.training.models import example_dropout, last_layer, optimization
 from onecurve.training.models.adapters import check_base, has_adapter
+from onecurve.training.models.allocator import keep_blocks, return_free_pages, return_large_blocks
 from onecurve.training.models.compilation import compile_layers
 from onecurve.training.models.loading import (
     build_model,
@@ -33,7 +34,6 @@ from onecurve.training.models.loading import (
 )
 from onecurve.training.models.mask_trial import try_masks
 from onecurve.training.models.packing import Attention, choose_layout, prepare_attention
-from onecurve.training.models.returned_blocks import return_free_pages, return_large_blocks
 from onecurve.training.models.saving import save_config_and_processor
 from onecurve.training.models.shares import Shares
 from onecurve.training.outcome import Outcome
@@ -174,9 +174,12 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     if resolved.eval_only:
         task.check_head(config)
     notes: tuple[str | None, ...] = (describe_model(config, task, processor), task.describe_left_out())
-    cut = Launch.from_environment().find_cut()
+    launch = Launch.from_environment()
+    cut = launch.find_cut()
     if cut is not None:
         return_large_blocks()
+    elif launch.find_device_type() == "cpu":
+        keep_blocks()
     shares = Shares(cut) if cut is not None and recipe.adapter == "none" else None
     model = build_model(recipe, config, task, processor, shares)
     if resolved.eval_only:

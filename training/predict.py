@@ -51,6 +51,7 @@ from onecurve.training.data.tables import (
 )
 from onecurve.training.errors import BadInput, Preempted
 from onecurve.training.lasting_output import protect_output
+from onecurve.training.models.allocator import keep_blocks
 from onecurve.training.models.loading import load_trained
 from onecurve.training.parallel.launch import (
     Launch,
@@ -217,6 +218,8 @@ def label_file(
     task = build_task(recipe)
     check_rows(survey, task)
     model, processor = load_trained(request.model, recipe, task)
+    if accelerator.device.type == "cpu":
+        keep_blocks()
     model.to(accelerator.device).eval()
     task.facts = task.model_facts
     size = request.batch_size or recipe.per_device_batch_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import shutil
 import socket
@@ -16,20 +15,11 @@ import onecurve
 from onecurve.launcher.errors import Unsuitable
 from onecurve.launcher.facts.machine import DEFAULT_PORT, Machine
 from onecurve.launcher.facts.numa import can_bind_to_nodes
-from onecurve.launcher.planning.memory import divides_loading
 from onecurve.launcher.planning.topology import Topology
 from onecurve.training.launch_protocol import DEVICE_KIND, choose_allocator
 
 # accelerate then binds each process to the cores near its GPU.
 BIND_TO_NODES = "ACCELERATE_CPU_AFFINITY"
-
-# By default glibc returns large blocks to the system and requests them again in each step. With these, which must be set
-# before Python starts, training on a CPU is 1.1 to 1.5 times as fast.
-GLIBC_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 
 
 @dataclass(frozen=True)
@@ -114,10 +104,6 @@ def build_environment(machine: Machine, topology: Topology) -> dict[str, str]:
     variables = {DEVICE_KIND: "cpu"}
     if topology.strategy.startswith("ZeRO"):
         variables["DS_ACCELERATOR"] = "cpu"
-    # Where weights are divided, what is freed must not stay with the process (training/models/returned_blocks.py).
-    divides = divides_loading(topology.strategy)
-    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc" and not divides:
-        variables.update({name: value for name, value in GLIBC_ALLOCATOR.items() if name not in os.environ})
     return variables
 
 

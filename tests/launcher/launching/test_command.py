@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from onecurve.launcher.facts import numa
-from onecurve.launcher.launching.command import BIND_TO_NODES, GLIBC_ALLOCATOR, build_command
+from onecurve.launcher.launching.command import BIND_TO_NODES, build_command
 from onecurve.launcher.planning.topology import build_topology
 from tests.launcher.conftest import ROOT, machine
 
@@ -112,17 +111,3 @@ def test_a_training_on_the_cpu_expects_the_cpu(num_gpus: int, topology: str) -> 
 
 def test_an_apple_gpu_is_expected() -> None:
     assert read_environment(1, "single_gpu", "mps") == {"ONECURVE_DEVICE": "mps"}
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
-@pytest.mark.parametrize(
-    ("topology", "keeps"),
-    [("multi_cpu", True), ("deepspeed_zero2", True), ("deepspeed_zero3", False), ("fsdp", False), ("hsdp", False)],
-)
-def test_freed_memory_stays_with_a_process_only_where_it_holds_the_whole_model(
-    monkeypatch: pytest.MonkeyPatch, topology: str, keeps: bool
-) -> None:
-    for name in GLIBC_ALLOCATOR:
-        monkeypatch.delenv(name, raising=False)
-    assert (GLIBC_ALLOCATOR.keys() <= read_environment(0, topology).keys()) == keeps
-    assert (GLIBC_ALLOCATOR.keys() & read_environment(0, topology).keys() != set()) == keeps
