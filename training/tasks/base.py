@@ -22,19 +22,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Recipe
+from onecurve.training.tasks.example_random import EVALUATION_EPOCH, build_generator
+from onecurve.training.tasks.forward import NO_TARGET, Forward, pick_example, sum_by_example, to_float32
 from onecurve.training.tasks.processors import TOKENIZER, ProcessorKind
+from onecurve.training.tasks.rows import Rows
+from onecurve.training.tasks.token_counter import TokenCounter, estimate_text
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow
     import torch
     from numpy.typing import NDArray
     from rich.table import Table
@@ -44,136 +44,13 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-# What stands in padded places of targets: cross_entropy's ignore_index.
-NO_TARGET = -100
+# What a task needs comes from here, so that a task of your own has one import.
+__all__ = [
+    "EVALUATION_EPOCH", "NO_TARGET", "Forward", "Rows", "Task", "TokenCounter", "build_generator", "estimate_text",
+    "pick_example", "sum_by_example", "to_float32",
+]  # fmt: skip
 
-_ROWS_AT_ONCE = 2_000
 _NUM_TOKENS_SHOWN = 12
-
-# The epoch of every evaluation: what is drawn for it is always the same.
-EVALUATION_EPOCH = -1
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a file or split, as a task reads them.
-
-    Attributes:
-        table: the columns that the task reads.
-        numbers: [rows] place of each row in its file, from 0.
-        origin: the file or split, for messages.
-        class_names: of each column whose schema names its classes (datasets.ClassLabel): their names, in order.
-    """
-
-    table: pyarrow.Table
-    numbers: Array
-    origin: str
-    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def values(self, column: str) -> list[Any]:
-        """A column as Python values."""
-        values: list[Any] = self.table.column(column).to_pylist()
-        return values
-
-    def iterate(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each row's position and its values by column, without all of them in memory."""
-        batches = self.table.to_batches(max_chunksize=_ROWS_AT_ONCE)
-        return enumerate(row for batch in batches for row in batch.to_pylist())
-
-    def refuse_first(self, find_problem: Callable[[Mapping[str, Any]], str | None]) -> None:
-        """Refuse the first row that has a problem, if any has one.
-
-        Raises:
-            BadInput: naming the row.
-        """
-        for position, row in self.iterate():
-            if (problem := find_problem(row)) is not None:
-                self.refuse(position, problem)
-
-    def refuse(self, position: int, problem: str) -> NoReturn:
-        """Refuse a row by its number in its file, counted from 1.
-
-        Args:
-            position: of the row among these rows, from 0.
-
-        Raises:
-            BadInput: always.
-        """
-        raise BadInput(f"{self.origin}, row {self.numbers[position] + 1}: {problem}")
-
-
-@dataclass(frozen=True)
-class Forward:
-    """What one forward found.
-
-    Attributes:
-        losses: [examples] summed over each example's targets, in float32 or wider; None where the batch has no targets.
-        results: [examples, ...] tensors that metrics and predictions need, by name. Those of more than one dimension are
-            padded on the right; `Task.ragged_results` names them.
-    """
-
-    losses: torch.Tensor | None
-    results: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-
-def pick_example(results: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The results of one example alone, as those of all of them are given."""
-    return {name: values[number : number + 1] for name, values in results.items()}
-
-
-def build_generator(seed: int, epoch: int, number: int) -> np.random.Generator:
-    """Random numbers of one example in one epoch, whichever process, batch, worker or start draws them.
-
-    A counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): seed and epoch are its key,
-    and each example has 2^192 blocks of its own.
-
-    Args:
-        epoch: from 0, or EVALUATION_EPOCH.
-        number: of the example in its split.
-    """
-    import numpy as np
-
-    key = np.array([seed, epoch % 2**64], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=number << 192))
-
-
-def to_float32(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in float32, or in the wider type that they have: losses and probabilities are not computed in bf16."""
-    return logits.float() if logits.element_size() < 4 else logits
-
-
-def sum_by_example(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """[examples] sum of what belongs to the tokens of each example, zeros at padding included.
-
-    Args:
-        values: [examples, length], or [1, tokens] where the batch is packed; also without the last place, or last places.
-    """
-    import torch
-
-    if "sequence_offsets" not in batch:
-        return values.sum(dim=-1)
-    offsets = batch["sequence_offsets"].clamp(max=values.shape[1])
-    # Unsafe: offsets that come from the plan need no check, for which a GPU would have to be waited for.
-    return torch.segment_reduce(values[0], "sum", offsets=offsets, unsafe=True, initial=0)
-
-
-class TokenCounter(Protocol):
-    """How many tokens texts have, by a model's tokenizer or by an estimate."""
-
-    def count(self, text: str) -> int:
-        """Tokens of a text alone."""
-
-    def count_special(self, num_texts: int) -> int:
-        """Tokens that are put around one text, or around two."""
-
-
-def estimate_text(values: Sequence[Any], counter: TokenCounter, max_length: int) -> list[list[int]]:
-    """One example with one sequence: all texts of a row behind each other, cut."""
-    texts = [value for value in values if isinstance(value, str)]
-    return [[min(sum(map(counter.count, texts)) + counter.count_special(len(texts)), max_length)]]
 
 
 class Task(ABC):
