@@ -33,7 +33,7 @@ class Pair:
     Attributes:
         changes: of the second one: settings, or a function that makes files and returns settings.
         cause: the name of the first difference; None where the curves agree.
-        explains: what it explains of the curves.
+        explains: what it explains of the curves; None where that depends on the machine.
         step: the step at which they part.
         both: settings of both.
         others: names of differences that are listed after the first.
@@ -125,13 +125,13 @@ PAIRS = {
     "batch size": Pair({"train_batch_size": 8}, "train_batch_size", "examples", 1),
     "longer texts": Pair({"max_length": 8}, "max_length", "examples", both={"length_window": 1}),
     "a row": Pair(change_row, "content of train_file", "examples", 3, tolerance="0"),
-    "a label": Pair(change_label, "content of train_file", "examples", 3),
+    "a label": Pair(change_label, "content of train_file", "examples"),
     "order of rows": Pair(reverse_rows, "order of its examples of train_file", "examples"),
     "validation rows": Pair(change_validation, "content of validation_file", "evaluation", STEPS),
     "rows held out": Pair({"validation_file": None}, "validation_file", "examples", 1),
     "weights": Pair(change_weights, "weights", "forward", 1),
     "dropout": Pair({"dropout": 0.1}, "dropout", "forward", 1),
-    "precision": Pair({"mixed_precision": "bf16", "allow_slow_bf16": True}, "mixed_precision", "forward", 1),
+    "precision": Pair({"mixed_precision": "bf16", "allow_slow_bf16": True}, "mixed_precision"),
     "decay": Pair({"weight_decay": 10.0}, "weight_decay", "later"),
     "clipping": Pair({"max_grad_norm": 0.01}, "max_grad_norm", "later"),
     "frozen": Pair({"freeze": ["*.embeddings.*"]}, "freeze", "later", 1),
@@ -207,7 +207,8 @@ def test_the_true_cause_is_named_first(
             continue
         assert exit_code == 1
         names = [each["name"] for each in found["differences"]]
-        assert (names[0], found["differences"][0]["explains"]) == (pair.cause, pair.explains), found
+        assert names[0] == pair.cause, found
+        assert pair.explains in (None, found["differences"][0]["explains"]), found
         assert set(pair.others) <= set(names[1:])
         assert pair.step in (None, found["parting"]["step"]), found["parting"]
         if pair.explains == "examples":

@@ -98,8 +98,8 @@ def test_tokenizers_without_a_backend_split_as_well() -> None:
     assert encode_texts([["a\ue001b"]], canine, RECIPE)["input_ids"] == [[0xE000, ord("a"), ord("b"), 0xE001]]
 
 
-def test_berts_separator_is_text(tiny_model: Path, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+def test_berts_separator_is_text(demo: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(demo / "model")
     split_special_tokens(tokenizer)
     tokens = tokenizer.convert_ids_to_tokens(encode_texts([["a [SEP] b [MASK]"]], tokenizer, RECIPE)["input_ids"][0])
     assert tokens == ["[CLS]", "a", "[", "sep", "]", "b", "[", "mask", "]", "[SEP]"]

@@ -109,11 +109,13 @@ def test_it_learns_and_its_metrics_are_those_of_seqeval(words: Settings, train: 
 
 
 @pytest.mark.parametrize("all_tokens", [False, True])
-def test_the_loss_is_that_of_transformers(words: Settings, train: Train, news: Path, all_tokens: bool) -> None:
+def test_the_loss_is_that_of_transformers(words: Settings, train: Train, tmp_path: Path, all_tokens: bool) -> None:
     """As run_ner aligns labels: a step over all the data, against its mean over one batch."""
     from transformers import AutoModelForTokenClassification, AutoTokenizer, set_seed
 
-    rows = read(Path(words["train_file"]))
+    columns = ("tokens", "ner_tags")
+    rows = [{name: row[name][:50] for name in columns} for row in read(Path(words["train_file"]))]  # One window each.
+    words["train_file"] = write(tmp_path, rows, "short.jsonl")
     names_of_labels = ["B-LONG", "B-NAME", "I-NAME", "O"]
     settings = {**words, "max_length": 128, "train_batch_size": len(rows), "max_train_steps": 1}
     run = train({**settings, "label_all_tokens": all_tokens})
