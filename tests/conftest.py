@@ -97,6 +97,16 @@ def launch_server() -> Iterator[LaunchServer]:
         yield server
 
 
+@pytest.fixture(autouse=True, scope="session")
+def jobs_are_forked(launch_server: LaunchServer) -> Iterator[None]:
+    """Jobs are forked too. New processes are what Slurm's tests, those of `onecurve run` and those of each topology start."""
+    from tools.jobs import Job
+
+    Job.server = launch_server
+    yield
+    Job.server = None
+
+
 @pytest.fixture(scope="session")
 def launch(launch_server: LaunchServer) -> Launch:
     """Run `accelerate launch`: launch(settings, topology="multi_cpu", num_processes=2).

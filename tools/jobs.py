@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
+from tools.launches import LaunchServer, ServedLauncher, build_arguments, build_environment
 from tools.trainings import ROOT, Run, to_flags
 
 _SCRIPT = """\
@@ -98,7 +99,13 @@ def write_held_task(folder: Path, step: int) -> HeldTask:
 
 
 class Job:
-    """One `accelerate launch` and all its processes."""
+    """One `accelerate launch` and all its processes.
+
+    Attributes:
+        server: forks the launchers and ranks of jobs, which saves the imports; without one they are new processes.
+    """
+
+    server: ClassVar[LaunchServer | None] = None
 
     def __init__(
         self,
@@ -110,20 +117,25 @@ class Job:
     ) -> None:
         self.path = Path(str(settings["output_dir"]))
         self._script = script
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{topology}.yaml"]
-        options = ["--num_processes", str(num_processes), "--mixed_precision", "no", "--main_process_port", "0"]
+        words = build_arguments(topology, num_processes, (), script, to_flags(settings))
+        variables = build_environment(environment)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._output = self.path.with_name(f"{self.path.name}.output")
         with self._output.open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, *launcher, *options, script, *to_flags(settings)],
-                cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(environment or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self.process: subprocess.Popen[str] | ServedLauncher
+            if self.server is not None and self.server.serves(variables):
+                self.process = self.server.start(words, variables, output, output)
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "accelerate.commands.launch", *words],
+                    cwd=ROOT,
+                    env=variables,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    start_new_session=True,
+                )
         self._num_processes = num_processes
 
     @property
@@ -133,14 +145,12 @@ class Job:
 
     def ranks(self) -> list[psutil.Process]:
         """The processes that train, in the order of their ranks."""
-        found = {}
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if self._script in process.cmdline() and process.ppid() == self.process.pid:
-                    found[int(process.environ().get("RANK", "0"))] = process
-            except psutil.Error:
-                continue
-        return [found[rank] for rank in sorted(found)]
+        found = []
+        for process in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if self._script in process.cmdline() or self._is_forked(process):
+                    found.append(process)
+        return sorted(found, key=lambda process: (process.create_time(), process.pid))  # As a launcher starts them.
 
     def is_running(self) -> bool:
         """Whether the launcher is alive."""
@@ -151,13 +161,21 @@ class Job:
         self.wait_until(lambda: len(self.ranks()) == self._num_processes, what="all ranks")
 
     def members(self) -> list[psutil.Process]:
-        """Every process of this job that is alive, orphans too: their command lines name the run directory."""
+        """Every process of this job that is alive, orphans too: they print to its file."""
         alive = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if str(self.path) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                is_member = str(self.path) in process.cmdline() or self._is_forked(process)
+                if is_member and process.status() != psutil.STATUS_ZOMBIE:
                     alive.append(process)
         return alive
+
+    def _is_forked(self, process: psutil.Process) -> bool:
+        """Whether it is a fork of a launch server that prints to this job's file: its command line is the server's."""
+        try:
+            return os.readlink(f"/proc/{process.pid}/fd/1") == str(self._output)
+        except OSError:
+            return False
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 120, what: str = "") -> float:
         """Wait for a condition while the job runs; returns the seconds that it took."""

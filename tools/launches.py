@@ -100,6 +100,59 @@ class _Server:
     folder: tempfile.TemporaryDirectory[str]
 
 
+class ServedLauncher:
+    """A launcher that a server has forked, with what `subprocess.Popen` has.
+
+    Attributes:
+        pid: of the launcher.
+        returncode: its exit code, negative for a signal; None as long as nobody has seen it end.
+    """
+
+    def __init__(self, connection: socket.socket, arguments: Sequence[str]) -> None:
+        self._connection, self._arguments, self._received = connection, list(arguments), b""
+        self.pid = self._read_number(None)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, once it has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; raises `subprocess.TimeoutExpired`."""
+        if self.returncode is None:
+            self.returncode = self._read_number(timeout)
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if it has not ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def _read_number(self, timeout_seconds: float | None) -> int:
+        self._connection.settimeout(timeout_seconds)
+        while b"\n" not in self._received:
+            try:
+                part = self._connection.recv(64)
+            except (BlockingIOError, TimeoutError):
+                raise subprocess.TimeoutExpired(self._arguments, timeout_seconds or 0.0) from None
+            if not part:
+                raise RuntimeError("the launch server ended")
+            self._received += part
+        line, _, self._received = self._received.partition(b"\n")
+        return int(line)
+
+
 class LaunchServer:
     """Starts launches from a process that has imported torch; that process begins with the first of them."""
 
@@ -131,19 +184,30 @@ class LaunchServer:
         """Run `accelerate launch` with these arguments; raises `subprocess.TimeoutExpired`."""
         if not self.serves(environment):
             return launch_for_real(arguments, environment, timeout_seconds)
-        with self._start:  # Several threads may launch.
-            self._server = self._server or _start(self._environment)
         with (
-            socket.socket(socket.AF_UNIX) as connection,
             tempfile.TemporaryFile("w+", encoding="utf-8") as stdout,
             tempfile.TemporaryFile("w+", encoding="utf-8") as stderr,
         ):
-            connection.connect(self._server.address)
-            socket.send_fds(connection, [b"\0"], [stdout.fileno(), stderr.fileno()])
-            request = {"arguments": list(arguments), "environment": dict(environment), "folder": str(ROOT)}
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            exit_code = _wait(connection, arguments, timeout_seconds)
+            launcher = self.start(arguments, environment, stdout, stderr)
+            try:
+                exit_code = launcher.wait(timeout_seconds)
+            except subprocess.TimeoutExpired:
+                _kill(launcher.pid)
+                raise
             return subprocess.CompletedProcess(list(arguments), exit_code, _read(stdout), _read(stderr))
+
+    def start(
+        self, arguments: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
+    ) -> ServedLauncher:
+        """Start `accelerate launch` with these arguments, whose variables this server `serves`."""
+        with self._start:  # Several threads may launch.
+            self._server = self._server or _start(self._environment)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._server.address)
+        socket.send_fds(connection, [b"\0"], [stdout.fileno(), stderr.fileno()])
+        request = {"arguments": list(arguments), "environment": dict(environment), "folder": str(ROOT)}
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        return ServedLauncher(connection, arguments)
 
     def close(self) -> None:
         """End the server."""
@@ -175,19 +239,8 @@ def _start(environment: Mapping[str, str]) -> _Server:
     return _Server(process, address, folder)
 
 
-def _wait(connection: socket.socket, arguments: Sequence[str], timeout_seconds: float | None) -> int:
-    """The exit code of the launcher that the server has started; past the time limit it is killed with its ranks."""
-    with connection.makefile("rb") as stream:
-        launcher = int(stream.readline())
-        connection.settimeout(timeout_seconds)
-        try:
-            return int(stream.readline())
-        except TimeoutError:
-            _kill(launcher)
-            raise subprocess.TimeoutExpired(list(arguments), timeout_seconds or 0.0) from None
-
-
 def _kill(launcher: int) -> None:
+    """kill -9 of a launcher and its ranks."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(launcher)
         for member in [process, *process.children(recursive=True)]:
