@@ -36,8 +36,9 @@ def test_accumulating_four_times_multiplies_only_trainers_gradient(
 
 
 @pytest.mark.slow
-def test_four_topologies(tmp_path: Path, demo: Path) -> None:
-    found = reproduce_fault([*FAULT_RECIPE, "--max_length", "32"], tmp_path, Console(quiet=True))
+def test_four_topologies(tmp_path: Path, tiny_model: Path) -> None:
+    flags = [*FAULT_RECIPE, "--max_length", "32", "--model_name_or_path", str(tiny_model)]
+    found = reproduce_fault(flags, tmp_path, Console(quiet=True))
     reference = found[1, 1]["Onecurve"]
     for (num_processes, accumulation), ways in found.items():
         factor = ways["Trainer"].grad_norms[0] / reference.grad_norms[0]
