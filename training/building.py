@@ -170,15 +170,14 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
         recipe = recipe.model_copy(update={"model_name_or_path": str(run.final)})
     check_folders((recipe.model_name_or_path, recipe.tokenizer_name, recipe.dataset_name))
     task, config, processor = load_task(recipe)
+    return_large_blocks()  # Preparing data, and later where the weights are divided.
     data = prepare_data(recipe, task, processor)
     if resolved.eval_only:
         task.check_head(config)
     notes: tuple[str | None, ...] = (describe_model(config, task, processor), task.describe_left_out())
     launch = Launch.from_environment()
     cut = launch.find_cut()
-    if cut is not None:
-        return_large_blocks()
-    elif launch.find_device_type() == "cpu":
+    if cut is None and launch.find_device_type() == "cpu":
         keep_blocks()
     shares = Shares(cut) if cut is not None and recipe.adapter == "none" else None
     model = build_model(recipe, config, task, processor, shares)

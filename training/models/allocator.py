@@ -31,9 +31,10 @@ def keep_blocks() -> None:
 def return_large_blocks() -> None:
     """Let glibc return blocks of 1 MiB and more when they are freed; does nothing with another C library.
 
-    For a process that is to hold no more than its share of a model. By default blocks of up to 32 MiB are kept for the thread
-    that asked for them. Gathered layers and gradients come from several threads and in many sizes: of FSDP2's processes with
-    0.8 GB of state each, heaps took 1.1 GB more than was in use (benchmarks/sharding.md).
+    For the preparation of data, whose blocks training has no use for, and for a process that is to hold no more than its
+    share of a model. By default blocks of up to 32 MiB are kept for the thread that asked for them. Gathered layers and
+    gradients come from several threads and in many sizes: of FSDP2's processes with 0.8 GB of state each, heaps took 1.1 GB
+    more than was in use (benchmarks/sharding.md).
     """
     _set_option(_MMAP_THRESHOLD, _LARGE_BYTES)
 

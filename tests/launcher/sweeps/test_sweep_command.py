@@ -125,4 +125,5 @@ def test_a_sweep_that_is_killed_goes_on(
     assert (first.read("environment.json")["num_starts"], second.read("environment.json")["num_starts"]) == (1, 2)
     assert results["trials"][1]["value"] == pytest.approx(second.lines[-1]["eval_loss"])
     alone = train({**recipe, "max_train_steps": 6, "output_dir": str(tmp_path / "alone")})
-    assert second.losses == alone.losses, "it resumed, and no step is missing or made twice"
+    # It resumed, and no step is missing or made twice. Its processes have another number of threads.
+    assert second.losses == pytest.approx(alone.losses, rel=1e-6)
