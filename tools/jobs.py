@@ -220,8 +220,8 @@ class Job:
 
     def finish(self, seconds: float = 300) -> Run:
         """Wait for the end, and look at what is left behind."""
-        self.process.wait(seconds)
-        return Run(self.process.returncode, self.output, self.output, self.path)
+        exit_code = self.process.wait(seconds)
+        return Run(exit_code, self.output, self.output, self.path)
 
 
 def without_time(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
