@@ -1,6 +1,6 @@
 """Others' own checks replayed on Onecurve and beside it on Trainer, trl and accelerate's example loop.
 
-    make conformance                          about four minutes on two idle cores; writes docs/CONFORMANCE.md
+    make conformance                          about two minutes on two idle cores; writes docs/CONFORMANCE.md
     python -m benchmarks.conformance --folder build/conformance    keeps the trainings there, and goes on with those it finds
 
 Each check keeps the rule and the bound that its project has for itself, on tiny models and the same examples in the same
