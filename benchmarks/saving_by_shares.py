@@ -202,7 +202,7 @@ def main() -> None:
         "<!-- Written by benchmarks/saving_by_shares.py. -->",
         "",
         f"{NUM_PROCESSES} processes on {machine['cores']} cores of {machine['processor']}: a Llama with random weights in",
-        f"float32 and its moments. Seconds, medians of {options.rounds} saves of each kind in turn, and of {options.starts}",
+        f"float32 and its moments. Seconds, medians of {options.rounds} saves of each kind, in turn, and of {options.starts}",
         "starts; ratios within a round or a launch. A save blocks the training until every tensor is gathered and copied; a",
         "thread writes it then, reads it back and computes checksums. A start verifies all checksums on rank 0 before the",
         "processes meet, and reads each process's share; beside it the same bytes, read by both processes. Neither finds the",
