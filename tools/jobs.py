@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from typing import Any, ClassVar
 
 import psutil
 
-from tools.launches import LaunchServer, ServedLauncher, build_arguments, build_environment
-from tools.trainings import ROOT, Run, to_flags
+from tools.launches import LaunchServer, build_arguments, build_environment, start_for_real
+from tools.trainings import Run, to_flags
 
 _SCRIPT = """\
 import os, sys
@@ -122,20 +121,8 @@ class Job:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._output = self.path.with_name(f"{self.path.name}.output")
         with self._output.open("w") as output:
-            self.process: subprocess.Popen[str] | ServedLauncher
-            if self.server is not None and self.server.serves(variables):
-                self.process = self.server.start(words, variables, output, output)
-            else:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "accelerate.commands.launch", *words],
-                    cwd=ROOT,
-                    env=variables,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    start_new_session=True,
-                )
+            start = start_for_real if self.server is None else self.server.start
+            self.process = start(words, variables, output, output)
         self._num_processes = num_processes
 
     @property

@@ -74,13 +74,15 @@ def build_arguments(
     return [*words, *_ON_ONE_MACHINE.get(topology, ()), *options, script, *arguments]
 
 
+_LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch")
+
+
 def launch_for_real(
     arguments: Sequence[str], environment: Mapping[str, str], timeout_seconds: float | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `accelerate launch` as a new process; raises `subprocess.TimeoutExpired`."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
     return subprocess.run(
-        command,
+        [*_LAUNCHER, *arguments],
         cwd=ROOT,
         env=dict(environment),
         stdin=subprocess.DEVNULL,
@@ -88,6 +90,22 @@ def launch_for_real(
         text=True,
         timeout=timeout_seconds,
         check=False,
+    )
+
+
+def start_for_real(
+    arguments: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
+) -> subprocess.Popen[str]:
+    """Start `accelerate launch` as a new process, in a session of its own."""
+    return subprocess.Popen(
+        [*_LAUNCHER, *arguments],
+        cwd=ROOT,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -182,8 +200,6 @@ class LaunchServer:
         self, arguments: Sequence[str], environment: Mapping[str, str], timeout_seconds: float | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `accelerate launch` with these arguments; raises `subprocess.TimeoutExpired`."""
-        if not self.serves(environment):
-            return launch_for_real(arguments, environment, timeout_seconds)
         with (
             tempfile.TemporaryFile("w+", encoding="utf-8") as stdout,
             tempfile.TemporaryFile("w+", encoding="utf-8") as stderr,
@@ -198,8 +214,10 @@ class LaunchServer:
 
     def start(
         self, arguments: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
-    ) -> ServedLauncher:
-        """Start `accelerate launch` with these arguments, whose variables this server `serves`."""
+    ) -> ServedLauncher | subprocess.Popen[str]:
+        """Start `accelerate launch` with these arguments, as a new process where its variables can't be served."""
+        if not self.serves(environment):
+            return start_for_real(arguments, environment, stdout, stderr)
         with self._start:  # Several threads may launch.
             self._server = self._server or _start(self._environment)
         connection = socket.socket(socket.AF_UNIX)

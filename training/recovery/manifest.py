@@ -63,18 +63,20 @@ def find_fault(folder: Path, reads_content: bool = True) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if reads_content:
-            # A thread for each core: all other processes wait meanwhile.
-            with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-                found = pool.map(describe_file, (folder / name for name in manifest["files"]))
-                for (name, expected), facts in zip(manifest["files"].items(), found, strict=True):
-                    if facts != expected:
-                        return f"{name} is corrupt: its checksum differs"
+        if reads_content and (corrupt := _find_corrupt(folder, manifest["files"])) is not None:
+            return f"{corrupt} is corrupt: its checksum differs"
     except FileNotFoundError:
         return f"{MANIFEST_FILE} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST_FILE} cannot be read: {error}"
     return None
+
+
+def _find_corrupt(folder: Path, files: Mapping[str, FileFacts]) -> str | None:
+    """The first file whose content is not what the manifest says."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # All other processes wait meanwhile.
+        found = pool.map(describe_file, (folder / name for name in files))
+        return next((name for name, facts in zip(files, found, strict=True) if facts != files[name]), None)
 
 
 def describe_file(path: Path) -> FileFacts:
