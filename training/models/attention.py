@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from inspect import signature
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,7 +21,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from onecurve.training.models import matrix_attention
+from onecurve.training.models.causal_matrices import attend_causally
 from onecurve.training.models.example_masks import Site, open_site
+from onecurve.training.models.sequence_rows import group_by_length, to_rows, to_sequences
 
 ATTENTION = "onecurve_causal"
 """The name under which transformers finds the attention below. Without a mask function of that name, it builds no mask."""
@@ -171,16 +172,15 @@ def attend(
         )  # fmt: skip
         assert isinstance(context, torch.Tensor)
         return context[None], None
-    pieces, start, first_row = [], 0, 0
-    for length, run in groupby(sequence_lengths):  # Sequences are sorted by length: equal ones stand beside each other.
-        count = len(list(run))
-        stop = start + count * length
-        rows = (
-            each[0, :, start:stop].view(each.shape[1], count, length, -1).transpose(0, 1)
-            for each in (query, key, value)
-        )
-        pieces.append(attend_rows(*rows, first_row=first_row).flatten(0, 1))
-        start, first_row = stop, first_row + count
+    groups = group_by_length(sequence_lengths)
+    # Split at once: each slice by itself would have a gradient as large as the whole.
+    split = partial(torch.split, split_size_or_sections=[sum(lengths) for lengths in groups])
+    pieces, first_row = [], 0
+    states = (split(each[0].transpose(0, 1)) for each in (query, key, value))
+    for lengths, *sequences in zip(groups, *states, strict=True):
+        rows = (to_rows(each, lengths).transpose(1, 2) for each in sequences)
+        pieces.append(to_sequences(attend_rows(*rows, first_row=first_row), lengths))
+        first_row += len(lengths)
     return torch.cat(pieces)[None], None
 
 
@@ -229,12 +229,15 @@ def _attend_rows(
         drop = partial(_drop, dropout=dropout, is_training=module.training, site=site, first_row=first_row)
         return _attend_plainly(query, key, value, drop, scaling, window, softcap, sinks)
     dtype = _find_computing_type(query)
-    is_quicker = prefers_matrices and not dropout and dtype == torch.bfloat16 and torch.is_grad_enabled()
-    if site is not None or is_quicker:
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        mask = _build_mask_of_rows(length, window, query.device, query.dtype)[None, None]
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        found = matrix_attention.attend_by_example(query, key, value, mask, scale, dropout, site, first_row)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if site is not None or (prefers_matrices and not dropout and dtype == torch.bfloat16 and torch.is_grad_enabled()):
+        groups = query.shape[1] // key.shape[1]
+        states = (query.to(dtype), repeat_kv(key.to(dtype), groups), repeat_kv(value.to(dtype), groups))
+        mask = _build_mask_of_rows(length, window, query.device, dtype)
+        if site is None:
+            found = attend_causally(*states, mask, scale, window)
+        else:
+            found = matrix_attention.attend_by_example(*states, mask[None, None], scale, dropout, site, first_row)
         return found.transpose(1, 2).contiguous()
     seen = None if window is None else _build_mask_of_rows(length, window, query.device)
     context: torch.Tensor

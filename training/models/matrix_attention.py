@@ -63,12 +63,12 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         shape = queries.shape
         ctx.scale, ctx.dropout_scale = scale, 1 / (1 - probability)
-        queries = _lay_out(queries, scale)
-        keys, values = _lay_out(keys), _lay_out(values, ctx.dropout_scale if site is not None else None)
+        queries = lay_out(queries, scale)
+        keys, values = lay_out(keys), lay_out(values, ctx.dropout_scale if site is not None else None)
         scores = torch.bmm(queries, keys.transpose(1, 2))
         if mask is not None:
             _add_mask(scores.view(*shape[:3], -1), mask)
-        weights = _softmax(scores)
+        weights = softmax(scores)
         kept, dropped = None, weights
         if site is not None:
             kept = site.draw((*shape[:3], keys.shape[1]), probability, weights.device, first_row).view(weights.shape)
@@ -80,13 +80,13 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         queries, keys, values, weights, kept, dropped = ctx.saved_tensors
         outer = gradient.shape[:2]  # Examples and heads.
-        gradient = _lay_out(gradient)
+        gradient = lay_out(gradient)
         of_values = torch.bmm(dropped.transpose(1, 2), gradient)
         of_weights = torch.bmm(gradient, values.transpose(1, 2))
         if kept is not None:
             of_values.mul_(ctx.dropout_scale)
             keep(of_weights, kept, out=of_weights)
-        of_scores = _softmax_backward(of_weights, weights)
+        of_scores = softmax_backward(of_weights, weights)
         of_queries = torch.bmm(of_scores, keys).mul_(ctx.scale)
         of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
         return (
@@ -100,20 +100,22 @@ def _is_narrow(weights: torch.Tensor) -> bool:
     return weights.dtype == torch.bfloat16 and weights.shape[-1] < 32
 
 
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
+def softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension, in the type of the scores."""
     if _is_narrow(scores):
         return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
     return torch.softmax(scores, dim=-1)
 
 
-def _softmax_backward(gradient: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def softmax_backward(gradient: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The gradient of the scores, given that of the weights that `softmax` made of them."""
     if _is_narrow(weights):
         of_scores = torch.ops.aten._softmax_backward_data(gradient.float(), weights.float(), -1, torch.float32)
         return of_scores.to(weights.dtype)  # type: ignore[no-any-return]
     return torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)  # type: ignore[no-any-return]
 
 
-def _lay_out(tensor: torch.Tensor, factor: float | None = None) -> torch.Tensor:
+def lay_out(tensor: torch.Tensor, factor: float | None = None) -> torch.Tensor:
     """[examples, heads, length, size] as a contiguous [examples x heads, length, size], times a factor, in one pass."""
     if factor is None:
         return tensor.contiguous().flatten(0, 1)
