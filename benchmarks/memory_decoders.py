@@ -75,6 +75,7 @@ CASES = (
     Case("Llama, tied", 4, 256),
     Case("Llama, tied", 2, 512, 2, {"loss_chunk_tokens": 64}),
     Case("Llama, tied", 4, 256, 1, {"mixed_precision": "bf16"}),
+    Case("Llama, tied", 1, 1024, 1, {"mixed_precision": "bf16"}),
     Case("Llama, deep", 4, 256),
     Case("Llama, deep", 4, 256, 1, {"gradient_checkpointing": True}),
     Case("Qwen3, 151,936 words", 4, 256),

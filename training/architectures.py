@@ -31,10 +31,20 @@ _RELATIVE_POSITIONS = frozenset({"longt5", "mt5", "switch_transformers", "t5", "
 _CHUNK_BYTES = 128 * 2**20
 _FEWEST_CHUNK_TOKENS = 64
 
+QUERIES_PER_BLOCK = 256
+"""Of causal attention in bf16 on a CPU (models/causal_matrices.py): smaller blocks compute less of what no query sees, and are
+slower products."""
+
 
 def choose_chunk_tokens(wanted: int | Literal["auto"], vocab_size: int) -> int:
     """How many tokens' logits a language model's loss holds in memory at once, for a recipe's loss_chunk_tokens."""
     return max(_FEWEST_CHUNK_TOKENS, _CHUNK_BYTES // (4 * vocab_size)) if wanted == "auto" else wanted
+
+
+def count_block_scores(length: int) -> int:
+    """How many scores of a head are computed for a sequence where each block of queries takes the keys up to its end."""
+    ends = [*range(QUERIES_PER_BLOCK, length, QUERIES_PER_BLOCK), length]
+    return sum((end - begin) * end for begin, end in zip([0, *ends[:-1]], ends, strict=True))
 
 
 def count_positions(config: Mapping[str, Any]) -> int | None:

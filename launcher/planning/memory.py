@@ -32,6 +32,7 @@ from typing import Literal
 from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.planning.work import Work
 from onecurve.launcher.units import GIB
+from onecurve.training.architectures import count_block_scores
 from onecurve.training.zero_buffers import SUB_GROUP, count_bucket, count_live_parameters
 
 Strategy = Literal[
@@ -97,7 +98,8 @@ def count_activations(shape: ModelShape, work: Work) -> tuple[int, int]:
         feed_forward = 2 * tokens * intermediate * size
         norms = 2 * tokens * hidden * 4 + 2 * tokens * hidden * size + 2 * tokens * hidden * mask
     attention = tokens * (2 * queries + 2 * keys) * size
-    probabilities = work.num_examples * work.num_sequences * shape.num_heads * work.length**2
+    scores = count_block_scores(work.length) if work.skips_hidden_scores else work.length**2
+    probabilities = work.num_examples * work.num_sequences * shape.num_heads * scores
     if work.keeps_attention:
         attention += probabilities * (size + (size + mask if mask else 0))
     layer = casts + norms + feed_forward + attention

@@ -26,6 +26,7 @@ class Work:
         gradient_checkpointing: the recipe's.
         keeps_attention: whether attention probabilities are kept: eager attention, any with dropout by example, and on a CPU any
             with dropout or in bf16.
+        skips_hidden_scores: whether of those only what a block of queries sees is computed (training/models/causal_matrices.py).
         mask_bytes: of each entry of a dropout mask: 1, or on a CPU 4 with torch's own dropout, which keeps the noise.
         logit_tokens: tokens whose logits over a vocabulary are in memory at once (training/tasks/chunked_losses.py).
         trained_parameters: of an adapter; None where all of the model's are trained.
@@ -41,6 +42,7 @@ class Work:
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
     keeps_attention: bool = False
+    skips_hidden_scores: bool = False
     mask_bytes: int = 1
     cuts_last_layer: bool = False
     logit_tokens: int = 0
@@ -67,8 +69,8 @@ def build_work(
     keeps_attention = recipe.attn_implementation == "eager" or (kind == "cpu" and dropout > 0)
     keeps_attention |= loses_fused_kernel(recipe, dropout)
     # There training/models/example_dropout.py exchanges the attention.
-    if kind == "cpu" and is_by_example and recipe.mixed_precision == "bf16":
-        keeps_attention |= recipe.attn_implementation is None and not recipe.torch_compile
+    takes_matrices = kind == "cpu" and is_by_example and recipe.mixed_precision == "bf16"
+    takes_matrices &= recipe.attn_implementation is None and not recipe.torch_compile
     return Work(
         num_examples=micro_batch,
         length=length,
@@ -76,7 +78,8 @@ def build_work(
         num_micro_batches=math.ceil(share / micro_batch),
         mixed_precision=recipe.mixed_precision,
         gradient_checkpointing=recipe.gradient_checkpointing,
-        keeps_attention=keeps_attention,
+        keeps_attention=keeps_attention or takes_matrices,
+        skips_hidden_scores=takes_matrices and dropout == 0 and shape is not None and shape.is_decoder,
         mask_bytes=0 if dropout == 0 else 4 if kind == "cpu" and not is_by_example else 1,
         logit_tokens=0
         if shape is None or not shape.predicts_tokens

@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
+from onecurve.training.architectures import QUERIES_PER_BLOCK
 from onecurve.training.models.matrix_attention import lay_out, softmax, softmax_backward
-
-_BLOCK = 256
-"""Queries. Smaller blocks compute less of what is hidden and are slower products."""
 
 
 def attend_causally(
@@ -75,7 +73,8 @@ class _CausalAttention(torch.autograd.Function):
 
 def _list_blocks(length: int, window: int | None) -> list[tuple[int, int, int]]:
     """Of each block of queries: its begin, its end, and the first key that one of it sees."""
-    begins = range(0, length, _BLOCK)
+    begins = range(0, length, QUERIES_PER_BLOCK)
     return [
-        (begin, min(begin + _BLOCK, length), 0 if window is None else max(0, begin - window + 1)) for begin in begins
+        (begin, min(begin + QUERIES_PER_BLOCK, length), 0 if window is None else max(0, begin - window + 1))
+        for begin in begins
     ]
