@@ -47,7 +47,7 @@ def keep(content):
 _SAVES = (
     _COMMON
     + """
-from onecurve.training.parallel.states import whole_moments, whole_weights
+from onecurve.training.parallel.states import list_moments, list_weights
 from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
 
 save = CheckpointWriter.save
@@ -63,8 +63,8 @@ def measure(writer, progress, is_best=False):
             writer.writers = writers
             started = meet()
             for tensors in (
-                whole_weights(writer.accelerator, writer.model),
-                whole_moments(writer.accelerator, writer.model, writer.optimizer),
+                list_weights(writer.accelerator, writer.model),
+                list_moments(writer.accelerator, writer.model, writer.optimizer),
             ):
                 for _ in tensors:
                     pass

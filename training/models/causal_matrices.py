@@ -49,7 +49,7 @@ class _CausalAttention(torch.autograd.Function):
             context[:, begin:end] = torch.bmm(weights, values[:, first:end])
             kept.append(weights)
         ctx.save_for_backward(queries, keys, values, *kept)
-        return context.unflatten(0, outer)
+        return context.view(*outer, *context.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -68,7 +68,7 @@ class _CausalAttention(torch.autograd.Function):
             of_queries[:, begin:end] = torch.bmm(of_scores, keys[:, first:end]).mul_(ctx.scale)
             of_keys[:, first:end] += torch.bmm(of_scores.transpose(1, 2), queries[:, begin:end])
         gradients = (of_queries, of_keys.to(keys.dtype), of_values.to(values.dtype))
-        return (*(each.unflatten(0, outer) for each in gradients), None, None, None)
+        return (*(each.view(*outer, *each.shape[1:]) for each in gradients), None, None, None)
 
 
 def _list_blocks(length: int, window: int | None) -> list[tuple[int, int, int]]:

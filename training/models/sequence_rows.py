@@ -38,7 +38,7 @@ def _costs_less_than_a_call(lengths: list[int]) -> bool:
 def to_rows(sequences: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
     """[tokens, ...] of packed sequences as [sequences, longest, ...], padded with zeros on the right."""
     if min(lengths) == max(lengths):
-        return sequences.unflatten(0, (len(lengths), lengths[0]))
+        return sequences.view(len(lengths), lengths[0], *sequences.shape[1:])
     return _Rows.apply(sequences, lengths)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -73,7 +73,7 @@ class _Sequences(torch.autograd.Function):
 
 def _pad(sequences: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
     rows = sequences.new_zeros(len(lengths), max(lengths), *sequences.shape[1:])
-    for row, sequence in zip(rows, sequences.split(lengths), strict=True):
+    for row, sequence in zip(rows, torch.split(sequences, list(lengths)), strict=True):
         row[: len(sequence)] = sequence
     return rows
 

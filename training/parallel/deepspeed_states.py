@@ -11,29 +11,41 @@ from typing import Any
 import torch
 
 from onecurve.training.models.tensor_files import TensorFiles
+from onecurve.training.parallel.gathering import Divided
 
 # Attributes of the engine's optimizer: ZeRO-3, ZeRO-1 and 2, and bf16 without ZeRO's partitions.
 _PARTITIONS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
 
 
-def read_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """The whole weight, in float32. Every rank must call it."""
-    from deepspeed.utils import safe_get_full_fp32_param
+def read_weight(parameter: Any) -> torch.Tensor | Divided:
+    """The weight, in float32 where it is trained. Every rank must call it."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
+    if _is_partitioned(parameter):
+        return _divide(parameter, safe_get_local_fp32_param(parameter))
     weight: torch.Tensor | None = safe_get_full_fp32_param(parameter)
     return parameter if weight is None else weight
 
 
-def read_moment(parameter: torch.nn.Parameter, key: str) -> torch.Tensor | None:
-    """One of AdamW's moments, whole; None before the first update. Every rank must call it.
+def read_moment(parameter: Any, key: str) -> torch.Tensor | Divided | None:
+    """One of AdamW's moments; None before the first update. Every rank must call it.
 
     Args:
         key: one of `states.MOMENTS`.
     """
-    from deepspeed.utils import safe_get_full_optimizer_state
+    from deepspeed.utils import safe_get_full_optimizer_state, safe_get_local_optimizer_state
 
+    if _is_partitioned(parameter):
+        own = safe_get_local_optimizer_state(parameter, key)
+        return None if own is None else _divide(parameter, own)
     moment: torch.Tensor | None = safe_get_full_optimizer_state(parameter, key)
     return moment
+
+
+def _divide(parameter: Any, own: torch.Tensor | None) -> Divided:
+    """What this rank holds under ZeRO-3 of a weight or of what belongs to it; None for the weight itself, which is frozen."""
+    own = parameter.ds_tensor.data if own is None else own
+    return Divided(own.flatten(), parameter.ds_shape, parameter.ds_tensor.numel(), parameter.ds_process_group)
 
 
 def write_weight(parameter: Any, whole: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """Weights and AdamW's moments by parameter name, gathered from and loaded into every strategy.
 
-Tensors are gathered one at a time, so that no rank but the one that keeps them ever holds a whole state. One process, DDP
-and FSDP2 have plain tensors and DTensors; deepspeed_states.py has DeepSpeed's way.
+Of a tensor that is divided each rank has its part, which goes to the one that keeps the tensor (gathering.py). One process,
+DDP and FSDP2 have plain tensors and DTensors; deepspeed_states.py has DeepSpeed's way.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from onecurve.training.models.adapters import has_adapter
 from onecurve.training.models.shares import Shares, is_reserved
 from onecurve.training.models.tensor_files import TensorFiles
 from onecurve.training.parallel import deepspeed_states
+from onecurve.training.parallel.gathering import Divided, divide
 from onecurve.training.run_directory import MOMENTS_FILE, WEIGHTS_FILE
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's names of its moments."""
 
 Tensors = dict[str, torch.Tensor]
-NamedTensors = Iterator[tuple[str, torch.Tensor]]
+States = Iterator[tuple[str, torch.Tensor | Divided]]
+"""By name, whole or divided."""
 
 
 def count_state_bytes(model: torch.nn.Module) -> int:
@@ -86,7 +88,7 @@ def set_shares(model: torch.nn.Module, shares: Shares | None) -> None:
         raise Fault(f"weights were read that the divided model does not have: {', '.join(sorted(shares.parts)[:3])}")
 
 
-def _list_saved(model: torch.nn.Module) -> NamedTensors:
+def _list_saved(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """What a checkpoint holds of a model that is not wrapped. An adapter's base is named in the run instead.
 
     A tied weight is listed once, under the name that `named_parameters` gives it, as its moments are.
@@ -99,16 +101,17 @@ def _list_saved(model: torch.nn.Module) -> NamedTensors:
             yield name, value
 
 
-def whole_weights(accelerator: Accelerator, model: torch.nn.Module) -> NamedTensors:
-    """Each weight and saved buffer, whole; with an adapter only what is trained. Every rank must iterate over all of them."""
+def list_weights(accelerator: Accelerator, model: torch.nn.Module) -> States:
+    """Each weight and saved buffer; with an adapter only what is trained. Every rank must iterate over all of them."""
     for name, value in _list_saved(unwrap(model)):
         if _uses_deepspeed(accelerator) and isinstance(value, torch.nn.Parameter):
-            value = deepspeed_states.read_weight(value)
-        yield _plain(name), _whole(value)
+            yield _plain(name), deepspeed_states.read_weight(value)
+        else:
+            yield _plain(name), _read(value)
 
 
-def whole_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any) -> NamedTensors:
-    """Each of AdamW's moments as "<name>.exp_avg", whole. Every rank must iterate over all of them."""
+def list_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any) -> States:
+    """Each of AdamW's moments as "<name>.exp_avg". Every rank must iterate over all of them."""
     if _uses_deepspeed(accelerator):
         deepspeed_states.link_states(optimizer.optimizer)
     states = _torch_optimizer(optimizer).state
@@ -117,9 +120,9 @@ def whole_moments(accelerator: Accelerator, model: torch.nn.Module, optimizer: A
             if _uses_deepspeed(accelerator):
                 moment = deepspeed_states.read_moment(parameter, key)
             else:
-                moment = states[parameter].get(key) if parameter in states else None
+                moment = _read(states[parameter][key]) if key in states.get(parameter, {}) else None
             if moment is not None:
-                yield f"{_plain(name)}.{key}", _whole(moment)
+                yield f"{_plain(name)}.{key}", moment
 
 
 def count_updates(optimizer: Any) -> float:
@@ -229,9 +232,11 @@ def _plain(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
-def _whole(value: torch.Tensor) -> torch.Tensor:
+def _read(value: torch.Tensor) -> torch.Tensor | Divided:
     value = value.detach()
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    if not isinstance(value, DTensor):
+        return value
+    return divide(value) or value.full_tensor()
 
 
 def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:

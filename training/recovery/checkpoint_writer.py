@@ -1,7 +1,7 @@
 """Writes checkpoints, while the training continues, and the final model.
 
-Training waits only while the state is copied to host memory: tensors are gathered one at a time, and each is kept by one
-process, so that none holds more than its share of the state and one tensor. A thread of each process writes what it keeps
+Training waits only while the state is copied to host memory: each tensor is kept by one process, to which the others send
+their part, so that none holds more than its share of the state and one tensor. A thread of each process writes what it keeps
 and reads it back; that of rank 0 publishes the checkpoint when all have done so.
 """
 
@@ -23,8 +23,9 @@ from accelerate import Accelerator
 
 from onecurve.training.errors import Fault
 from onecurve.training.parallel.agreement import ask_main_process, raise_together
+from onecurve.training.parallel.gathering import Divided, Transfers
 from onecurve.training.parallel.loss_scale import read_loss_scale
-from onecurve.training.parallel.states import NamedTensors, count_updates, unwrap, whole_moments, whole_weights
+from onecurve.training.parallel.states import States, count_updates, list_moments, list_weights, unwrap
 from onecurve.training.recovery.checkpoints import find_checkpoint
 from onecurve.training.recovery.dealing import Dealing
 from onecurve.training.recovery.final_model import choose_writers, group_converted, write_final
@@ -113,8 +114,8 @@ class CheckpointWriter:
         progress.optimizer_step = count_updates(self.optimizer)
         progress.loss_scale = read_loss_scale(self.accelerator, self.optimizer)
         self._dealing = Dealing(self.writers)
-        self._copy(whole_weights(self.accelerator, self.model), self._weights, WEIGHTS_FILE)
-        self._copy(whole_moments(self.accelerator, self.model, self.optimizer), self._moments, MOMENTS_FILE)
+        self._copy(list_weights(self.accelerator, self.model), self._weights, WEIGHTS_FILE)
+        self._copy(list_moments(self.accelerator, self.model, self.optimizer), self._moments, MOMENTS_FILE)
         self._is_held = True
 
     def has_failed(self) -> bool:
@@ -165,7 +166,7 @@ class CheckpointWriter:
 
         inner = unwrap(self.model)
         self._dealing = Dealing(choose_writers(inner, self.writers), group_converted(inner))
-        self._copy(whole_weights(self.accelerator, self.model), self._weights, WEIGHTS_FILE)
+        self._copy(list_weights(self.accelerator, self.model), self._weights, WEIGHTS_FILE)
         staging = self._begin(target)
         raise_together(self._problem)
         assert staging is not None  # Or there is a problem.
@@ -223,13 +224,17 @@ class CheckpointWriter:
         if self.accelerator.is_main_process:
             discard(self._staging)
 
-    def _copy(self, tensors: NamedTensors, target: HostCopy, file: str) -> None:
+    def _copy(self, tensors: States, target: HostCopy, file: str) -> None:
         """Take part in gathering each tensor, and keep those that are dealt to this rank."""
-        kept = set()
+        kept, transfers = set(), Transfers()
         for name, tensor in tensors:
-            if self._dealing.deal(file, name, tensor.nbytes) == self.accelerator.process_index:
-                target.store(name, tensor)
+            keeper = self._dealing.deal(file, name, tensor.nbytes)
+            if keeper == self.accelerator.process_index:
+                target.store(name, tensor, transfers)
                 kept.add(name)
+            elif isinstance(tensor, Divided):
+                transfers.send(tensor, keeper)
+        transfers.finish()
         target.keep_only(kept)
 
     def _write(self, staging: Path, target: Path, publish: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from onecurve.training.parallel.gathering import Divided, Transfers
 from onecurve.training.parallel.states import Tensors
 
 _BUFFER_BYTES = 64 * 2**20
@@ -23,10 +24,22 @@ class HostCopy:
     tensors: Tensors = field(default_factory=dict)
     _buffer: torch.Tensor | None = None
 
-    def store(self, name: str, tensor: torch.Tensor) -> None:
-        """Copy a tensor from any device; returns when the copy is complete."""
+    def store(self, name: str, tensor: torch.Tensor | Divided, transfers: Transfers) -> None:
+        """Copy a tensor from any device.
+
+        Args:
+            transfers: takes what other processes hold of it: the copy is complete when they are finished.
+        """
         if name not in self.tensors:
             self.tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        if isinstance(tensor, Divided):
+            if tensor.own.device.type == "cpu":
+                transfers.receive(tensor, self.tensors[name])
+                return
+            whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.own.device)
+            transfers.receive(tensor, whole)
+            transfers.finish()
+            tensor = whole
         if not tensor.is_cuda:
             self.tensors[name].copy_(tensor)
             return

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, LlamaCo
 from onecurve.training.data.layout import Collator, Layout
 from onecurve.training.data.plan import Placement
 from onecurve.training.models import attention, example_dropout, example_masks, matrix_attention
+from onecurve.training.models.causal_matrices import attend_causally
 from onecurve.training.models.example_masks import ExampleMasks
 from onecurve.training.tasks.base import NO_TARGET
 from onecurve.training.tasks.causal_lm import CausalLM
@@ -305,13 +306,12 @@ def test_models_that_are_not_causal_are_refused() -> None:
 def test_rotary_positions_do_not_hide_from_autocast_what_is_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     """They leave queries and keys in float32: attention computes in bfloat16 all the same, as matrices on a CPU."""
     taken: list[torch.dtype] = []
-    compute = attention.attend_causally
 
     def watch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any) -> torch.Tensor:
         taken.extend(each.dtype for each in (query, key, value))
-        return compute(query, key, value, *others)
+        return attend_causally(query, key, value, *others)
 
-    monkeypatch.setattr(attention, "attend_causally", watch)
+    monkeypatch.setattr("onecurve.training.models.attention.attend_causally", watch)
     config = LlamaConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=50
     )

@@ -17,14 +17,17 @@ def build_mask(length: int, window: int | None, dtype: torch.dtype) -> torch.Ten
     return torch.zeros(length, length, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def build_states(length: int, dtype: torch.dtype) -> list[torch.Tensor]:
+def build_states(length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries, keys and values [2 examples, 3 heads, length, 4, 4 and 5], as a model lays them out."""
     torch.manual_seed(0)
-    states = [torch.randn(2, length, 3, size, dtype=torch.float64).to(dtype) for size in (4, 4, 5)]
-    return [each.transpose(1, 2).requires_grad_() for each in states]
+
+    def build(size: int) -> torch.Tensor:
+        return torch.randn(2, length, 3, size, dtype=torch.float64).to(dtype).transpose(1, 2).requires_grad_()
+
+    return build(4), build(4), build(5)
 
 
-def attend_plainly(states: list[torch.Tensor], window: int | None) -> torch.Tensor:
+def attend_plainly(states: tuple[torch.Tensor, ...], window: int | None) -> torch.Tensor:
     query, key, value = (each.double() for each in states)
     scores = query @ key.transpose(2, 3) * SCALE + build_mask(query.shape[2], window, torch.float64)
     return torch.softmax(scores, dim=-1) @ value

@@ -14,7 +14,7 @@ def test_there_and_back(lengths: tuple[int, ...]) -> None:
     sequences = torch.randn(sum(lengths), 2, 3, requires_grad=True)
     rows = to_rows(sequences, lengths)
     assert rows.shape == (len(lengths), max(lengths), 2, 3)
-    for row, sequence, length in zip(rows, sequences.split(lengths), lengths, strict=True):
+    for row, sequence, length in zip(rows, torch.split(sequences, list(lengths)), lengths, strict=True):
         assert torch.equal(row[:length], sequence)
         assert not row[length:].any()
     again = to_sequences(rows * 2, lengths)

@@ -21,7 +21,7 @@ from transformers import (
 
 from onecurve.training.errors import BadInput
 from onecurve.training.models.shares import Cut, Shares
-from onecurve.training.parallel.states import count_state_bytes, load_weights, whole_weights
+from onecurve.training.parallel.states import count_state_bytes, list_weights, load_weights
 from tests.conftest import Launch
 from tests.messages import naming
 from tests.tensors import load_tensors
@@ -62,8 +62,9 @@ def write_checkpoint(folder: Path, kind: str, is_old: bool = False) -> dict[str,
     model = build(kind, 1)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    saved = model.state_dict() if is_old else dict(whole_weights(Accelerator(cpu=True), model))
-    save_file({name: value.clone() for name, value in saved.items()}, folder / "model.safetensors", {"format": "pt"})
+    saved = model.state_dict() if is_old else dict(list_weights(Accelerator(cpu=True), model))
+    plain = {name: value.clone() for name, value in saved.items() if isinstance(value, torch.Tensor)}
+    save_file(plain, folder / "model.safetensors", {"format": "pt"})
     weights: dict[str, torch.Tensor] = model.state_dict()
     return weights
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from onecurve.training.parallel.gathering import Transfers
 from onecurve.training.recovery.host_copy import HostCopy, copy_in_pieces
 
 
@@ -30,9 +31,9 @@ def test_a_transposed_tensor_is_copied_by_its_numbers() -> None:
 
 def test_a_tensor_that_is_stored_again_reuses_its_memory() -> None:
     copy = HostCopy()
-    copy.store("a", torch.ones(3))
+    copy.store("a", torch.ones(3), Transfers())
     place = copy.tensors["a"].data_ptr()
-    copy.store("a", torch.full((3,), 2.0))
+    copy.store("a", torch.full((3,), 2.0), Transfers())
     assert copy.tensors["a"].tolist() == [2.0, 2.0, 2.0]
     assert copy.tensors["a"].data_ptr() == place
     assert copy.count_bytes() == 12
@@ -54,6 +55,6 @@ def test_only_the_buffer_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onecurve.training.recovery.host_copy._BUFFER_BYTES", 100)
     copy = HostCopy()
     for name in ("a", "b"):
-        copy.store(name, torch.arange(1000))
+        copy.store(name, torch.arange(1000), Transfers())
     assert pinned == [100]
     assert all(torch.equal(tensor, torch.arange(1000)) for tensor in copy.tensors.values())
