@@ -145,15 +145,21 @@ def fail(tensors, path, *more):
 
 parts.save_file = fail
 """
+SMALL_PIECES = "from onecurve.training.recovery import checkpoint_writer; checkpoint_writer.PIECE_BYTES = 20_000"
+FULL = "raise OSError(28, 'No space left on device')"
 KILLED = 'path.write_bytes(b"half"); os.kill(os.getpid(), signal.SIGKILL)'
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["raise OSError(28, 'No space left on device')", KILLED], ids=["full", "killed"])
+@pytest.mark.parametrize(
+    ("fault", "pieces"),
+    [(FULL, ""), (KILLED, ""), (FULL, SMALL_PIECES)],
+    ids=["full", "killed", "full in a piece"],
+)
 def test_a_part_that_fails_leaves_the_checkpoint_before(
-    whole: Run, recipe: Settings, tmp_path: Path, jobs: list[Job], fault: str
+    whole: Run, recipe: Settings, tmp_path: Path, jobs: list[Job], fault: str, pieces: str
 ) -> None:
-    script = write_script(tmp_path / "failing.py", FAILING.replace("HERE", fault))
+    script = write_script(tmp_path / "failing.py", FAILING.replace("HERE", fault) + pieces)
     job = Job({**recipe, **LONG}, "fsdp", 2, script=script)
     jobs.append(job)
     assert job.wait_for_end() < 60
@@ -167,6 +173,26 @@ def test_a_part_that_fails_leaves_the_checkpoint_before(
     assert again.exit_code == 0, again.stderr
     assert "(step 10)" in again.stdout
     assert without_time(again.lines) == without_time(whole.lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["fsdp", "deepspeed_zero3"])
+def test_a_part_in_pieces_is_the_same_state(recipe: Settings, train: Train, tmp_path: Path, topology: str) -> None:
+    settings = {**recipe, **LONG, "dropout": 0.0}
+    run = Job(settings, topology, 2, script=write_script(tmp_path / "pieces.py", SMALL_PIECES)).finish()
+    assert run.exit_code == 0, run.stderr
+    checkpoint = run.path / "checkpoints" / "step_00000020"
+    assert {path.name for path in checkpoint.iterdir()} > PARTS | {"optimizer-00002-of-00002-2.safetensors"}
+    for kind in ("model", "optimizer"):
+        read = load_tensors(checkpoint / f"{kind}.safetensors")
+        files = [load_file(path) for path in checkpoint.glob(f"{kind}-*.safetensors")]
+        assert sum(map(len, files)) == len(read)
+        largest = max(tensor.nbytes for tensor in read.values())
+        assert max(sum(tensor.nbytes for tensor in file.values()) for file in files) <= max(20_000, largest)
+    resumed = train({**settings, "output_dir": str(cut_short(run, 20, tmp_path / "cut"))})
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "(step 20)" in resumed.stdout
+    assert resumed.losses == pytest.approx(run.losses, rel=1e-5)
 
 
 SPLIT = "from onecurve.training.recovery import final_model; final_model.FILE_BYTES = 1"

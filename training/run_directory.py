@@ -23,10 +23,16 @@ MANIFEST_FILE = "manifest.json"
 """Size and sha256 of every other file; written last."""
 
 
-def part_of(name: str, part: int, num_parts: int) -> str:
-    """The file of one of several processes, counted from 0, as transformers names parts: model-00001-of-00002.safetensors."""
+def part_of(name: str, part: int, num_parts: int, piece: int = 0) -> str:
+    """The file of one of several processes, as transformers names parts: model-00001-of-00002.safetensors.
+
+    Args:
+        part: of a process, counted from 0.
+        piece: of a large part that is written as several files, counted from 0: model-00001-of-00002-2.safetensors.
+    """
     stem, _, ending = name.rpartition(".")
-    return name if num_parts == 1 else f"{stem}-{part + 1:05d}-of-{num_parts:05d}.{ending}"
+    more = f"-{piece + 1}" if piece else ""
+    return name if num_parts == 1 else f"{stem}-{part + 1:05d}-of-{num_parts:05d}{more}.{ending}"
 
 
 def index_of(name: str) -> str:

@@ -44,6 +44,13 @@ def count_weight_bytes(model: torch.nn.Module) -> int:
     return sum(4 * int(getattr(value, "ds_numel", value.numel())) for _, value in _list_saved(model))
 
 
+def count_checkpoint_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a checkpoint's weights, buffers and moments, in float32, of a prepared model that may be divided."""
+    inner = unwrap(model)
+    trained = sum(int(getattr(each, "ds_numel", each.numel())) for each in inner.parameters() if each.requires_grad)
+    return count_weight_bytes(inner) + 4 * len(MOMENTS) * trained
+
+
 def load_weights(checkpoint: Path, model: torch.nn.Module, shares: Shares | None = None) -> None:
     """Load a checkpoint's weights into a model that is not prepared yet, under any strategy.
 
@@ -221,6 +228,11 @@ def is_sharded(accelerator: Accelerator) -> bool:
     """Whether all processes must run the same number of forwards: each may need weights that another one has."""
     kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED)
     return accelerator.num_processes > 1 and accelerator.distributed_type in kinds
+
+
+def lies_in_host_memory(accelerator: Accelerator, model: torch.nn.Module) -> bool:
+    """Whether weights are divided among processes and lie in the memory of their hosts: on a CPU, or offloaded by FSDP2."""
+    return is_sharded(accelerator) and next(unwrap(model).parameters()).device.type == "cpu"
 
 
 def _uses_deepspeed(accelerator: Accelerator) -> bool:

@@ -1,8 +1,9 @@
 """Writes checkpoints, while the training continues, and the final model.
 
 Training waits only while the state is copied to host memory: each tensor is kept by one process, to which the others send
-their part, so that none holds more than its share of the state and one tensor. A thread of each process writes what it keeps
-and reads it back; that of rank 0 publishes the checkpoint when all have done so.
+their part, so that none holds more than its share of the state and one tensor; where the training lies in host memory, pieces
+of that share are written meanwhile (piece_writer.py). A thread of each process writes what it keeps and reads it back; that of
+rank 0 publishes the checkpoint when all have done so.
 """
 
 from __future__ import annotations
@@ -23,20 +24,30 @@ from accelerate import Accelerator
 
 from onecurve.training.errors import Fault
 from onecurve.training.parallel.agreement import ask_main_process, raise_together
-from onecurve.training.parallel.gathering import Divided, Transfers
 from onecurve.training.parallel.loss_scale import read_loss_scale
-from onecurve.training.parallel.states import States, count_updates, list_moments, list_weights, unwrap
+from onecurve.training.parallel.states import (
+    count_checkpoint_bytes,
+    count_updates,
+    lies_in_host_memory,
+    list_moments,
+    list_weights,
+    unwrap,
+)
 from onecurve.training.recovery.checkpoints import find_checkpoint
 from onecurve.training.recovery.dealing import Dealing
 from onecurve.training.recovery.final_model import choose_writers, group_converted, write_final
-from onecurve.training.recovery.host_copy import HostCopy
 from onecurve.training.recovery.manifest import write_manifest
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.recovery.parts import collect_receipts, write_indexes, write_part
+from onecurve.training.recovery.piece_writer import PieceWriter
 from onecurve.training.recovery.publishing import begin, describe_failure, discard, finish, link_best, remove
 from onecurve.training.recovery.room import check_free_space
+from onecurve.training.recovery.state_copy import StateCopy
 from onecurve.training.run_directory import MOMENTS_FILE, PROGRESS_FILE, WEIGHTS_FILE, RunDirectory
 from onecurve.training.work_progress import following_files
+
+# What a process keeps in memory of a training that lies there itself, at most twice, while it saves.
+PIECE_BYTES = 256 * 2**20
 
 # How long rank 0 waits, at the end of a training that failed, for the parts of processes that may have died: at least this,
 # and twice as long as its own part took.
@@ -64,9 +75,7 @@ class CheckpointWriter:
     save_description: Callable[[Path], None] = lambda folder: None
     writers: tuple[int, ...] = ()
     say: Callable[[str], None] = lambda line: None
-    _weights: HostCopy = field(default_factory=HostCopy)
-    _moments: HostCopy = field(default_factory=HostCopy)
-    _dealing: Dealing = field(default_factory=lambda: Dealing((0,)))
+    _copy: StateCopy = field(init=False)
     _thread: threading.Thread | None = None
     _part_is_done: threading.Event = field(default_factory=threading.Event)
     _give_up: threading.Event = field(default_factory=threading.Event)
@@ -78,6 +87,7 @@ class CheckpointWriter:
 
     def __post_init__(self) -> None:
         self.writers = self.writers or tuple(range(self.accelerator.num_processes))
+        self._copy = StateCopy(self.accelerator.process_index)
 
     def save(self, progress: Progress, is_best: bool = False) -> None:
         """Copy the state of all ranks, and start to write it as checkpoints/step_N; `best` will link to it if it is best.
@@ -87,10 +97,17 @@ class CheckpointWriter:
         Raises:
             Fault: on every rank, if the previous checkpoint could not be written.
         """
-        self.hold(progress)
+        target, pieces = self.run.checkpoint(progress.step), None
+        if lies_in_host_memory(self.accelerator, self.model) and not self._is_held:
+            self.wait()
+            staging = self._begin(target, count_checkpoint_bytes(self.model))
+            if staging is not None:
+                pieces = PieceWriter(staging)
+                self._copy_state(progress, pieces)
+        else:
+            self.hold(progress)
+            staging = self._begin(target, sum(self._copy.dealing.num_bytes.values()))
         self._is_held = False
-        target = self.run.checkpoint(progress.step)
-        staging = self._begin(target)
         if staging is None:
             return  # The next steps tell of it.
         best = None if progress.best_step is None else self.run.checkpoint(progress.best_step)
@@ -98,7 +115,7 @@ class CheckpointWriter:
         self._part_is_done.clear()
         self._give_up.clear()
         # Not a daemon thread: the interpreter waits for it before it exits.
-        self._thread = threading.Thread(target=self._write, args=(staging, target, publish), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(staging, target, publish, pieces), name="checkpoint")
         self._thread.start()
 
     def hold(self, progress: Progress) -> None:
@@ -110,12 +127,7 @@ class CheckpointWriter:
         self.wait()
         if self._is_held:
             return
-        progress.scheduler = self.scheduler.state_dict()
-        progress.optimizer_step = count_updates(self.optimizer)
-        progress.loss_scale = read_loss_scale(self.accelerator, self.optimizer)
-        self._dealing = Dealing(self.writers)
-        self._copy(list_weights(self.accelerator, self.model), self._weights, WEIGHTS_FILE)
-        self._copy(list_moments(self.accelerator, self.model, self.optimizer), self._moments, MOMENTS_FILE)
+        self._copy_state(progress)
         self._is_held = True
 
     def has_failed(self) -> bool:
@@ -156,8 +168,7 @@ class CheckpointWriter:
             Fault: on every rank: a checkpoint or final/ could not be written, or weights differ when read back.
         """
         self.wait()
-        self._moments.tensors.clear()  # Room for the model that is read back.
-        self._weights.tensors.clear()  # Other processes may keep them.
+        self._copy.clear()  # Room for the model that is read back; and other processes may keep weights.
         self._is_held = False
 
         def add_more(staging: Path) -> None:
@@ -165,14 +176,15 @@ class CheckpointWriter:
             (staging / "README.md").write_text(model_card, encoding="utf-8")
 
         inner = unwrap(self.model)
-        self._dealing = Dealing(choose_writers(inner, self.writers), group_converted(inner))
-        self._copy(list_weights(self.accelerator, self.model), self._weights, WEIGHTS_FILE)
-        staging = self._begin(target)
+        self._copy.deal(Dealing(choose_writers(inner, self.writers), group_converted(inner)))
+        self._copy.take(WEIGHTS_FILE, list_weights(self.accelerator, self.model))
+        staging = self._begin(target, sum(self._copy.dealing.num_bytes.values()))
         raise_together(self._problem)
         assert staging is not None  # Or there is a problem.
         try:
             with self._following(f"saving {target.name}/"):
-                write_final(self.accelerator, inner, self._weights.tensors, self._dealing, staging, target, add_more)
+                weights = self._copy.tensors(WEIGHTS_FILE)
+                write_final(self.accelerator, inner, weights, self._copy.dealing, staging, target, add_more)
         except Fault:
             self._discard()
             raise
@@ -184,9 +196,8 @@ class CheckpointWriter:
         self._join(gives_up=True)
         self._discard()
 
-    def _begin(self, target: Path) -> Path | None:
+    def _begin(self, target: Path, num_bytes: int) -> Path | None:
         """Let rank 0 make the staging folder; None where it can't, which it notes."""
-        num_bytes = sum(self._dealing.num_bytes.values())
 
         def begin_here() -> tuple[Path | None, str | None]:
             try:
@@ -200,7 +211,7 @@ class CheckpointWriter:
 
     def _following(self, what: str, *more_files: str) -> contextlib.AbstractContextManager[None]:
         """Say how far the staging folder is, on the main process."""
-        num_bytes = sum(self._dealing.num_bytes.get(file, 0) for file in (WEIGHTS_FILE, *more_files))
+        num_bytes = sum(self._copy.dealing.num_bytes.get(file, 0) for file in (WEIGHTS_FILE, *more_files))
         folder = self._staging if self.accelerator.is_main_process else None
         return following_files(what, folder, num_bytes, self.say)
 
@@ -224,26 +235,27 @@ class CheckpointWriter:
         if self.accelerator.is_main_process:
             discard(self._staging)
 
-    def _copy(self, tensors: States, target: HostCopy, file: str) -> None:
-        """Take part in gathering each tensor, and keep those that are dealt to this rank."""
-        kept, transfers = set(), Transfers()
-        for name, tensor in tensors:
-            keeper = self._dealing.deal(file, name, tensor.nbytes)
-            if keeper == self.accelerator.process_index:
-                target.store(name, tensor, transfers)
-                kept.add(name)
-            elif isinstance(tensor, Divided):
-                transfers.send(tensor, keeper)
-        transfers.finish()
-        target.keep_only(kept)
+    def _copy_state(self, progress: Progress, pieces: PieceWriter | None = None) -> None:
+        progress.scheduler = self.scheduler.state_dict()
+        progress.optimizer_step = count_updates(self.optimizer)
+        progress.loss_scale = read_loss_scale(self.accelerator, self.optimizer)
+        self._copy.deal(Dealing(self.writers, piece_bytes=None if pieces is None else PIECE_BYTES))
+        self._copy.take(WEIGHTS_FILE, list_weights(self.accelerator, self.model), pieces)
+        self._copy.take(MOMENTS_FILE, list_moments(self.accelerator, self.model, self.optimizer), pieces)
 
-    def _write(self, staging: Path, target: Path, publish: Callable[[], None]) -> None:
+    def _write(self, staging: Path, target: Path, publish: Callable[[], None], pieces: PieceWriter | None) -> None:
         """This rank's part; and on rank 0 the rest, when all parts are there."""
         started = time.monotonic()
-        part, num_parts = self._dealing.find_part(self.accelerator.process_index), len(self._dealing.writers)
+        part = self._copy.dealing.find_part(self._copy.rank)
         try:
+            written: list[str] = []
+            if pieces is not None:
+                pieces.finish()
+                written = pieces.files
             if part is not None:
-                write_part(staging, part, num_parts, self._weights.tensors, self._moments.tensors)
+                write_part(staging, part, self._copy.group_by_file(), written)
+            if written:  # Else memory is used again for the next.
+                self._copy.clear()
             self._part_seconds = time.monotonic() - started
             self._part_is_done.set()
             if self.accelerator.is_main_process:
@@ -254,11 +266,11 @@ class CheckpointWriter:
             self._part_is_done.set()
 
     def _publish(self, staging: Path, target: Path, progress: str, best: Path | None, is_best: bool) -> None:
-        facts = collect_receipts(staging, len(self._dealing.writers), self._give_up)
+        facts = collect_receipts(staging, len(self._copy.dealing.writers), self._give_up)
         if facts is None:
             return
         self._describe(staging)
-        write_indexes(staging, self._dealing)
+        write_indexes(staging, self._copy.dealing)
         (staging / PROGRESS_FILE).write_text(progress, encoding="utf-8")
         write_manifest(staging, facts)
         finish(staging, target)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from onecurve.training.parallel.agreement import ask_main_process
-from onecurve.training.run_directory import RunDirectory
+from onecurve.training.run_directory import RunDirectory, part_of
 
 
 @dataclass
@@ -23,16 +23,22 @@ class Dealing:
     Attributes:
         writers: ranks that write.
         group_of: tensors of the same group go to the same process.
+        piece_bytes: what a process keeps of a file is several files of at most this size, or of one larger tensor; None for
+            one.
         owners: by file name: the rank that has each tensor.
+        pieces: by file name: which of its rank's pieces each tensor is in, counted from 0.
         num_bytes: by file name: of all tensors.
     """
 
     writers: Sequence[int]
     group_of: Callable[[str], str] = str
+    piece_bytes: int | None = None
     owners: dict[str, dict[str, int]] = field(default_factory=dict)
+    pieces: dict[str, dict[str, int]] = field(default_factory=dict)
     num_bytes: dict[str, int] = field(default_factory=dict)
     _load: dict[int, int] = field(init=False)
     _owner_of_group: dict[tuple[str, str], int] = field(default_factory=dict)
+    _last_piece: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._load = dict.fromkeys(self.writers, 0)
@@ -46,11 +52,21 @@ class Dealing:
         self.owners.setdefault(file, {})[name] = owner
         self.num_bytes[file] = self.num_bytes.get(file, 0) + num_bytes
         self._load[owner] += num_bytes
+        piece, filled = self._last_piece.get((file, owner), (0, 0))
+        if self.piece_bytes is not None and filled and filled + num_bytes > self.piece_bytes:
+            piece, filled = piece + 1, 0
+        self._last_piece[file, owner] = (piece, filled + num_bytes)
+        self.pieces.setdefault(file, {})[name] = piece
         return owner
 
     def find_part(self, rank: int) -> int | None:
         """Which part this rank writes, counted from 0; None if it does not write."""
         return self.writers.index(rank) if rank in self.writers else None
+
+    def find_file(self, file: str, name: str) -> str:
+        """The name of the file that a dealt tensor is written to."""
+        part = self.writers.index(self.owners[file][name])
+        return part_of(file, part, len(self.writers), self.pieces[file][name])
 
 
 def find_writers(accelerator: Accelerator, run: RunDirectory) -> tuple[tuple[int, ...], str | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -22,27 +23,28 @@ from onecurve.training.parallel.states import Tensors
 from onecurve.training.recovery.dealing import Dealing
 from onecurve.training.recovery.manifest import FileFacts, describe_file
 from onecurve.training.recovery.publishing import sync
-from onecurve.training.run_directory import MOMENTS_FILE, WEIGHTS_FILE, part_of
+from onecurve.training.run_directory import MOMENTS_FILE, WEIGHTS_FILE
 
 _RECEIPT = ".part_{}"
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 
-def write_part(staging: Path, part: int, num_parts: int, weights: Tensors, moments: Tensors) -> None:
-    """Write one process's tensors, verify them, and leave a receipt.
+def write_part(staging: Path, part: int, files: Mapping[str, Tensors], written: Collection[str]) -> None:
+    """Write what one process still keeps, verify it, and leave a receipt of all its files.
 
     Args:
-        part: of `num_parts`, counted from 0.
+        part: the process's, counted from 0.
+        files: tensors by file name.
+        written: files that it has written and verified, and not yet synced.
 
     Raises:
         Fault: what is read back differs. Errors of the disk pass through.
     """
-    facts = {}
-    for name, tensors in ((WEIGHTS_FILE, weights), (MOMENTS_FILE, moments)):
-        if tensors or num_parts == 1:
-            path = staging / part_of(name, part, num_parts)
-            save_tensors(tensors, path)
-            facts[path.name] = describe_file(path)
+    for name, tensors in files.items():
+        save_tensors(tensors, staging / name)
+    for name in written:
+        sync(staging / name)
+    facts = {name: describe_file(staging / name) for name in (*files, *written)}
     write_atomically(staging / _RECEIPT.format(part), json.dumps(facts))
 
 
@@ -61,24 +63,25 @@ def collect_receipts(staging: Path, num_parts: int, give_up: threading.Event) ->
 
 def write_indexes(staging: Path, dealing: Dealing) -> None:
     """Say which part holds which tensor, if there are several."""
-    num_parts = len(dealing.writers)
-    if num_parts == 1:
+    if len(dealing.writers) == 1:
         return
-    part_of_rank = {rank: part for part, rank in enumerate(dealing.writers)}
     for file in (WEIGHTS_FILE, MOMENTS_FILE):
-        owners = dealing.owners.get(file, {})
-        names = {name: part_of(file, part_of_rank[rank], num_parts) for name, rank in owners.items()}
+        names = {name: dealing.find_file(file, name) for name in dealing.owners.get(file, {})}
         write_index(staging / file, names, dealing.num_bytes.get(file, 0))
 
 
-def save_tensors(tensors: Tensors, path: Path) -> None:
+def save_tensors(tensors: Tensors, path: Path, syncs: bool = True) -> None:
     """Write a safetensors file, and compare each tensor with what is read back, bit for bit.
+
+    Args:
+        syncs: wait until it is on the disk.
 
     Raises:
         Fault: one differs.
     """
     save_file(tensors, path, {"format": "pt"})
-    sync(path)
+    if syncs:
+        sync(path)
     with safe_open(path, "pt") as file:
         for name, tensor in tensors.items():
             if not torch.equal(_bits(file.get_tensor(name)), _bits(tensor)):

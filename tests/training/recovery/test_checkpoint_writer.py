@@ -23,7 +23,7 @@ from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.recovery.milestones import Progress
 from onecurve.training.recovery.publishing import clean_up
 from onecurve.training.recovery.resumption import Start, restore, tidy
-from onecurve.training.run_directory import RunDirectory
+from onecurve.training.run_directory import MOMENTS_FILE, WEIGHTS_FILE, RunDirectory
 from tests.messages import naming
 from tests.training.recovery.conftest import names, save
 
@@ -121,7 +121,7 @@ def test_the_final_model_needs_no_memory_for_moments(writer: CheckpointWriter, m
     held: list[int] = []
 
     def note(*arguments: Any) -> None:
-        held.append(len(writer._moments.tensors))
+        held.append(len(writer._copy.tensors(MOMENTS_FILE)))
 
     monkeypatch.setattr(checkpoint_writer, "write_final", note)
     writer.save_final(None, "", writer.run.final)
@@ -177,14 +177,15 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
 
 def test_a_copy_uses_the_same_memory_again(writer: CheckpointWriter) -> None:
+    def find_places() -> dict[str, int]:
+        copies = (writer._copy.tensors(file) for file in (WEIGHTS_FILE, MOMENTS_FILE))
+        return {name: tensor.data_ptr() for copy in copies for name, tensor in copy.items()}
+
     save(writer, Progress(1))
-    places = {
-        name: tensor.data_ptr() for name, tensor in {**writer._weights.tensors, **writer._moments.tensors}.items()
-    }
+    places = find_places()
     save(writer, Progress(2))
-    assert {
-        name: tensor.data_ptr() for name, tensor in {**writer._weights.tensors, **writer._moments.tensors}.items()
-    } == places
+    assert len(places) == 12
+    assert find_places() == places
 
 
 def test_a_failed_write_is_known_before_the_next_one(writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,3 +43,22 @@ def test_what_is_converted_together_goes_to_one_process() -> None:
     dealing = Dealing((0, 1), group_of=lambda name: name.split(".")[0])
     owners = [dealing.deal("model.safetensors", name, 10) for name in ("a.q", "a.k", "b.q", "b.k")]
     assert owners == [0, 0, 1, 1]
+
+
+def test_a_large_part_is_cut_into_pieces() -> None:
+    dealing = Dealing((0, 3), piece_bytes=25)
+    for name, size in (("a", 10), ("b", 10), ("c", 10), ("d", 10), ("e", 10), ("f", 10), ("g", 100), ("h", 5)):
+        dealing.deal("model.safetensors", name, size)
+    files = {name: dealing.find_file("model.safetensors", name) for name in "abcdefgh"}
+    assert files == {
+        "a": "model-00001-of-00002.safetensors",
+        "c": "model-00001-of-00002.safetensors",
+        "e": "model-00001-of-00002-2.safetensors",
+        "g": "model-00001-of-00002-3.safetensors",
+        "b": "model-00002-of-00002.safetensors",
+        "d": "model-00002-of-00002.safetensors",
+        "f": "model-00002-of-00002-2.safetensors",
+        "h": "model-00002-of-00002-2.safetensors",
+    }
+    dealing.deal("optimizer.safetensors", "a.exp_avg", 100)
+    assert dealing.find_file("optimizer.safetensors", "a.exp_avg") == "optimizer-00002-of-00002.safetensors"
