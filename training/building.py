@@ -23,8 +23,9 @@ from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import PreparedData, Split, prepare_data
 from onecurve.training.launch_protocol import BAD_INPUT
 from onecurve.training.models import example_dropout, last_layer, optimization
-from onecurve.training.models.adapters import check_base, has_adapter
+from onecurve.training.models.adapters import has_adapter, needs_base
 from onecurve.training.models.allocator import keep_blocks, return_free_pages, return_large_blocks
+from onecurve.training.models.base_digest import check_base
 from onecurve.training.models.compilation import compile_layers
 from onecurve.training.models.loading import (
     build_model,
@@ -179,10 +180,12 @@ def _load(resolved: ResolvedRecipe, run: RunDirectory) -> _Loaded:
     cut = launch.find_cut()
     if cut is None and launch.find_device_type() == "cpu":
         keep_blocks()
-    shares = Shares(cut) if cut is not None and recipe.adapter == "none" else None
+    shares = None
+    if cut is not None and not needs_base(recipe):
+        shares = Shares(cut, keeps_maps=recipe.adapter != "none")
     model = build_model(recipe, config, task, processor, shares)
     if resolved.eval_only:
-        check_base(model, run.final)
+        check_base(model, run.final, shares)
     else:
         # A model without weights has the same losses whatever is dropped.
         notes = (*notes, try_masks(model, task, processor, data.train, recipe) if shares is None else None)
@@ -205,7 +208,7 @@ def _join(
     accelerator = _join_group(recipe, model, outcome, watchdog)
     build_offload_operators(accelerator)
     if start is not None:
-        start = agree_on_start(accelerator, run, start, data, model)
+        start = agree_on_start(accelerator, run, start, data, model, shares)
         if start.checkpoint is not None:
             load_weights(start.checkpoint, model, shares)
     attention = _exchange_parts(model, recipe, accelerator)
@@ -262,6 +265,8 @@ def _prepare(
     accelerator: Accelerator, model: torch.nn.Module, recipe: Recipe, shares: Shares | None
 ) -> tuple[torch.nn.Module, Any]:
     """The model and its optimizer, as the strategy wraps and divides them, with the weights that were read."""
+    if shares is not None:
+        shares.check(model)
     exact_weights = keep_exact_weights(accelerator, model, shares)
     optimizer = optimization.build_optimizer(model, recipe)
     divide_model(accelerator, model, shares)

@@ -7,7 +7,6 @@ the config that the model had: `PeftModel.from_pretrained` and `load_adapter` re
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,16 +19,17 @@ from safetensors.torch import save_file
 
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, Fault
-from onecurve.training.models.quantization import is_quantized, read_values
+from onecurve.training.models.injection import NAME, divide_copies, inject, reads_base
+from onecurve.training.models.quantization import is_quantized
 from onecurve.training.models.saving import MODEL_CONFIG, save_config
+from onecurve.training.models.shares import Shares
 from onecurve.training.models.tensor_files import TensorFiles
 from onecurve.training.tasks.base import Task
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
-# PEFT's name for an adapter that has none, and what it puts before each parameter's name.
-_NAME = "default"
+# What PEFT puts before each parameter's name.
 _PREFIX = "base_model.model."
 
 
@@ -98,11 +98,28 @@ def open_adapter(folder: Path, key: str = "model_name_or_path") -> Adapter | Non
     return Adapter(folder, str(base))
 
 
-def choose_trained(model: torch.nn.Module, recipe: Recipe, task: Task, adapter: Adapter | None) -> None:
+def needs_base(recipe: Recipe) -> bool:
+    """Whether each process needs all of the model's weights, because an adapter is made of them or they are converted."""
+    if recipe.adapter == "none":
+        return False
+    if recipe.use_dora or recipe.quantization != "none" or recipe.base_dtype != "float32":
+        return True
+    adapter = find_adapter(recipe)
+    if adapter is None:
+        return False
+    from peft import PeftConfig
+
+    return reads_base(PeftConfig.from_pretrained(str(adapter.folder)))
+
+
+def choose_trained(
+    model: torch.nn.Module, recipe: Recipe, task: Task, adapter: Adapter | None, shares: Shares | None = None
+) -> None:
     """Let only those weights be trained that the recipe names: an adapter's, or all but the frozen ones.
 
     Args:
         model: with the task's head, not prepared; an adapter is put into it.
+        shares: has the weights that the model does not hold.
 
     Raises:
         BadInput: a name fits nothing, or nothing would be left to train.
@@ -111,9 +128,11 @@ def choose_trained(model: torch.nn.Module, recipe: Recipe, task: Task, adapter: 
         _freeze(model, recipe.freeze)
         return
     if adapter is not None:
-        load_adapter(model, adapter, is_trained=True)
+        load_adapter(model, adapter, is_trained=True, shares=shares)
     else:
-        _add_adapter(model, recipe, task)
+        _add_adapter(model, recipe, task, shares)
+    if shares is not None:
+        divide_copies(model, shares)
     if recipe.base_dtype == "bfloat16":
         for parameter in model.parameters():
             if not parameter.requires_grad and not is_quantized(parameter):
@@ -134,8 +153,8 @@ def _freeze(model: torch.nn.Module, patterns: tuple[str, ...]) -> None:
         raise BadInput("freeze: nothing is left to train; remove a pattern")
 
 
-def _add_adapter(model: Any, recipe: Recipe, task: Task) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
+def _add_adapter(model: Any, recipe: Recipe, task: Task, shares: Shares | None) -> None:
+    from peft import LoraConfig
 
     targets = recipe.lora_target_modules
     config = LoraConfig(
@@ -155,7 +174,7 @@ def _add_adapter(model: Any, recipe: Recipe, task: Task) -> None:
             if not any(each == name or each.endswith(f".{name}") for each, _ in model.named_modules()):
                 raise BadInput(f"{key}: the model has no module {name!r}; {_list_linear(model)}")
     try:
-        inject_adapter_in_model(config, model, _NAME)
+        inject(config, model, shares)
     except ValueError as error:  # A layer of a kind that PEFT does not know.
         raise BadInput(f"lora_target_modules: {' '.join(str(error).split())}; {_list_linear(model)}") from None
 
@@ -174,19 +193,24 @@ def _list_linear(model: torch.nn.Module) -> str:
     return f"its linear layers are called {', '.join(sorted(linear))}"
 
 
-def load_adapter(model: torch.nn.Module, adapter: Adapter, is_trained: bool = False) -> None:
+def load_adapter(
+    model: torch.nn.Module, adapter: Adapter, is_trained: bool = False, shares: Shares | None = None
+) -> None:
     """Put a saved adapter into its model.
+
+    Args:
+        shares: has the weights that the model does not hold.
 
     Raises:
         BadInput: its weights are not those that its config asks of this model.
     """
-    from peft import PeftConfig, inject_adapter_in_model
+    from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(str(adapter.folder))
     config.inference_mode = not is_trained
     config.base_model_name_or_path = adapter.base
-    inject_adapter_in_model(config, model, _NAME)
-    own = dict(list_trained(model)) if is_trained else _list_adapter(model)
+    inject(config, model, shares)
+    own = dict(list_trained(model)) if is_trained else list_adapter(model)
     with safe_open(adapter.folder / WEIGHTS_FILE, "pt") as file:
         saved = set(file.keys())
         if wrong := saved ^ {to_peft_name(name) for name in own}:
@@ -213,7 +237,7 @@ def merge_adapter(model: torch.nn.Module) -> None:
             module.merge(safe_merge=True)
             model.set_submodule(name, module.get_base_layer())
         elif isinstance(module, ModulesToSaveWrapper):
-            model.set_submodule(name, module.modules_to_save[_NAME])
+            model.set_submodule(name, module.modules_to_save[NAME])
     del model.peft_config
     if hasattr(model.config, "base_digest"):
         del model.config.base_digest
@@ -231,8 +255,9 @@ def list_trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Paramet
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def _list_adapter(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if f".{_NAME}" in name}
+def list_adapter(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """An adapter's parameters by name, trained or not."""
+    return {name: parameter for name, parameter in model.named_parameters() if f".{NAME}" in name}
 
 
 def has_adapter(model: torch.nn.Module) -> bool:
@@ -242,10 +267,10 @@ def has_adapter(model: torch.nn.Module) -> bool:
 
 def to_peft_name(name: str) -> str:
     """PEFT's name of an adapter's parameter in a file."""
-    name = name.replace(f".modules_to_save.{_NAME}", "").replace(
-        f".lora_magnitude_vector.{_NAME}.weight", ".lora_magnitude_vector"
+    name = name.replace(f".modules_to_save.{NAME}", "").replace(
+        f".lora_magnitude_vector.{NAME}.weight", ".lora_magnitude_vector"
     )
-    return _PREFIX + name.replace(f".{_NAME}", "")
+    return _PREFIX + name.replace(f".{NAME}", "")
 
 
 def save_adapter(model: Any, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -262,7 +287,7 @@ def save_adapter(model: Any, tensors: Mapping[str, torch.Tensor], folder: Path) 
     found = {to_peft_name(name): tensor for name, tensor in tensors.items() if name in trained}
     if len(found) != len(trained) or any(not tensor.numel() for tensor in found.values()):
         raise Fault(f"the adapter is not whole: {len(found)} of {len(trained)} tensors")
-    config = model.peft_config[_NAME]
+    config = model.peft_config[NAME]
     was_training, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(folder))
     config.inference_mode = was_training
@@ -272,37 +297,3 @@ def save_adapter(model: Any, tensors: Mapping[str, torch.Tensor], folder: Path) 
         for name, tensor in found.items():
             if not torch.equal(file.get_tensor(name), tensor):
                 raise Fault(f"{name} differs from the trained weights when read back")
-
-
-def hash_base(model: torch.nn.Module) -> str:
-    """A digest of the weights that an adapter was put beside, in float32. Before the model is sharded.
-
-    What the adapter trains instead of them, such as a new head, is not among them.
-    """
-    digest, own = hashlib.sha256(), _list_adapter(model)
-    for name, parameter in sorted(model.named_parameters()):
-        if name not in own and ".original_module." not in name:
-            digest.update(name.encode())
-            values = read_values(parameter).cpu().contiguous()
-            digest.update(values.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def record_base(model: Any) -> str:
-    """Note the digest of an adapter's base in the model's config, which is saved beside the adapter; returns it."""
-    model.config.base_digest = hash_base(model)
-    return str(model.config.base_digest)
-
-
-def check_base(model: Any, folder: Path) -> None:
-    """Refuse an adapter beside other weights than it was trained with: its outputs would be wrong. Whole models pass.
-
-    Raises:
-        BadInput: the base has changed. An adapter that another program wrote says nothing of its base.
-    """
-    expected = getattr(model.config, "base_digest", None)
-    if has_adapter(model) and expected is not None and hash_base(model) != expected:
-        base = model.peft_config[_NAME].base_model_name_or_path
-        raise BadInput(
-            f"{folder}: its adapter was trained beside other weights than {base!r} has now; restore them, or train anew"
-        )

@@ -18,13 +18,13 @@ from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput
 from onecurve.training.models.adapters import (
     Adapter,
-    check_base,
     choose_trained,
     find_adapter,
     load_adapter,
     load_trained_weights,
     open_adapter,
 )
+from onecurve.training.models.base_digest import check_base
 from onecurve.training.models.example_masks import checkpoint_contexts
 from onecurve.training.models.quantization import count_values, dequantize, quantize
 from onecurve.training.models.saving import MODEL_CONFIG
@@ -154,7 +154,7 @@ def build_model(
     task.configure_model(model, processor)
     set_seed(recipe.seed)  # So are an adapter's, whatever was drawn while the model was loaded.
     quantize(model, recipe)
-    choose_trained(model, recipe, task, adapter)
+    choose_trained(model, recipe, task, adapter, shares)
     if recipe.gradient_checkpointing:
         keywords = {"use_reentrant": False, "context_fn": checkpoint_contexts}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)  # type: ignore[operator]

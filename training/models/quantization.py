@@ -66,12 +66,12 @@ def _quantize(layers: Any, linear: torch.nn.Linear, compute_dtype: torch.dtype) 
     return layer
 
 
-def is_quantized(parameter: torch.nn.Parameter) -> bool:
+def is_quantized(parameter: torch.Tensor) -> bool:
     """Whether it holds two weights a byte."""
     return getattr(parameter, "quant_state", None) is not None
 
 
-def read_values(parameter: torch.nn.Parameter) -> torch.Tensor:
+def read_values(parameter: torch.Tensor) -> torch.Tensor:
     """The weights that a parameter stands for, in float32."""
     if not is_quantized(parameter):
         return parameter.detach().float()

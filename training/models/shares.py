@@ -12,7 +12,7 @@ import contextlib
 import math
 import mmap
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import core_model_loading
 
+from onecurve.training.errors import Fault
 from onecurve.training.models.tensor_files import TensorFiles
 
 # Attributes of a weight: the type that it is to have, if it still lies in a file's memory map; its own part, if it was made
@@ -65,10 +66,17 @@ class Cut:
 
 @dataclass
 class Shares:
-    """This process's parts of the weights that were read, by parameter name; new weights are not among them."""
+    """This process's parts of the weights that were read, by parameter name; new weights are not among them.
+
+    Attributes:
+        keeps_maps: whether the weights stay readable whole, for an adapter; what transformers converts is not cut then.
+        maps: these weights, in the memory maps of their files and in the files' types, by parameter name.
+    """
 
     cut: Cut
+    keeps_maps: bool = False
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
+    maps: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def load(self, load: Callable[[], Any]) -> Any:
         """Let transformers load a model on the CPU, and take this process's part of each weight that it reads from files."""
@@ -80,10 +88,47 @@ class Shares:
                     self.parts[name] = getattr(parameter, _OWN_PART)
                     delattr(parameter, _OWN_PART)
                 elif hasattr(parameter, _FILE_TYPE):
+                    if self.keeps_maps:
+                        self.maps[name] = parameter.detach()
                     self.parts[name] = self.cut.cut(parameter.detach())
                     parameter.data = reserve(parameter.shape, getattr(parameter, _FILE_TYPE))
                     delattr(parameter, _FILE_TYPE)
         return model
+
+    def find_whole(self, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """A weight of the model, whole, also if the model does not hold it."""
+        if not is_reserved(parameter):
+            return parameter.detach()
+        if name not in self.maps:
+            raise Fault(f"{name} is needed whole, and this process has only its part of it")
+        return self.maps[name]
+
+    def rename(self, parameters: Mapping[str, torch.nn.Parameter], model: torch.nn.Module) -> None:
+        """Take the names that parameters have in a model now.
+
+        Args:
+            parameters: by their names before.
+        """
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self.parts = {names[parameters[name]]: part for name, part in self.parts.items()}
+        self.maps = {names[parameters[name]]: whole for name, whole in self.maps.items()}
+
+    def divide(self, name: str, parameter: torch.nn.Parameter) -> None:
+        """Take the own part of a weight that the model holds whole, out of the model."""
+        self.parts[name] = self.cut.cut(parameter.detach()).clone()
+        parameter.data = reserve(parameter.shape, parameter.dtype)
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Check that each weight that the model does not hold has a part, and each part such a weight: it would stay zero.
+
+        Raises:
+            Fault: one has none.
+        """
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
+        wrong = [name for name, each in parameters.items() if is_reserved(each) != (name in self.parts)]
+        wrong += [name for name, part in self.parts.items() if part.numel() and name not in parameters]
+        if wrong:
+            raise Fault(f"of these weights only a part or only the place is there: {', '.join(sorted(wrong)[:3])}")
 
     @contextlib.contextmanager
     def _lazy_reading(self) -> Iterator[None]:
@@ -106,13 +151,14 @@ class Shares:
             put(model, name, value if before is None else value.to(before.dtype, copy=True), *others)
             return
         part = None
-        if not hasattr(value, _FILE_TYPE):
+        is_converted = not hasattr(value, _FILE_TYPE)
+        if is_converted and not self.keeps_maps:
             part = self.cut.cut(value).clone()
             value = reserve(value.shape, before.dtype)
         put(model, name, value, *others)
         parameter = getattr(module, own_name)
-        if parameter is before:
-            return  # Of another shape: it stays a new weight.
+        if parameter is before or (is_converted and self.keeps_maps):
+            return  # Of another shape, so it stays a new weight; or it is held whole.
         setattr(parameter, _OWN_PART if part is not None else _FILE_TYPE, before.dtype if part is None else part)
 
 

@@ -14,7 +14,9 @@ from accelerate import Accelerator
 from onecurve.training.config import FREE_KEYS, ResolvedRecipe
 from onecurve.training.data.preparation import DIGEST_PREFIX, PreparedData
 from onecurve.training.errors import BadInput, Fault
-from onecurve.training.models.adapters import has_adapter, record_base
+from onecurve.training.models.adapters import has_adapter
+from onecurve.training.models.base_digest import record_base
+from onecurve.training.models.shares import Shares
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.loss_scale import restore_loss_scale
 from onecurve.training.parallel.states import load_moments
@@ -81,15 +83,23 @@ def find_start(run: RunDirectory, resolved: ResolvedRecipe) -> Start:
 
 
 def agree_on_start(
-    accelerator: Accelerator, run: RunDirectory, start: Start, data: PreparedData, model: torch.nn.Module
+    accelerator: Accelerator,
+    run: RunDirectory,
+    start: Start,
+    data: PreparedData,
+    model: torch.nn.Module,
+    shares: Shares | None = None,
 ) -> Start:
     """Start every rank where rank 0 does: other ranks may have looked while an old process was still saving.
+
+    Args:
+        shares: has the weights that the model does not hold.
 
     Raises:
         BadInput: on all ranks: the data or the weights that are not trained have changed since the checkpoint, or a rank does
             not see the checkpoint because its machine does not share the file system.
     """
-    start = ask_main_process(lambda: _check_base(_check_best(run, _check_data(start, data)), model))
+    start = ask_main_process(lambda: _check_base(_check_best(run, _check_data(start, data)), model, shares))
     is_here = start.checkpoint is None or start.checkpoint.is_dir()
     here = accelerator.gather(torch.tensor([is_here], device=accelerator.device)).tolist()
     if not all(here):
@@ -212,11 +222,11 @@ def _check_data(start: Start, data: PreparedData) -> Start:
     return start
 
 
-def _check_base(start: Start, model: torch.nn.Module) -> Start:
+def _check_base(start: Start, model: torch.nn.Module, shares: Shares | None) -> Start:
     """Refuse an adapter's model that has changed since the checkpoint, which does not hold it; record that of a new run."""
     if not has_adapter(model):
         return start
-    digest = record_base(model)
+    digest = record_base(model, shares)
     if start.progress.data.setdefault("base", digest) != digest:
         raise BadInput(
             f"model_name_or_path: the model's weights have changed since {start.checkpoint} was written, and the adapter in it "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,34 @@ def test_every_strategy_trains_the_whole_adapter(
     again = launch(settings)
     assert again.losses == pytest.approx(alone.losses, rel=1e-5)
     assert compute_logits(load_with_peft(again, recipe["model_name_or_path"])).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["fsdp", "deepspeed_zero3"])
+def test_a_divided_base_goes_on_to_the_same_curve(
+    recipe: dict[str, Any], train: Train, launch: Launch, tmp_path: Path, topology: str
+) -> None:
+    """Each process reads its part of the base, also of embeddings that are trained whole; and an evaluation does."""
+    settings = {**recipe, **LORA, "modules_to_save": ["word_embeddings"], "checkpointing_steps": 4}
+    alone = train({**settings, "output_dir": str(tmp_path / "alone")})
+    divide = partial(launch, topology=topology, num_processes=2)
+    run = divide(settings)
+    assert run.losses == pytest.approx(alone.losses, rel=1e-5), run.stderr
+    expected, found = (load_file(each.path / "final" / "adapter_model.safetensors") for each in (alone, run))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
+    predictions = run.path / "eval_predictions.jsonl"
+    before = predictions.read_text()
+    predictions.unlink()
+    evaluated = divide({**settings, "eval_only": True})
+    assert evaluated.exit_code == 0, evaluated.stderr
+    assert predictions.read_text() == before
+    (run.path / "status.json").write_text(json.dumps({**run.read("status.json"), "state": "preempted"}))
+    (run.path / "checkpoints" / "step_00000008").rename(tmp_path / "later")
+    again = divide(settings)
+    assert names(again.stdout, "step_00000004")
+    assert again.losses == pytest.approx(run.losses, rel=1e-6)
 
 
 def test_any_checkpoint_of_an_adapter_predicts(recipe: dict[str, Any], train: Train) -> None:

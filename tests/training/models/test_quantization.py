@@ -19,7 +19,7 @@ from onecurve.training import merge
 from onecurve.training.config import load_recipe
 from onecurve.training.errors import BadInput
 from onecurve.training.models import quantization
-from onecurve.training.models.adapters import hash_base
+from onecurve.training.models.base_digest import hash_base
 from onecurve.training.models.loading import count_parameters, load_trained_model
 from onecurve.training.outcome import Outcome
 from onecurve.training.parallel.accelerator import _check_quantization
