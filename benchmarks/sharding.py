@@ -21,7 +21,8 @@ from typing import Any
 
 from onecurve.launcher.facts.shape import build_shape
 from onecurve.launcher.planning.memory import CPU_OVERHEAD_BYTES, STRATEGIES, estimate_memory
-from onecurve.launcher.planning.work import Work
+from onecurve.launcher.planning.work import Work, count_trained_parameters
+from onecurve.training.recipe import Recipe
 from tools.jobs import Job, write_script
 from tools.launches import share_operators
 from tools.trainings import DEMO, ROOT, build_news
@@ -36,6 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 TOPOLOGIES = {"FSDP2": "fsdp", "ZeRO-3": "deepspeed_zero3"}
 PHASES = ("start", "load", "steps", "save", "final", "resume")
 NUM_PROCESSES = 2
+LORA = ", LoRA"  # Ends the name of a case where an adapter is trained.
 GB = 1e9
 
 # Trains as training/run.py does, and notes in a file what each process is at.
@@ -112,13 +114,14 @@ def _read_anonymous(pid: int) -> int:
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
-def measure(size: str, dtypes: list[str], strategies: list[str], into: Path) -> None:
+def measure(size: str, dtypes: list[str], strategies: list[str], adapter: str, into: Path) -> None:
     """Add a model's peaks by case and phase, and its number of parameters, to a file of measurements.
 
     Args:
         size: a key of `SHAPES`.
         dtypes: of the model's files.
         strategies: keys of `TOPOLOGIES`.
+        adapter: the recipe's.
     """
     share_operators()
     os.environ.update(HF_HUB_OFFLINE="1")
@@ -137,7 +140,7 @@ def measure(size: str, dtypes: list[str], strategies: list[str], into: Path) -> 
                     "model_name_or_path": str(model), "train_file": str(folder / "train.jsonl"),
                     "validation_file": str(validation), "output_dir": str(folder / f"run_{TOPOLOGIES[strategy]}"),
                     "max_length": 16, "train_batch_size": 2, "per_device_batch_size": 1, "max_train_steps": 10,
-                    "checkpointing_steps": 10,
+                    "checkpointing_steps": 10, "adapter": adapter,
                 }  # fmt: skip
                 found = watch(settings, TOPOLOGIES[strategy], folder, "load")
                 run = Path(str(settings["output_dir"]))
@@ -148,24 +151,36 @@ def measure(size: str, dtypes: list[str], strategies: list[str], into: Path) -> 
                 print(size, strategy, dtype, found, flush=True)
                 known = json.loads(into.read_text(encoding="utf-8")) if into.exists() else {}
                 known.setdefault(size, {"parameters": parameters, "peaks": {}})
-                known[size]["peaks"][f"{strategy}, {dtype} files"] = found
+                known[size]["peaks"][f"{strategy}, {dtype} files{LORA if adapter == 'lora' else ''}"] = found
                 into.write_text(json.dumps(known, indent=2), encoding="utf-8")
 
 
-def find_bound(parameters: int) -> float:
-    """Bytes that a process may hold: its share of weights, gradients and moments by 1.25, and 1.5 GB."""
-    return 1.25 * 16 * parameters / NUM_PROCESSES + 1.5 * GB
+def find_share(size: str, case: str, parameters: int) -> float:
+    """Bytes of a process's share of weights, gradients and moments; with LoRA only what is trained has the latter two."""
+    return (4 * parameters + 12 * (count_trained(size, case) or parameters)) / NUM_PROCESSES
+
+
+def count_trained(size: str, case: str) -> int | None:
+    """The parameters of a case's adapter; None without one."""
+    recipe = Recipe(model_name_or_path="none", train_file=("none",), adapter="lora" if case.endswith(LORA) else "none")
+    return count_trained_parameters(recipe, build_shape({"model_type": "llama", **SHAPES[size]}))
+
+
+def find_bound(share: float) -> float:
+    """Bytes that a process may hold: its share by 1.25, and 1.5 GB."""
+    return 1.25 * share + 1.5 * GB
 
 
 def predict(size: str, case: str) -> float:
     """Bytes of a process in a step, as `onecurve plan` counts them.
 
     Args:
-        case: the strategy, and behind a comma the model's files.
+        case: the strategy, and behind a comma the model's files and what is trained.
     """
     strategy = next(each for each in STRATEGIES if each == case.partition(",")[0])
     shape = build_shape({"model_type": "llama", **SHAPES[size]})
-    return estimate_memory(shape, strategy, Work(1, 16), NUM_PROCESSES).peak + CPU_OVERHEAD_BYTES
+    work = Work(1, 16, trained_parameters=count_trained(size, case))
+    return estimate_memory(shape, strategy, work, NUM_PROCESSES).peak + CPU_OVERHEAD_BYTES
 
 
 def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -185,14 +200,14 @@ def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
     ]
     above = []
     for size, found in after.items():
-        bound = find_bound(found["parameters"])
         for case, peaks in found["peaks"].items():
+            share = find_share(size, case, found["parameters"])
+            bound = find_bound(share)
             earlier = before.get(size, {"peaks": {}})["peaks"].get(case)
             old = {phase: "" if earlier is None else f"{earlier[phase] / GB:.2f} -> " for phase in PHASES}
             cells = [f"{old[phase]}{peaks[phase] / GB:.2f}" for phase in PHASES]
             planned = predict(size, case)
             cells.append(f"{planned / GB:.2f} ({planned / peaks['steps'] - 1:+.0%})")
-            share = 16 * found["parameters"] / NUM_PROCESSES
             lines.append(f"| {size} | {case} | {share / GB:.2f} | {bound / GB:.2f} | {' | '.join(cells)} |")
             above += [f"{size}, {case}, {phase}" for phase in PHASES if peaks[phase] > bound]
     lines += ["", f"More than is allowed: {'; '.join(above) or 'none'}."]
@@ -206,10 +221,11 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path("sharding.json"))
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     parser.add_argument("--strategies", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
+    parser.add_argument("--adapter", choices=("none", "lora"), default="none")
     parser.add_argument("--page", type=Path, nargs=2)
     arguments = parser.parse_args()
     if arguments.measure:
-        measure(arguments.measure, arguments.dtypes, arguments.strategies, arguments.into)
+        measure(arguments.measure, arguments.dtypes, arguments.strategies, arguments.adapter, arguments.into)
     if arguments.page:
         write_page(*(json.loads(path.read_text(encoding="utf-8")) for path in arguments.page))
 

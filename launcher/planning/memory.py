@@ -212,14 +212,14 @@ def count_checkpoint_bytes(shape: ModelShape, trained_parameters: int | None = N
     return 12 * (shape.num_parameters if trained_parameters is None else trained_parameters)
 
 
-def divides_loading(strategy: Strategy, trained_parameters: int | None = None) -> bool:
-    """Whether each process reads only its share of a model (training/models/shares.py); with an adapter none does."""
-    return strategy.removesuffix(" offload") in ("FSDP2", "HSDP", "ZeRO-3") and trained_parameters is None
+def divides_loading(strategy: Strategy, uses_dora: bool = False) -> bool:
+    """Whether each process reads only its share of a model (training/models/shares.py). DoRA is made of whole weights."""
+    return strategy.removesuffix(" offload") in ("FSDP2", "HSDP", "ZeRO-3") and not uses_dora
 
 
 def count_loading_bytes(
     shape: ModelShape, strategy: Strategy, mixed_precision: str, num_local_processes: int, num_shards: int,
-    trained_parameters: int | None = None,
+    uses_dora: bool = False,
 ) -> int:  # fmt: skip
     """Host bytes of a machine at a start, until the model is on the devices, in float32.
 
@@ -227,7 +227,7 @@ def count_loading_bytes(
     a parameter beside it.
     """
     copies = 2 if strategy.startswith("ZeRO") and mixed_precision != "no" else 0
-    if not divides_loading(strategy, trained_parameters):
+    if not divides_loading(strategy, uses_dora):
         return (4 + copies) * shape.num_parameters * num_local_processes
     share = (4 + copies) * -(-shape.num_parameters // num_shards)
     return (share + 4 * max(shape.embedding_parameters, shape.layer_parameters)) * num_local_processes

@@ -46,12 +46,12 @@ def check_memory(recipe: Recipe, topology: Topology, machine: Machine, shape: Mo
     memory = estimate_memory(shape, topology.strategy, work, topology.num_shards)
     here = topology.num_local_processes
     findings = []
-    trained = work.trained_parameters
-    loading = count_loading_bytes(shape, topology.strategy, recipe.mixed_precision, here, topology.num_shards, trained)
+    strategy, num_shards = topology.strategy, topology.num_shards
+    loading = count_loading_bytes(shape, strategy, recipe.mixed_precision, here, num_shards, recipe.use_dora)
     if loading > machine.memory_bytes * USABLE_HOST_SHARE:
         what = (
             "read their shares of the model"
-            if divides_loading(topology.strategy, trained)
+            if divides_loading(strategy, recipe.use_dora)
             else "load the whole model each"
         )
         findings.append(

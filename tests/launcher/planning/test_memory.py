@@ -62,7 +62,7 @@ def test_a_machine_loads_a_model_for_each_process_or_each_process_its_share() ->
     whole = shape.num_parameters
     assert count_loading_bytes(shape, "DDP", "bf16", 8, 16) == 8 * 4 * whole
     assert count_loading_bytes(shape, "ZeRO-2", "bf16", 8, 16) == 8 * 6 * whole
-    assert count_loading_bytes(shape, "FSDP2", "no", 8, 16, trained_parameters=10) == 8 * 4 * whole
+    assert count_loading_bytes(shape, "FSDP2", "no", 8, 16, uses_dora=True) == 8 * 4 * whole
     one_tensor = 4 * max(shape.embedding_parameters, shape.layer_parameters)
     assert count_loading_bytes(shape, "FSDP2", "bf16", 8, 16) == pytest.approx(4 * whole / 2 + 8 * one_tensor, abs=100)
     assert count_loading_bytes(shape, "ZeRO-3", "bf16", 8, 16) == pytest.approx(6 * whole / 2 + 8 * one_tensor, abs=100)
