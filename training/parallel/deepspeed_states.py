@@ -71,9 +71,11 @@ def put_own_part(parameter: Any, own: torch.Tensor) -> None:
 
 
 def _pad(parameter: Any, own: torch.Tensor) -> torch.Tensor:
-    """The last ranks' parts are padded to the size of the others, on the parameter's device."""
+    """The last ranks' parts are padded to the size of the others, on the parameter's device. Others stay where they lie."""
     own = own if own.dtype == torch.float64 else own.float()
-    return torch.nn.functional.pad(own, (0, parameter.ds_tensor.numel() - len(own))).to(parameter.device)
+    missing = parameter.ds_tensor.numel() - len(own)
+    own = torch.nn.functional.pad(own, (0, missing)) if missing else own  # It would copy all the same.
+    return own.to(parameter.device)
 
 
 def replace_weight(parameter: Any, file: TensorFiles, name: str) -> None:

@@ -5,7 +5,7 @@
         optimizer.safetensors    AdamW's moments as "<parameter name>.exp_avg" and ".exp_avg_sq"
         progress.json            step, schedule, best metric so far
         config.json, tokenizer   so that `from_pretrained` loads the checkpoint
-        manifest.json            size and sha256 of each of them; written last
+        manifest.json            size and checksum of each of them; written last
 
 One format serves every strategy, and nothing in it is pickled. It holds no random states: random numbers depend on
 (seed, step, rank) only.

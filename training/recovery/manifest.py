@@ -6,25 +6,32 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from onecurve.training.errors import BadInput
 from onecurve.training.run_directory import MANIFEST_FILE, MOMENTS_FILE, PROGRESS_FILE, WEIGHTS_FILE, index_of
 
 # Raise it when older versions cannot read what this one writes. In format 1 one process wrote all tensors, in one file of
-# weights and one of moments.
-_FORMAT = 2
-_READABLE = (1, 2)
+# weights and one of moments; formats 1 and 2 have checksums by SHA-256.
+_FORMAT = 3
+_READABLE = (1, 2, 3)
+
+# By their names in a manifest. XXH3 is for accidents, as SHA-256 beside the files was too, and is
+# computed as fast as files are read.
+_CHECKSUMS: dict[str, Callable[[], Any]] = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
+_NEWEST = "xxh3_128"
 
 FileFacts = dict[str, Any]
-"""A file's "bytes" and "sha256"."""
+"""A file's "bytes", and its checksum under the name of its kind."""
 
 
 def write_manifest(folder: Path, known: Mapping[str, FileFacts] | None = None) -> None:
-    """Record size and sha256 of every file of a checkpoint.
+    """Record size and checksum of every file of a checkpoint.
 
     Args:
         known: of files whose writers have computed them already.
@@ -75,16 +82,25 @@ def find_fault(folder: Path, reads_content: bool = True) -> str | None:
 def _find_corrupt(folder: Path, files: Mapping[str, FileFacts]) -> str | None:
     """The first file whose content is not what the manifest says."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # All other processes wait meanwhile.
-        found = pool.map(describe_file, (folder / name for name in files))
+        found = pool.map(lambda name: describe_file(folder / name, _find_kind(files[name])), files)
         return next((name for name, facts in zip(files, found, strict=True) if facts != files[name]), None)
 
 
-def describe_file(path: Path) -> FileFacts:
-    """Size and checksum of a file."""
+def _find_kind(facts: FileFacts) -> str:
+    """Of a file's checksum; where it has none, one that it lacks."""
+    return next((kind for kind in _CHECKSUMS if kind in facts), _NEWEST)
+
+
+def describe_file(path: Path, kind: str = _NEWEST) -> FileFacts:
+    """Size and checksum of a file.
+
+    Args:
+        kind: a key of `_CHECKSUMS`.
+    """
     size = path.stat().st_size
-    digest = hashlib.sha256()
+    digest = _CHECKSUMS[kind]()
     if size:
         # In one call: between calls, this thread would compete with the training thread for the interpreter's lock.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             digest.update(content)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return {"bytes": size, kind: digest.hexdigest()}

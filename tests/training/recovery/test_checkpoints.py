@@ -20,8 +20,8 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
     path = make_checkpoint(tmp_path, 10)
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 3}))
-    with pytest.raises(BadInput, match=naming("step_00000010", "format 3", "2")):
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 4}))
+    with pytest.raises(BadInput, match=naming("step_00000010", "format 4", "3")):
         find_checkpoint(tmp_path)
 
 

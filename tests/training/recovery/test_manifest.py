@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,31 @@ def test_one_flipped_bit_is_found(tmp_path: Path, position: int) -> None:
     content = bytearray((path / "model.safetensors").read_bytes())
     content[position] ^= 1
     (path / "model.safetensors").write_bytes(content)
+    assert messages.names(find_fault(path), "model.safetensors", "checksum")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_checksums_of_earlier_formats_are_compared(tmp_path: Path, number: int) -> None:
+    path = make_checkpoint(tmp_path)
+    files = {
+        name: {"bytes": each["bytes"], "sha256": hashlib.sha256((path / name).read_bytes()).hexdigest()}
+        for name, each in json.loads((path / "manifest.json").read_text())["files"].items()
+    }
+    (path / "manifest.json").write_text(json.dumps({"format": number, "files": files}))
+    assert find_fault(path) is None
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[7] ^= 1
+    (path / "model.safetensors").write_bytes(content)
+    assert messages.names(find_fault(path), "model.safetensors", "checksum")
+
+
+@pytest.mark.parametrize("kind", [None, "crc32"])
+def test_a_file_without_a_known_checksum_is_not_intact(tmp_path: Path, kind: str | None) -> None:
+    path = make_checkpoint(tmp_path)
+    content = json.loads((path / "manifest.json").read_text())
+    size = content["files"]["model.safetensors"]["bytes"]
+    content["files"]["model.safetensors"] = {"bytes": size} if kind is None else {"bytes": size, kind: "0"}
+    (path / "manifest.json").write_text(json.dumps(content))
     assert messages.names(find_fault(path), "model.safetensors", "checksum")
 
 
@@ -80,9 +107,9 @@ def test_only_rank_0_reads_the_newest_checkpoint(tmp_path: Path, monkeypatch: py
     read: list[str] = []
     describe = manifest.describe_file
 
-    def note(path: Path) -> dict[str, Any]:
+    def note(path: Path, kind: str) -> dict[str, Any]:
         read.append(path.name)
-        return describe(path)
+        return describe(path, kind)
 
     monkeypatch.setattr(manifest, "describe_file", note)
     found, faults = find_checkpoint(tmp_path)
