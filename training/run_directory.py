@@ -20,7 +20,7 @@ MOMENTS_FILE = "optimizer.safetensors"
 PROGRESS_FILE = "progress.json"
 """Step, schedule, best metric so far."""
 MANIFEST_FILE = "manifest.json"
-"""Size and sha256 of every other file; written last."""
+"""Size and checksum of every other file; written last."""
 
 
 def part_of(name: str, part: int, num_parts: int, piece: int = 0) -> str:
