@@ -3,7 +3,9 @@
     python -m benchmarks.saving_by_shares [--size 99M] [--rounds 5] [--starts 3]     writes benchmarks/saving_by_shares.md
 
 Two processes, FSDP2 and ZeRO-3, on this machine's CPU and disk: a Llama with random weights. In each round, in turn, with all
-processes writing and with one: every tensor is gathered and dropped; a save, up to where training goes on; its end. A start
+processes writing and with one: every tensor is gathered and dropped, by torch's and DeepSpeed's own functions and as a save
+gathers; a save, up to where training goes on; its end. Saves are measured with a copy of the whole state in memory, as on a GPU,
+and in pieces, as where the training lies in host memory. A start
 is measured from files that the system does not hold in memory, and so is the reading of their bytes, which all processes
 share, in the same launch. Ratios within a round or a launch, medians.
 """
@@ -21,11 +23,14 @@ from typing import Any
 
 from benchmarks.processor import describe_machine
 from benchmarks.sharding import NUM_PROCESSES, SHAPES, TOPOLOGIES, build_llama
+from onecurve.training.recovery.checkpoint_writer import PIECE_BYTES
 from tools.jobs import Job, write_script
 from tools.launches import share_operators
 from tools.trainings import ROOT, build_news
 
 PAGE = ROOT / "benchmarks" / "saving_by_shares.md"
+PIECES = {"whole copy": 2**60, "pieces": PIECE_BYTES}
+"""Bytes of a piece, by what is in memory."""
 
 _COMMON = """
 import json, time
@@ -47,10 +52,47 @@ def keep(content):
 _SAVES = (
     _COMMON
     + """
-from onecurve.training.parallel.states import list_moments, list_weights
+from torch.distributed.tensor import DTensor
+from onecurve.training.parallel.gathering import Divided, Transfers
+from onecurve.training.parallel.states import list_moments, list_weights, unwrap
+from onecurve.training.recovery import checkpoint_writer
 from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
 
+checkpoint_writer.PIECE_BYTES = int(os.environ["PIECE_BYTES"])
 save = CheckpointWriter.save
+
+def list_states(writer):
+    yield from list_weights(writer.accelerator, writer.model)
+    yield from list_moments(writer.accelerator, writer.model, writer.optimizer)
+
+def gather_on_all(writer):
+    # As torch and DeepSpeed gather: whole on each process.
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    for parameter in unwrap(writer.model).parameters():
+        if hasattr(parameter, "ds_id"):
+            safe_get_full_fp32_param(parameter)
+            for key in ("exp_avg", "exp_avg_sq"):
+                safe_get_full_optimizer_state(parameter, key)
+        else:
+            state = writer.optimizer.optimizer.state.get(parameter, {})
+            for value in (parameter.detach(), *state.values()):
+                if isinstance(value, DTensor):
+                    value.full_tensor()
+
+def gather_on_one(writer):
+    # As a save does, into memory that is used again and again.
+    transfers, memory, loads = Transfers(), {}, dict.fromkeys(writer.writers, 0)
+    for name, tensor in list_states(writer):
+        keeper = min(loads, key=loads.get)
+        loads[keeper] += tensor.nbytes
+        if isinstance(tensor, Divided) and keeper == writer.accelerator.process_index:
+            if tensor.shape not in memory:
+                memory[tensor.shape] = torch.empty(tensor.shape)
+            transfers.receive(tensor, memory[tensor.shape])
+        elif isinstance(tensor, Divided):
+            transfers.send(tensor, keeper)
+    transfers.finish()
 
 def measure(writer, progress, is_best=False):
     everyone = writer.writers
@@ -62,18 +104,18 @@ def measure(writer, progress, is_best=False):
         for name, writers in (("all", everyone), ("one", everyone[:1])):
             writer.writers = writers
             started = meet()
-            for tensors in (
-                list_weights(writer.accelerator, writer.model),
-                list_moments(writer.accelerator, writer.model, writer.optimizer),
-            ):
-                for _ in tensors:
-                    pass
+            gather_on_all(writer)
+            on_all = meet()
+            gather_on_one(writer)
             gathered = meet()
             save(writer, progress)
             blocked = meet()
             writer.wait()
             ended = meet()
-            found[name] = {"gather": gathered - started, "blocks": blocked - gathered, "whole": ended - gathered}
+            found[name] = {
+                "gather on all": on_all - started, "gather": gathered - on_all, "blocks": blocked - gathered,
+                "whole": ended - gathered,
+            }
         rounds.append(found)
     writer.writers = everyone
     save(writer, progress)
@@ -150,7 +192,7 @@ def run_script(script: str, settings: dict[str, Any], topology: str, folder: Pat
 
 
 def measure(size: str, strategy: str, rounds: int, starts: int) -> dict[str, Any]:
-    """Rounds of saves, and starts from the last checkpoint."""
+    """Rounds of saves, by the bytes of a piece, and starts from the last checkpoint."""
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as name:
         folder = Path(name)
         os.environ["ONECURVE_CACHE"] = str(folder / "cache")
@@ -162,23 +204,36 @@ def measure(size: str, strategy: str, rounds: int, starts: int) -> dict[str, Any
             "max_length": 16, "train_batch_size": 2, "per_device_batch_size": 1, "max_train_steps": 4,
             "max_eval_samples": 8, "checkpointing_steps": 2,
         }  # fmt: skip
-        topology = TOPOLOGIES[strategy]
-        saves = run_script(_SAVES, settings, topology, folder, ROUNDS=str(rounds))
+        topology, saves = TOPOLOGIES[strategy], {}
+        for name, piece_bytes in PIECES.items():
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            more = {"ROUNDS": str(rounds), "PIECE_BYTES": str(piece_bytes)}
+            saves[name] = run_script(_SAVES, settings, topology, folder, **more)
         checkpoint = str(folder / "run" / "checkpoints" / "step_00000002")
         found = [run_script(_START, settings, topology, folder, CHECKPOINT=checkpoint) for _ in range(starts)]
-        shutil.rmtree(folder / "run")
     return {"strategy": strategy, "size": size, "parameters": parameters, "saves": saves, "starts": found}
 
 
-def to_row(found: dict[str, Any]) -> str:
-    """A row of the page."""
-    cells = [found["size"], found["strategy"]]
-    for name in ("all", "one"):
-        rounds = [each[name] for each in found["saves"]]
-        cells += [f"{median(each[phase] for each in rounds):.2f}" for phase in ("gather", "blocks", "whole")]
-        cells.append(f"{median(each['blocks'] / each['gather'] for each in rounds):.2f}")
+def to_rows(found: dict[str, Any]) -> list[str]:
+    """Rows of saves."""
+    rows = []
+    for name, saves in found["saves"].items():
+        for writers in ("all", "one"):
+            rounds = [each[writers] for each in saves]
+            cells = [found["size"], found["strategy"], name, writers]
+            for phase in ("gather on all", "gather", "blocks", "whole"):
+                cells.append(f"{median(each[phase] for each in rounds):.2f}")
+            for base in ("gather", "gather on all"):
+                cells.append(f"{median(each['blocks'] / each[base] for each in rounds):.2f}")
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def to_start_row(found: dict[str, Any]) -> str:
+    """A row of starts."""
     starts = found["starts"]
     parts = ("verify", "weights", "moments")
+    cells = [found["size"], found["strategy"]]
     cells += [f"{median(each[part] for each in starts):.2f}" for part in (*parts, "read")]
     cells.append(f"{median(sum(each[part] for part in parts) / each['read'] for each in starts):.2f}")
     cells.append(f"{starts[0]['bytes'] / 1e9:.2f}")
@@ -195,7 +250,7 @@ def main() -> None:
     share_operators()
     os.environ.update(HF_HUB_OFFLINE="1")
     machine = describe_machine()
-    rows = [to_row(measure(options.size, strategy, options.rounds, options.starts)) for strategy in TOPOLOGIES]
+    found = [measure(options.size, strategy, options.rounds, options.starts) for strategy in TOPOLOGIES]
     lines = [
         "# What a checkpoint costs where all weights are divided",
         "",
@@ -203,15 +258,27 @@ def main() -> None:
         "",
         f"{NUM_PROCESSES} processes on {machine['cores']} cores of {machine['processor']}: a Llama with random weights in",
         f"float32 and its moments. Seconds, medians of {options.rounds} saves of each kind, in turn, and of {options.starts}",
-        "starts; ratios within a round or a launch. A save blocks the training until every tensor is gathered and copied; a",
-        "thread writes it then, reads it back and computes checksums. A start verifies all checksums on rank 0 before the",
-        "processes meet, and reads each process's share; beside it the same bytes, read by both processes. Neither finds the",
-        "files in memory.",
+        "starts; ratios within a round or a launch.",
         "",
-        "| model | strategy | gather | all write: blocks | whole | blocks / gather | gather | one writes: blocks | whole | "
-        "blocks / gather | start: verify | weights | moments | bytes read | start / read | GB |",
-        "|" + "---|" * 16,
-        *rows,
+        "## Saves",
+        "",
+        "`on all` is torch's and DeepSpeed's own gathering, by which each process has every tensor; `gather` is a save's, in",
+        "which each goes to the one process that keeps it. A save blocks the training until all have arrived; a thread writes",
+        "it, reads it back and computes checksums. With a copy of the whole state, as on a GPU, it writes afterwards; in pieces,",
+        "as where the training lies in host memory, all but the last are written before the training goes on.",
+        "",
+        "| model | strategy | memory | write | on all | gather | blocks | whole | blocks / gather | blocks / on all |",
+        "|" + "---|" * 10,
+        *(row for each in found for row in to_rows(each)),
+        "",
+        "## Starts",
+        "",
+        "A start verifies all checksums on rank 0 before the processes meet, and reads each process's share; beside it the same",
+        "bytes, read by both processes. Neither finds the files in memory.",
+        "",
+        "| model | strategy | verify | weights | moments | bytes read | start / read | GB |",
+        "|" + "---|" * 8,
+        *(to_start_row(each) for each in found),
     ]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
