@@ -50,6 +50,7 @@ from onecurve.training.parallel.launch import Launch, limited_joining
 from onecurve.training.parallel.states import (
     count_state_bytes,
     keep_exact_weights,
+    lies_in_host_memory,
     load_weights,
     set_exact_weights,
     set_shares,
@@ -75,7 +76,7 @@ from onecurve.training.recovery.run_creation import create_run
 from onecurve.training.recovery.run_lock import RunLock
 from onecurve.training.recovery.stops import StopFlag
 from onecurve.training.recovery.watchdog import Watchdog
-from onecurve.training.run_directory import RunDirectory
+from onecurve.training.run_directory import PIECE_BYTES, RunDirectory
 from onecurve.training.schedule import count_steps
 from onecurve.training.tasks import Task
 
@@ -328,6 +329,10 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
     environment = describe_environment(describe_topology(accelerator), session.task.main_metrics)
     num_checkpoints = session.milestones.most_checkpoints()
     trained, total = loaded.parameters
+    num_local = Launch.from_environment().num_local_processes
+    held_bytes = loaded.state_bytes * num_local // accelerator.num_processes
+    if lies_in_host_memory(accelerator, session.model):
+        held_bytes = min(held_bytes, 3 * PIECE_BYTES * num_local)
 
     def prepare_directory() -> str | None:
         about = {
@@ -339,8 +344,7 @@ def _begin(session: Session, loaded: _Loaded, resolved: ResolvedRecipe, start: S
         }
         final_bytes = 4 * (trained if has_adapter(loaded.model) else total)
         final_bytes += 4 * total * session.recipe.merge_adapter
-        local_share = Launch.from_environment().num_local_processes / accelerator.num_processes
-        check_room(run, loaded.state_bytes, final_bytes, num_checkpoints, local_share)
+        check_room(run, loaded.state_bytes, final_bytes, num_checkpoints, held_bytes)
         owner = (
             run
             if run.environment.exists() or start.checkpoint is None

@@ -23,6 +23,11 @@ MANIFEST_FILE = "manifest.json"
 """Size and checksum of every other file; written last."""
 
 
+PIECE_BYTES = 256 * 2**20
+"""Of a checkpoint, where the training lies in host memory itself: a process keeps at most three such pieces at once
+(recovery/piece_writer.py)."""
+
+
 def part_of(name: str, part: int, num_parts: int, piece: int = 0) -> str:
     """The file of one of several processes, as transformers names parts: model-00001-of-00002.safetensors.
 
@@ -31,6 +36,7 @@ def part_of(name: str, part: int, num_parts: int, piece: int = 0) -> str:
         piece: of a large part that is written as several files, counted from 0: model-00001-of-00002-2.safetensors.
     """
     stem, _, ending = name.rpartition(".")
+    assert not piece or num_parts > 1, "the one file has one name"
     more = f"-{piece + 1}" if piece else ""
     return name if num_parts == 1 else f"{stem}-{part + 1:05d}-of-{num_parts:05d}{more}.{ending}"
 

@@ -43,11 +43,8 @@ from onecurve.training.recovery.piece_writer import PieceWriter
 from onecurve.training.recovery.publishing import begin, describe_failure, discard, finish, link_best, remove
 from onecurve.training.recovery.room import check_free_space
 from onecurve.training.recovery.state_copy import StateCopy
-from onecurve.training.run_directory import MOMENTS_FILE, PROGRESS_FILE, WEIGHTS_FILE, RunDirectory
+from onecurve.training.run_directory import MOMENTS_FILE, PIECE_BYTES, PROGRESS_FILE, WEIGHTS_FILE, RunDirectory
 from onecurve.training.work_progress import following_files
-
-# What a process keeps in memory of a training that lies there itself, at most twice, while it saves.
-PIECE_BYTES = 256 * 2**20
 
 # How long rank 0 waits, at the end of a training that failed, for the parts of processes that may have died: at least this,
 # and twice as long as its own part took.
@@ -81,6 +78,7 @@ class CheckpointWriter:
     _give_up: threading.Event = field(default_factory=threading.Event)
     _part_seconds: float = 0.0
     _staging: Path | None = None
+    _pieces: PieceWriter | None = None
     _problem: str | None = None
     _is_held: bool = False
     _description: dict[str, bytes] | None = None
@@ -97,25 +95,19 @@ class CheckpointWriter:
         Raises:
             Fault: on every rank, if the previous checkpoint could not be written.
         """
-        target, pieces = self.run.checkpoint(progress.step), None
-        if lies_in_host_memory(self.accelerator, self.model) and not self._is_held:
-            self.wait()
-            staging = self._begin(target, count_checkpoint_bytes(self.model))
-            if staging is not None:
-                pieces = PieceWriter(staging)
-                self._copy_state(progress, pieces)
-        else:
-            self.hold(progress)
-            staging = self._begin(target, sum(self._copy.dealing.num_bytes.values()))
+        self.hold(progress)
+        target = self.run.checkpoint(progress.step)
+        if self._is_held and self._pieces is None:
+            self._begin(target, sum(self._copy.dealing.num_bytes.values()))
         self._is_held = False
-        if staging is None:
-            return  # The next steps tell of it.
+        if (staging := self._staging) is None:
+            return  # The next steps tell of the problem.
         best = None if progress.best_step is None else self.run.checkpoint(progress.best_step)
         publish = partial(self._publish, staging, target, json.dumps(progress.to_dict()), best, is_best)
         self._part_is_done.clear()
         self._give_up.clear()
         # Not a daemon thread: the interpreter waits for it before it exits.
-        self._thread = threading.Thread(target=self._write, args=(staging, target, publish, pieces), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(staging, target, publish), name="checkpoint")
         self._thread.start()
 
     def hold(self, progress: Progress) -> None:
@@ -127,7 +119,17 @@ class CheckpointWriter:
         self.wait()
         if self._is_held:
             return
-        self._copy_state(progress)
+        if len(self.writers) > 1 and lies_in_host_memory(self.accelerator, self.model):
+            self._begin(self.run.checkpoint(progress.step), count_checkpoint_bytes(self.model))
+            if self._staging is None:
+                return
+            self._pieces = PieceWriter(self._staging)
+        progress.scheduler = self.scheduler.state_dict()
+        progress.optimizer_step = count_updates(self.optimizer)
+        progress.loss_scale = read_loss_scale(self.accelerator, self.optimizer)
+        self._copy.deal(Dealing(self.writers, piece_bytes=None if self._pieces is None else PIECE_BYTES))
+        self._copy.take(WEIGHTS_FILE, list_weights(self.accelerator, self.model), self._pieces)
+        self._copy.take(MOMENTS_FILE, list_moments(self.accelerator, self.model, self.optimizer), self._pieces)
         self._is_held = True
 
     def has_failed(self) -> bool:
@@ -168,8 +170,8 @@ class CheckpointWriter:
             Fault: on every rank: a checkpoint or final/ could not be written, or weights differ when read back.
         """
         self.wait()
+        self._drop_held()
         self._copy.clear()  # Room for the model that is read back; and other processes may keep weights.
-        self._is_held = False
 
         def add_more(staging: Path) -> None:
             processor.save_pretrained(staging)
@@ -178,8 +180,9 @@ class CheckpointWriter:
         inner = unwrap(self.model)
         self._copy.deal(Dealing(choose_writers(inner, self.writers), group_converted(inner)))
         self._copy.take(WEIGHTS_FILE, list_weights(self.accelerator, self.model))
-        staging = self._begin(target, sum(self._copy.dealing.num_bytes.values()))
+        self._begin(target, sum(self._copy.dealing.num_bytes.values()))
         raise_together(self._problem)
+        staging = self._staging
         assert staging is not None  # Or there is a problem.
         try:
             with self._following(f"saving {target.name}/"):
@@ -196,8 +199,8 @@ class CheckpointWriter:
         self._join(gives_up=True)
         self._discard()
 
-    def _begin(self, target: Path, num_bytes: int) -> Path | None:
-        """Let rank 0 make the staging folder; None where it can't, which it notes."""
+    def _begin(self, target: Path, num_bytes: int) -> None:
+        """Let rank 0 make the staging folder; where it can't, there is none, and a problem."""
 
         def begin_here() -> tuple[Path | None, str | None]:
             try:
@@ -207,7 +210,6 @@ class CheckpointWriter:
                 return None, describe_failure(target, error)
 
         self._staging, self._problem = ask_main_process(begin_here)
-        return self._staging
 
     def _following(self, what: str, *more_files: str) -> contextlib.AbstractContextManager[None]:
         """Say how far the staging folder is, on the main process."""
@@ -230,28 +232,26 @@ class CheckpointWriter:
         self._thread.join()
         self._thread = None
 
+    def _drop_held(self) -> None:
+        """Drop a state that was held and need not be saved any more."""
+        if self._is_held and self._pieces is not None:
+            with contextlib.suppress(Exception):
+                self._pieces.finish()
+            self._discard()
+        self._pieces, self._is_held = None, False
+
     def _discard(self) -> None:
         """Remove what was not published."""
         if self.accelerator.is_main_process:
             discard(self._staging)
 
-    def _copy_state(self, progress: Progress, pieces: PieceWriter | None = None) -> None:
-        progress.scheduler = self.scheduler.state_dict()
-        progress.optimizer_step = count_updates(self.optimizer)
-        progress.loss_scale = read_loss_scale(self.accelerator, self.optimizer)
-        self._copy.deal(Dealing(self.writers, piece_bytes=None if pieces is None else PIECE_BYTES))
-        self._copy.take(WEIGHTS_FILE, list_weights(self.accelerator, self.model), pieces)
-        self._copy.take(MOMENTS_FILE, list_moments(self.accelerator, self.model, self.optimizer), pieces)
-
-    def _write(self, staging: Path, target: Path, publish: Callable[[], None], pieces: PieceWriter | None) -> None:
+    def _write(self, staging: Path, target: Path, publish: Callable[[], None]) -> None:
         """This rank's part; and on rank 0 the rest, when all parts are there."""
         started = time.monotonic()
         part = self._copy.dealing.find_part(self._copy.rank)
         try:
-            written: list[str] = []
-            if pieces is not None:
-                pieces.finish()
-                written = pieces.files
+            pieces, self._pieces = self._pieces, None
+            written = [] if pieces is None else pieces.finish()
             if part is not None:
                 write_part(staging, part, self._copy.group_by_file(), written)
             if written:  # Else memory is used again for the next.

@@ -1,7 +1,7 @@
 """Writes a process's part of a checkpoint while it is gathered, where the training itself lies in host memory.
 
-A whole copy of the state would take as much memory again as weights and moments. So the part is cut into pieces, and no more
-than two of them are in memory: one that is written and one that is filled.
+A whole copy of the state would take as much memory again as weights and moments. So the part is cut into pieces, of which one
+is written while the next one is filled.
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ from onecurve.training.recovery.parts import save_tensors
 
 
 class PieceWriter:
-    """Writes one piece at a time in a thread.
-
-    Attributes:
-        files: names of those that are written or being written.
-    """
+    """Writes one piece at a time in a thread."""
 
     def __init__(self, staging: Path) -> None:
         self._staging = staging
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._error: BaseException | None = None
-        self.files: list[str] = []
+        self._files: list[str] = []
 
     def write(self, file: str, tensors: Tensors) -> None:
         """Wait for the piece before, and start to write this one; its tensors may not be changed any more.
@@ -34,11 +30,11 @@ class PieceWriter:
         """
         self._wait()
         if self._error is None:
-            self.files.append(file)
+            self._files.append(file)
             self._pending = self._pool.submit(save_tensors, tensors, self._staging / file, False)
 
-    def finish(self) -> None:
-        """Wait until all are written, though not yet on the disk.
+    def finish(self) -> list[str]:
+        """Wait until all are written, though not yet on the disk; returns the names of their files.
 
         Raises:
             Exception: what the first failure raised.
@@ -47,6 +43,7 @@ class PieceWriter:
         self._pool.shutdown()
         if self._error is not None:
             raise self._error
+        return self._files
 
     def _wait(self) -> None:
         if self._pending is not None:

@@ -13,26 +13,23 @@ from onecurve.training.units import GIB
 from onecurve.training.writable import find_existing_parent
 
 
-def check_room(
-    run: RunDirectory, state_bytes: int, weight_bytes: int, num_checkpoints: int, local_share: float = 1.0
-) -> None:
+def check_room(run: RunDirectory, state_bytes: int, weight_bytes: int, num_checkpoints: int, held_bytes: int) -> None:
     """Refuse, before the first step, a training whose checkpoints do not fit into host memory or on the disk.
 
     Args:
         state_bytes: size of one checkpoint: weights and moments.
         weight_bytes: size of final/.
         num_checkpoints: the most that exist at once.
-        local_share: how much of a checkpoint the processes of this machine hold before they write it.
+        held_bytes: what the processes of this machine hold of a checkpoint before they write it.
 
     Raises:
         BadInput: there is too little memory or disk space.
     """
     memory = measure_available_memory()
-    held = int(state_bytes * local_share)
-    if held > memory:
+    if held_bytes > memory:
         raise BadInput(
-            f"a checkpoint takes {held / GIB:.3g} GiB of host memory on this machine, {memory / GIB:.3g} GiB are available: "
-            "use a smaller model, or machines with more memory"
+            f"a checkpoint takes {held_bytes / GIB:.3g} GiB of host memory on this machine, {memory / GIB:.3g} GiB are "
+            "available: use a smaller model, or machines with more memory"
         )
     needed = num_checkpoints * state_bytes + weight_bytes - _count_existing_bytes(run)
     free = _count_free_bytes(run.path)

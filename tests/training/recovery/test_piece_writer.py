@@ -38,8 +38,7 @@ def test_no_more_than_two_are_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     assert started == ["a"]
     may_write.set()
     filled.join()
-    pieces.finish()
-    assert pieces.files == ["a", "b"]
+    assert pieces.finish() == ["a", "b"]
     assert load_file(tmp_path / "a")["x"].tolist() == [1, 1, 1]
     assert load_file(tmp_path / "b")["y"].tolist() == [0, 0]
 
@@ -67,17 +66,15 @@ def test_a_state_is_in_pieces_but_for_the_last_one(tmp_path: Path) -> None:
     copy.deal(Dealing((1, 2), piece_bytes=24))
     copy.take("optimizer.safetensors", iter([("other", torch.zeros(100))]), pieces)
     copy.take(FILE, states(), pieces)
-    pieces.finish()
+    assert pieces.finish() == []
     assert copy.dealing.owners[FILE]["w0"] == 2, "it has less so far"
-    assert pieces.files == []
     copy = StateCopy(rank=2)
     copy.deal(Dealing((1, 2), piece_bytes=24))
     pieces = PieceWriter(tmp_path)
     copy.take("optimizer.safetensors", iter([("other", torch.zeros(100))]), pieces)
     copy.take(FILE, states(), pieces)
-    pieces.finish()
     names = ["model-00002-of-00002.safetensors", "model-00002-of-00002-2.safetensors"]
-    assert pieces.files == names
+    assert pieces.finish() == names
     found = {name: tensor for file in names for name, tensor in load_file(tmp_path / file).items()}
     last = copy.group_by_file()
     assert set(last) == {"model-00002-of-00002-3.safetensors"}
