@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.conftest import Launch, Run
 from tests.messages import names
 from tests.tensors import load_tensors
+from tools.jobs import Job, write_script
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -161,3 +162,39 @@ def test_every_strategy_ends_with_the_best_model(
 ) -> None:
     settings = {**recipe, **OVERSHOOTS, "mixed_precision": precision}
     assert_ends_with_best(launch(settings, topology=topology, num_processes=2))
+
+
+# Asks for a stop in the evaluation of the test data, once, when the best model is in the place of the last one.
+STOPS = """
+from pathlib import Path
+from onecurve.training.recovery import checkpoint_writer
+checkpoint_writer.PIECE_BYTES = 20_000
+evaluate = run.evaluate
+
+def stop_in_test(accelerator, model, task, data, prefix, flag):
+    marker = Path(os.environ["ONECURVE_STOPPED"])
+    if prefix == "test" and os.environ["RANK"] == "0" and not marker.exists():
+        marker.touch()
+        flag.reason = "the test"
+    return evaluate(accelerator, model, task, data, prefix, flag)
+
+run.evaluate = stop_in_test
+"""
+
+
+@pytest.mark.slow
+def test_a_stop_in_the_last_evaluation_saves_the_last_state_from_its_pieces(recipe: Settings, tmp_path: Path) -> None:
+    settings = {**recipe, **OVERSHOOTS, "checkpointing_steps": 1000, "test_file": recipe["validation_file"]}
+    whole = Job({**settings, "checkpointing_steps": 24, "output_dir": str(tmp_path / "whole")}, "fsdp", 2).finish()
+    assert whole.exit_code == 0, whole.stderr
+    script = write_script(tmp_path / "stops.py", STOPS)
+    environment = {"ONECURVE_STOPPED": str(tmp_path / "stopped")}
+    stopped = Job(settings, "fsdp", 2, script=script, environment=environment).finish()
+    assert stopped.read("status.json")["exit_code"] == 75, stopped.stderr  # torch's launcher makes it 1.
+    last = stopped.path / "checkpoints" / "step_00000024"
+    assert len(list(last.glob("model-*.safetensors"))) > 2
+    assert is_same(weights(last), weights(whole.path / "checkpoints" / "step_00000024"))
+    resumed = Job(settings, "fsdp", 2, script=script, environment=environment).finish()
+    assert_ends_with_best(resumed)
+    assert is_same(weights(resumed.path / "final"), weights(whole.path / "final"))
+    assert not list((resumed.path / "checkpoints").glob(".*")), "what was held and not needed is gone"
