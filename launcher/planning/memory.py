@@ -33,6 +33,7 @@ from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.planning.work import Work
 from onecurve.launcher.units import GIB
 from onecurve.training.architectures import count_block_scores
+from onecurve.training.run_directory import PIECE_BYTES
 from onecurve.training.zero_buffers import SUB_GROUP, count_bucket, count_live_parameters
 
 Strategy = Literal[
@@ -234,10 +235,18 @@ def count_loading_bytes(
 
 
 def count_saving_bytes(
-    shape: ModelShape, num_local_processes: int, num_processes: int, trained_parameters: int | None = None
-) -> int:
-    """Host bytes of a machine for the copy of a checkpoint that is being written: its processes' shares."""
-    return -(-count_checkpoint_bytes(shape, trained_parameters) * num_local_processes // num_processes)
+    shape: ModelShape, num_local_processes: int, num_processes: int, trained_parameters: int | None = None,
+    in_pieces: bool = False,
+) -> int:  # fmt: skip
+    """Host bytes of a machine for the copy of a checkpoint that is being written: its processes' shares.
+
+    Args:
+        in_pieces: where the training lies in host memory, divided, each process keeps three pieces at most of its share.
+    """
+    share = count_checkpoint_bytes(shape, trained_parameters) * num_local_processes // num_processes
+    if not in_pieces:
+        return share
+    return min(share, 3 * max(PIECE_BYTES, 4 * shape.embedding_parameters) * num_local_processes)
 
 
 def count_final_bytes(shape: ModelShape, trained_parameters: int | None = None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks import sharding
@@ -10,6 +12,7 @@ from onecurve.launcher.facts.shape import build_shape
 from onecurve.launcher.planning.memory import STRATEGIES, count_loading_bytes, count_saving_bytes, estimate_memory
 from onecurve.launcher.planning.work import Work
 from onecurve.launcher.units import MIB
+from onecurve.training.run_directory import PIECE_BYTES
 from tests.launcher.conftest import ROOT
 from tests.launcher.planning.test_topology import BERT
 
@@ -73,3 +76,6 @@ def test_a_machine_holds_its_processes_shares_of_a_checkpoint() -> None:
     assert count_saving_bytes(shape, 8, 8) == 12 * shape.num_parameters
     assert count_saving_bytes(shape, 8, 512) == pytest.approx(12 * shape.num_parameters / 64, abs=1)
     assert count_saving_bytes(shape, 1, 2, trained_parameters=100) == 600
+    assert count_saving_bytes(shape, 1, 2, in_pieces=True) == 6 * shape.num_parameters < 3 * PIECE_BYTES
+    large = replace(shape, num_parameters=10**10)
+    assert count_saving_bytes(large, 2, 4, in_pieces=True) == 2 * 3 * PIECE_BYTES < count_saving_bytes(large, 2, 4)
