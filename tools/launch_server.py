@@ -36,6 +36,7 @@ IMPORTED = (
     "sklearn.metrics", "scipy.stats", "evaluate.evaluator", "transformers.models.auto.modeling_auto",
     "transformers.models.bert.modeling_bert", "transformers.models.bert.tokenization_bert", "rich.progress", "rich.table",
     "jinja2", "pydantic", "yaml", "filelock", "psutil", "safetensors.torch", "safetensors.numpy", "pyarrow.parquet",
+    "transformers.trainer_utils", "torch.utils.cpp_extension", "deepspeed.runtime.zero.muon.muon_optimizer", "peft",
 )  # fmt: skip
 
 # The modules' path without this program's folder: what a new Python would start with.
