@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.references_lesson import Learned, largest_deviation
+from tools.launches import build_arguments, build_environment, launch_for_real
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "references"
@@ -43,6 +44,8 @@ FAULT_STEPS = 3
 FAULT_RECIPE = [*RECIPE, "--max_train_steps", str(FAULT_STEPS), "--max_eval_samples", "16", "--train_batch_size", "16"]
 Topology = tuple[int, int]  # processes, accumulation
 TOPOLOGIES: dict[Topology, int] = {(1, 1): 16, (1, 4): 4, (2, 1): 8, (2, 4): 2}  # and the examples of a micro-batch
+FAULT_SCRIPTS = {"Trainer": ("benchmarks/references_trainer.py",), "Onecurve": ("training/run.py", "--resume", "never")}
+Launch = Callable[[Sequence[str], Mapping[str, str]], "subprocess.CompletedProcess[str]"]
 
 
 @dataclass(frozen=True)
@@ -53,30 +56,28 @@ class Measured:
     seconds: float
 
 
-def run_training(way: str, flags: Sequence[str], folder: Path, num_processes: int = 1) -> Measured:
+def run_training(way: str, flags: Sequence[str], folder: Path) -> Measured:
     """Run one training to its end and read what it left behind.
 
     Raises:
         SystemExit: it failed; its last words are shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    launcher = [sys.executable]
-    if num_processes > 1:
-        launcher += ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/multi_cpu.yaml"]
-        launcher += ["--num_processes", str(num_processes)]
-    command = [*launcher, *WAYS[way], *flags, "--output_dir", str(folder)]
+    command = [sys.executable, *WAYS[way], *flags, "--output_dir", str(folder)]
     if way == "Onecurve":
         command += ["--resume", "never"]
-    num_threads = max(1, (os.cpu_count() or 1) // num_processes)
     # Threads that wait sleep: spinning on a busy machine, they would measure its other work (4 times slower, seen).
-    variables = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    variables = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1), "OMP_WAIT_POLICY": "PASSIVE"}
     started = time.perf_counter()
     result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
+    return Measured(_read(way, folder, result), seconds)
+
+
+def _read(way: str, folder: Path, result: subprocess.CompletedProcess[str]) -> Learned:
     if result.returncode:
-        raise SystemExit(f"{way} failed ({' '.join(command)}):\n{result.stdout[-2000:]}{result.stderr[-4000:]}")
-    learned = Learned.load_onecurve(folder) if way == "Onecurve" else Learned.load(folder)
-    return Measured(learned, seconds)
+        raise SystemExit(f"{way} failed ({' '.join(result.args)}):\n{result.stdout[-2000:]}{result.stderr[-4000:]}")
+    return Learned.load_onecurve(folder) if way == "Onecurve" else Learned.load(folder)
 
 
 def compare_ways(flags: Sequence[str], folder: Path, console: Console) -> dict[str, Measured]:
@@ -88,15 +89,21 @@ def compare_ways(flags: Sequence[str], folder: Path, console: Console) -> dict[s
     return measured
 
 
-def reproduce_fault(flags: Sequence[str], folder: Path, console: Console) -> dict[Topology, dict[str, Learned]]:
-    """Make the first steps of Trainer and Onecurve on four topologies."""
+def reproduce_fault(
+    flags: Sequence[str], folder: Path, console: Console, launch: Launch = launch_for_real
+) -> dict[Topology, dict[str, Learned]]:
+    """Make the first steps of Trainer and Onecurve on four topologies, each by `accelerate launch`."""
     found: dict[Topology, dict[str, Learned]] = {}
     for (num_processes, accumulation), micro_batch_size in TOPOLOGIES.items():
         sized = [*flags, "--per_device_batch_size", str(micro_batch_size)]
-        for way in ("Trainer", "Onecurve"):
+        for way, (script, *options) in FAULT_SCRIPTS.items():
             place = folder / f"{way}_{num_processes}x{accumulation}"
+            place.mkdir(parents=True, exist_ok=True)
+            topology = "cpu" if num_processes == 1 else "multi_cpu"
+            words = [*sized, *options, "--output_dir", str(place)]
+            words = build_arguments(topology, num_processes, (), script, words)
             with console.status(f"{way} on {num_processes} processes, {accumulation} accumulated"):
-                learned = run_training(way, sized, place, num_processes).learned
+                learned = _read(way, place, launch(words, build_environment()))
             found.setdefault((num_processes, accumulation), {})[way] = learned
     return found
 

@@ -15,6 +15,7 @@ from benchmarks import references_trainer
 from benchmarks.references import FAULT_HEADINGS, FAULT_RECIPE, reproduce_fault, to_fault_rows
 from benchmarks.references_lesson import Learned, largest_deviation
 from tests.reference.conftest import BuildLesson, TrainOnecurve
+from tools.launches import LaunchServer
 
 
 @pytest.mark.slow
@@ -36,9 +37,10 @@ def test_accumulating_four_times_multiplies_only_trainers_gradient(
 
 
 @pytest.mark.slow
-def test_four_topologies(tmp_path: Path, tiny_model: Path) -> None:
-    flags = [*FAULT_RECIPE, "--max_length", "32", "--model_name_or_path", str(tiny_model)]
-    found = reproduce_fault(flags, tmp_path, Console(quiet=True))
+def test_four_topologies(tmp_path: Path, tiny_model: Path, news: Path, launch_server: LaunchServer) -> None:
+    data = ["--train_file", str(news / "train.jsonl"), "--validation_file", str(news / "validation.jsonl")]
+    flags = [*FAULT_RECIPE, *data, "--max_length", "32", "--model_name_or_path", str(tiny_model)]
+    found = reproduce_fault(flags, tmp_path, Console(quiet=True), launch_server.launch)
     reference = found[1, 1]["Onecurve"]
     for (num_processes, accumulation), ways in found.items():
         factor = ways["Trainer"].grad_norms[0] / reference.grad_norms[0]
