@@ -7,11 +7,9 @@ recipe is run as well, with a tiny model, two steps and, where the topology has 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +25,7 @@ from onecurve.launcher.cli.options import parse_keys
 from onecurve.launcher.sweeps.sweep_file import load_sweep
 from onecurve.training.config import load_recipe, parse_arguments
 from tests.conftest import ROOT
+from tools.launches import LaunchServer, build_environment
 
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -224,7 +223,9 @@ def test_every_topology_is_described() -> None:
     assert described - shipped <= {"config.yaml"}, "docs/topologies.md names no YAML that is not there"
 
 
-def run_training(command: Command, recipe: Mapping[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
+def run_training(
+    command: Command, recipe: Mapping[str, Any], folder: Path, launch_server: LaunchServer
+) -> subprocess.CompletedProcess[str]:
     """Run a documented command with a tiny model and data in place of its own, for two steps."""
     options, arguments = split_training(command.words)
     topology = yaml.safe_load((ROOT / options["--config_file"]).read_text(encoding="utf-8"))
@@ -248,15 +249,7 @@ def run_training(command: Command, recipe: Mapping[str, Any], folder: Path) -> s
     replaced = {key: value if isinstance(value, str) else json.dumps(value) for key, value in replaced.items()}
     script = [word for key, value in {**flags, **replaced}.items() for word in (f"--{key}", value)]
     launcher = [word for option, value in options.items() for word in (option, value) if word]
-    return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *launcher, "training/run.py", *script],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return launch_server.launch([*launcher, "training/run.py", *script], build_environment(), 300)
 
 
 def choose_trainings() -> list[Command]:
@@ -271,8 +264,10 @@ def choose_trainings() -> list[Command]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", choose_trainings(), ids=_name)
-def test_training_command_runs(command: Command, recipe: dict[str, Any], tmp_path: Path) -> None:
-    result = run_training(command, recipe, tmp_path)
+def test_training_command_runs(
+    command: Command, recipe: dict[str, Any], tmp_path: Path, launch_server: LaunchServer
+) -> None:
+    result = run_training(command, recipe, tmp_path, launch_server)
     assert result.returncode == 0, result.stderr
     status = json.loads((tmp_path / "run" / "status.json").read_text(encoding="utf-8"))
     assert (status["state"], status["step"]) == ("finished", 2)

@@ -13,7 +13,7 @@ import torch
 from tests.conftest import Launch, Run
 from tests.training.conftest import stop_and_resume
 from tools.decoders import FAMILIES, build_decoder
-from tools.launches import build_arguments, build_environment, launch_for_real
+from tools.launches import LaunchServer, build_arguments, build_environment
 
 Settings = dict[str, Any]
 Train = Callable[[Settings], Run]
@@ -81,7 +81,9 @@ def test_samples_are_the_same_on_two_processes(causal: Settings, launch: Launch,
 
 
 @pytest.mark.slow
-def test_two_processes_generate_what_one_does(causal: Settings, train: Train, tmp_path: Path) -> None:
+def test_two_processes_generate_what_one_does(
+    causal: Settings, train: Train, launch_server: LaunchServer, tmp_path: Path
+) -> None:
     """More rows than a chunk holds; rows keep their order."""
     model_path = build_decoder(tmp_path / "model", initializer_range=0.5)
     run = train({**causal, "model_name_or_path": str(model_path), "max_train_steps": 1, "max_new_tokens": 3})
@@ -105,7 +107,7 @@ def test_two_processes_generate_what_one_does(causal: Settings, train: Train, tm
             "64",
         ]
         words = build_arguments(topology, num_processes, (), "training/predict.py", words)
-        result = launch_for_real(words, build_environment(), 200)
+        result = launch_server.launch(words, build_environment(), 200)
         assert result.returncode == 0, result.stderr
         outputs.append(target.read_text(encoding="utf-8"))
     assert outputs[0] == outputs[1]
