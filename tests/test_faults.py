@@ -17,9 +17,10 @@ import torch
 
 from onecurve.training.recovery.manifest import find_fault
 from onecurve.training.tasks.text_classification import TextClassification
-from tests.conftest import ROOT, Run, to_flags
+from tests.conftest import Run, to_flags
 from tests.messages import names
 from tools.jobs import Job, read_status, without_time, write_held_task, write_script
+from tools.launches import LaunchServer, build_environment
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
@@ -135,23 +136,20 @@ def test_ranks_whose_launcher_dies_while_one_tokenizes_end(
 
 
 @pytest.mark.slow
-def test_a_second_training_on_one_output_dir_is_refused(recipe: Settings, jobs: list[Job]) -> None:
+def test_a_second_training_on_one_output_dir_is_refused(
+    recipe: Settings, jobs: list[Job], launch_server: LaunchServer, tmp_path: Path
+) -> None:
     settings = {**recipe, **LONG, "max_train_steps": 100_000, "checkpointing_steps": 500}
     job = Job(settings)
     jobs.append(job)
     job.wait_until(lambda: (job.path / "config.yaml").exists(), what="the first training")
-    second = subprocess.run(
-        [sys.executable, "training/run.py", *to_flags(settings)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert second.returncode == 2
-    assert names(second.stderr, str(job.path))
-    assert "Traceback" not in second.stderr
+    with (tmp_path / "second").open("w+") as output:
+        words = ["training/run.py", *to_flags(settings)]
+        second = launch_server.start_script(words, build_environment(), output, output)
+        assert second.wait(120) == 2
+    told = (tmp_path / "second").read_text(encoding="utf-8")
+    assert names(told, str(job.path))
+    assert "Traceback" not in told
     assert job.process.poll() is None, "the first one goes on"
     (job.path / "STOP").touch()  # As the message says.
     assert job.wait_for_end() < 60

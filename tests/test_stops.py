@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onecurve.training.tasks.text_classification import TextClassification
-from tests.conftest import ROOT, Launch, Run, to_flags
+from tests.conftest import Launch, Run, to_flags
 from tests.messages import names
 from tools.jobs import Job, cut_short, read_status, without_time, write_held_task, write_script
+from tools.launches import LaunchServer, ServedLauncher, build_environment
 
 Settings = dict[str, Any]
 Train = Callable[[Mapping[str, Any]], Run]
+Start = Callable[..., "Alone"]
 
 # Dropout is on: its random numbers must come back as well.
 LONG = {"max_train_steps": 40, "dropout": 0.1, "checkpointing_steps": 10, "eval_steps": 15}
@@ -186,13 +188,37 @@ def test_data_that_changed_are_refused(recipe: Settings, train: Train, tmp_path:
     assert without_time(resumed.lines) == without_time(first.lines)
 
 
-def start(
-    settings: Mapping[str, Any], environment: Mapping[str, str] | None = None, script: str = "training/run.py"
-) -> subprocess.Popen[str]:
-    """One training as a process of its own, without a launcher."""
-    command = [sys.executable, script, *to_flags(settings)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@dataclass(frozen=True)
+class Alone:
+    """One training as a process of its own, without a launcher, and the files that it prints to."""
+
+    process: ServedLauncher | subprocess.Popen[str]
+    stdout: Path
+    stderr: Path
+
+    def finish(self, seconds: float) -> tuple[int, str]:
+        """Wait for its end; returns the exit code, and what it has said on stderr."""
+        return self.process.wait(seconds), self.stderr.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def start(launch_server: LaunchServer, tmp_path: Path) -> Iterator[Start]:
+    """Start one training in the background: start(settings, environment, script)."""
+    started: list[Alone] = []
+
+    def run(
+        settings: Mapping[str, Any], environment: Mapping[str, str] | None = None, script: str = "training/run.py"
+    ) -> Alone:
+        files = [tmp_path / f"alone{len(started)}.{name}" for name in ("stdout", "stderr")]
+        words, variables = [script, *to_flags(settings)], build_environment(environment)
+        with files[0].open("w") as stdout, files[1].open("w") as stderr:
+            alone = Alone(launch_server.start_script(words, variables, stdout, stderr), *files)
+        started.append(alone)
+        return alone
+
+    yield run
+    for alone in started:
+        alone.process.kill()
 
 
 WAYS = ["SIGTERM", "SIGINT", "SIGUSR1", "STOP", "ONECURVE_STOP_FILE"]
@@ -200,23 +226,23 @@ WAYS = ["SIGTERM", "SIGINT", "SIGUSR1", "STOP", "ONECURVE_STOP_FILE"]
 
 @pytest.mark.parametrize("way", [pytest.param(way, marks=() if way == "SIGTERM" else pytest.mark.slow) for way in WAYS])
 def test_a_stop_writes_a_checkpoint_and_the_next_start_goes_on(
-    recipe: Settings, train: Train, tmp_path: Path, way: str
+    recipe: Settings, train: Train, start: Start, tmp_path: Path, way: str
 ) -> None:
     settings = {**recipe, **LONG, "checkpointing_steps": 1000}
     whole = train({**settings, "output_dir": str(tmp_path / "whole")})
     stop_file, held = tmp_path / "please-stop", write_held_task(tmp_path, step=20)
     settings["task"] = held.task
-    process = start(settings, {"ONECURVE_STOP_FILE": str(stop_file)})
+    alone = start(settings, {"ONECURVE_STOP_FILE": str(stop_file)})
     folder = Path(recipe["output_dir"])
-    held.wait_until_reached(process)
+    held.wait_until_reached(alone.process)
     if way.startswith("SIG"):
-        process.send_signal(getattr(signal, way))
+        alone.process.send_signal(getattr(signal, way))
     elif way == "STOP":
         (folder / "STOP").touch()
     else:
         stop_file.touch()
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 75, stderr
+    exit_code, stderr = alone.finish(120)
+    assert exit_code == 75, stderr
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("preempted", 75)
     assert names(stderr, f"step {status['step']}")
@@ -322,35 +348,32 @@ watchdog._SECONDS_AFTER_SIGTERM = 1.0
 
 
 @pytest.fixture
-def stuck(recipe: Settings, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def stuck(recipe: Settings, start: Start, tmp_path: Path) -> Alone:
     """A training whose main thread will not run Python again."""
-    script = write_script(tmp_path / "stuck.py", STUCK)
-    process = start(recipe, script=script)
-    assert process.stdout is not None
-    while (line := process.stdout.readline()) != "stuck\n":
-        assert line, "it ended"
-    yield process
-    process.kill()
-    process.communicate()
+    alone = start(recipe, script=write_script(tmp_path / "stuck.py", STUCK))
+    while "stuck\n" not in alone.stdout.read_text(encoding="utf-8"):
+        assert alone.process.poll() is None, "it ended"
+        time.sleep(0.02)
+    return alone
 
 
 @pytest.mark.parametrize("first", ["SIGINT", "SIGUSR1"])
-def test_a_second_interrupt_ends_at_once(stuck: subprocess.Popen[str], first: str) -> None:
+def test_a_second_interrupt_ends_at_once(stuck: Alone, first: str) -> None:
     for name in ("SIGINT",) if first == "SIGINT" else (first, "SIGINT"):
-        stuck.send_signal(getattr(signal, name))
+        stuck.process.send_signal(getattr(signal, name))
         with pytest.raises(subprocess.TimeoutExpired):  # Another signal before it doesn't make it the second.
-            stuck.wait(1)
-    stuck.send_signal(signal.SIGINT)
-    _, stderr = stuck.communicate(timeout=10)
-    assert stuck.returncode == 1
+            stuck.process.wait(1)
+    stuck.process.send_signal(signal.SIGINT)
+    exit_code, stderr = stuck.finish(10)
+    assert exit_code == 1
     assert stderr.startswith("onecurve: ")
     assert stderr.count("\n") == 1
 
 
-def test_told_to_end_a_process_that_is_stuck_ends_within_seconds(stuck: subprocess.Popen[str]) -> None:
-    stuck.send_signal(signal.SIGTERM)
-    _, stderr = stuck.communicate(timeout=30)
-    assert stuck.returncode == 1
+def test_told_to_end_a_process_that_is_stuck_ends_within_seconds(stuck: Alone) -> None:
+    stuck.process.send_signal(signal.SIGTERM)
+    exit_code, stderr = stuck.finish(30)
+    assert exit_code == 1
     assert re.search(r"rank 0 [a-z ]*\S+\.py:\d+ ", stderr)
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import psutil
 
-from tools.launches import LaunchServer, build_arguments, build_environment, start_for_real
+from tools.launches import LaunchServer, ServedLauncher, build_arguments, build_environment, start_for_real
 from tools.trainings import Run, to_flags
 
 _SCRIPT = """\
@@ -81,7 +81,9 @@ class HeldTask:
     task: str
     reached: Path
 
-    def wait_until_reached(self, process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
+    def wait_until_reached(
+        self, process: ServedLauncher | subprocess.Popen[str] | None = None, seconds: float = 120
+    ) -> None:
         """Wait until the training has come to the step in which it waits."""
         deadline = time.monotonic() + seconds
         while not self.reached.exists():

@@ -1,4 +1,4 @@
-"""A process that has imported torch and its like, and forks a launcher for each request: a start costs no imports.
+"""A process that has imported torch and its like, and forks a launcher or a script for each request: no start imports.
 
 The launcher is accelerate's own (`accelerate launch`, torch's elastic agent in it), so ranks get the environment, signals
 and exit codes that it gives. One thing differs: a rank is forked and runs its script as `__main__`, where it would be a
@@ -67,10 +67,7 @@ class ForkedProcess:
                 os.dup2(file.fileno(), descriptor)
         words = list(args[1:])
         is_unbuffered = words[0] == "-u"
-        script = words[1:] if is_unbuffered else words
-        become(environment, script, is_unbuffered)
-        sys.path[:] = [str(Path(script[0]).absolute().parent), *split_path(environment.get("PYTHONPATH")), *_PATH]
-        exit_as_python_does(lambda: runpy.run_path(script[0], run_name="__main__"))
+        run_script(words[1:] if is_unbuffered else words, environment, is_unbuffered)
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal, once it has ended."""
@@ -135,17 +132,18 @@ def exit_as_python_does(main: Callable[[], Any]) -> NoReturn:
         os._exit(code)
 
 
-def run_launcher(
-    arguments: Sequence[str], environment: Mapping[str, str], folder: str, outputs: Sequence[int]
-) -> NoReturn:
-    """Be `accelerate launch` with these arguments, in a session of its own, with ranks that are forked."""
+def run_script(words: Sequence[str], environment: Mapping[str, str], is_unbuffered: bool = False) -> NoReturn:
+    """Be `python [-u] script ...`."""
+    become(environment, words, is_unbuffered)
+    sys.path[:] = [str(Path(words[0]).absolute().parent), *split_path(environment.get("PYTHONPATH")), *_PATH]
+    exit_as_python_does(lambda: runpy.run_path(words[0], run_name="__main__"))
+
+
+def run_launcher(arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Be `accelerate launch` with these arguments, with ranks that are forked."""
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-    os.setsid()
-    os.chdir(folder)
-    for descriptor, output in enumerate((os.open(os.devnull, os.O_RDONLY), *outputs)):
-        os.dup2(output, descriptor)
     become(environment, ["accelerate-launch", *arguments])
     replacement = {**vars(subprocess), "Popen": ForkedProcess}
     launch.subprocess = types.SimpleNamespace(**replacement)
@@ -161,7 +159,13 @@ def answer(connection: socket.socket) -> NoReturn:
         request = json.loads(stream.readline())
     launcher = os.fork()
     if launcher == 0:
-        run_launcher(request["arguments"], request["environment"], request["folder"], outputs)
+        os.setsid()
+        os.chdir(request["folder"])
+        for descriptor, output in enumerate((os.open(os.devnull, os.O_RDONLY), *outputs)):
+            os.dup2(output, descriptor)
+        if request["is_launch"]:
+            run_launcher(request["arguments"], request["environment"])
+        run_script(request["arguments"], request["environment"])
     for output in outputs:
         os.close(output)
     try:

@@ -97,8 +97,14 @@ def start_for_real(
     arguments: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
 ) -> subprocess.Popen[str]:
     """Start `accelerate launch` as a new process, in a session of its own."""
+    return _start_process([*_LAUNCHER, *arguments], environment, stdout, stderr)
+
+
+def _start_process(
+    words: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*_LAUNCHER, *arguments],
+        list(words),
         cwd=ROOT,
         env=dict(environment),
         stdin=subprocess.DEVNULL,
@@ -119,10 +125,10 @@ class _Server:
 
 
 class ServedLauncher:
-    """A launcher that a server has forked, with what `subprocess.Popen` has.
+    """A launcher or script that a server has forked, with what `subprocess.Popen` has.
 
     Attributes:
-        pid: of the launcher.
+        pid: of the launcher or script.
         returncode: its exit code, negative for a signal; None as long as nobody has seen it end.
     """
 
@@ -218,12 +224,35 @@ class LaunchServer:
         """Start `accelerate launch` with these arguments, as a new process where its variables can't be served."""
         if not self.serves(environment):
             return start_for_real(arguments, environment, stdout, stderr)
+        return self._fork(arguments, environment, stdout, stderr, is_launch=True)
+
+    def start_script(
+        self, words: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
+    ) -> ServedLauncher | subprocess.Popen[str]:
+        """Start `python script ...` without a launcher, as a new process where its variables can't be served."""
+        if not self.serves(environment):
+            return _start_process([sys.executable, *words], environment, stdout, stderr)
+        return self._fork(words, environment, stdout, stderr, is_launch=False)
+
+    def _fork(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        stdout: IO[str],
+        stderr: IO[str],
+        is_launch: bool,
+    ) -> ServedLauncher:
         with self._start:  # Several threads may launch.
             self._server = self._server or _start(self._environment)
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._server.address)
         socket.send_fds(connection, [b"\0"], [stdout.fileno(), stderr.fileno()])
-        request = {"arguments": list(arguments), "environment": dict(environment), "folder": str(ROOT)}
+        request = {
+            "arguments": list(arguments),
+            "environment": dict(environment),
+            "folder": str(ROOT),
+            "is_launch": is_launch,
+        }
         connection.sendall(json.dumps(request).encode() + b"\n")
         return ServedLauncher(connection, arguments)
 

@@ -264,8 +264,10 @@ def test_a_training_runs_and_is_known_afterwards(recipe_file: Path, recipe: dict
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_resumed_by_saying_so(recipe_file: Path, recipe: dict[str, Any], onecurve: Onecurve) -> None:
-    assert onecurve("run", recipe_file, "--max_train_steps", "3").returncode == 0
+def test_a_finished_run_is_resumed_by_saying_so(
+    recipe: dict[str, Any], train: Callable[[dict[str, Any]], Run], onecurve: Onecurve
+) -> None:
+    assert train({**recipe, "max_train_steps": 3}).exit_code == 0
     again = onecurve("resume", recipe["output_dir"])
     assert again.returncode == 0, again.stderr
     assert "is finished" in again.stdout
@@ -419,9 +421,9 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(
 
 @pytest.mark.slow
 def test_predict_keeps_order_on_any_number_of_processes(
-    recipe_file: Path, recipe: dict[str, Any], news: Path, tmp_path: Path, onecurve: Onecurve
+    recipe: dict[str, Any], train: Callable[[dict[str, Any]], Run], news: Path, tmp_path: Path, onecurve: Onecurve
 ) -> None:
-    assert onecurve("run", recipe_file, "--max_train_steps", "2").returncode == 0
+    assert train({**recipe, "max_train_steps": 2}).exit_code == 0
     rows = [json.loads(line) for line in (news / "train.jsonl").read_text(encoding="utf-8").splitlines()] * 6
     source = tmp_path / "texts.jsonl"
     source.write_text(
