@@ -62,6 +62,7 @@ ReturnToService=2
 KillWait=2
 SlurmdTimeout=10
 SlurmctldTimeout=10
+MessageTimeout=5
 MinJobAge=3600
 GresTypes=gpu
 SlurmdParameters=config_overrides
