@@ -18,7 +18,9 @@
 
 PYTHON ?= python3
 # A worker for each core, up to four. A file's tests stay in one of them.
-PYTEST = .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+PYTEST = .venv/bin/python -m pytest --maxprocesses 4 --dist loadfile
+# Slower tests often wait: for Slurm, for processes to meet, for files. So one worker more.
+ONE_MORE = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 DEMOS = demo demo-chat demo-tags demo-questions demo-choices demo-phonemes demo-digits
 .DEFAULT_GOAL := help
 
@@ -84,10 +86,10 @@ demo-digits: build/demo-digits/complete
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml training/run.py --config training/recipes/digits.yaml
 
 test: build/demo/complete
-	$(PYTEST) -m "not slow" --durations=10
+	$(PYTEST) --numprocesses logical -m "not slow" --durations=10
 
 test-all: build/demo/complete
-	$(PYTEST) -m slow --durations=10
+	$(PYTEST) --numprocesses $(ONE_MORE) -m slow --durations=10
 
 invariance: build/demo/complete
 	.venv/bin/python -m benchmarks.invariance
