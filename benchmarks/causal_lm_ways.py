@@ -277,8 +277,9 @@ def count(batch: dict[str, Any], work: Work) -> None:
 def run_onecurve(recipe: dict[str, str]) -> None:
     """training/run.py, with its loader behind a gate."""
     from onecurve.training import run
-    from onecurve.training.building import Session, build
+    from onecurve.training.building import build
     from onecurve.training.outcome import report_outcome
+    from onecurve.training.session import Session
 
     def build_gated(*arguments: Any, **options: Any) -> Session:
         session = build(*arguments, **options)

@@ -53,7 +53,7 @@ GROUND_FLOOR = (
 )  # fmt: skip
 DECLARATIONS = ("tasks", "config", "run_directory", "recipe_comparison")
 TRAINING_ORDER = (
-    *GROUND_FLOOR, *DECLARATIONS, "data", "models", "parallel", "recovery", "record", "building",
+    *GROUND_FLOOR, *DECLARATIONS, "data", "models", "parallel", "recovery", "record", "session", "run_start", "building",
 )  # fmt: skip
 # What the launcher may import: the ground floor, what a task declares, and how a file is read. None of it imports torch.
 FOR_THE_LAUNCHER = (*GROUND_FLOOR, *DECLARATIONS, "data.sources", "data.tables", "data.predicted_rows")

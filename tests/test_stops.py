@@ -523,14 +523,15 @@ def test_what_process_0_finds_in_the_run_directory_holds_for_all(
 
 LATE = """
 import time
+from onecurve.training import run_start
 
-restore = building.restore
+restore = run_start.restore
 
 def restore_late(*arguments):
     time.sleep(3 * (os.environ["RANK"] == "1"))
     restore(*arguments)
 
-building.restore = restore_late
+run_start.restore = restore_late
 """
 
 

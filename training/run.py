@@ -20,7 +20,7 @@ from onecurve.training.outcome import Outcome, end_process, report_outcome  # is
 
 import torch
 
-from onecurve.training.building import Session, build, shrink_micro_batches
+from onecurve.training.building import build
 from onecurve.training.config import load_recipe, parse_arguments
 from onecurve.training.errors import Diverged, Preempted
 from onecurve.training.lasting_output import protect_output
@@ -41,6 +41,7 @@ from onecurve.training.recovery.resumption import find_start
 from onecurve.training.recovery.run_lock import RunLock
 from onecurve.training.recovery.stops import StopRequested
 from onecurve.training.run_directory import RunDirectory
+from onecurve.training.session import Session, shrink_micro_batches
 
 # A rank was seen to hang while DDP's native parts were freed after a finished run: they are kept until the process exits.
 _KEPT: list[Session] = []

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from onecurve.training import run
-from onecurve.training.building import Session
 from onecurve.training.outcome import report_outcome
 from onecurve.training.parallel.accelerator import forget_state
 from onecurve.training.recovery.checkpoint_writer import CheckpointWriter
+from onecurve.training.session import Session
 from tools.trainings import to_flags
 
 # The first steps compile, and set up what stays.
