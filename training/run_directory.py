@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onecurve.training.config import Recipe
+if TYPE_CHECKING:
+    from onecurve.training.config import Recipe
 
 CHECKPOINT_PATTERN = "step_*"
 """Of the names of checkpoint folders, in the order of their steps."""
