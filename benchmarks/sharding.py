@@ -1,6 +1,6 @@
 """Peak anonymous memory of each process where all weights are divided: in loading, ten steps, saving, final/ and resuming.
 
-    python -m benchmarks.sharding --measure 99M --into after.json    two processes, FSDP2 and ZeRO-3, on this machine's CPU
+    python -m benchmarks.sharding --measure 99M --into after.json    FSDP2 and ZeRO-3 on this machine's CPU; --processes 4, --adapter lora
     python -m benchmarks.sharding --page before.json after.json      writes benchmarks/sharding.md
 
 Llamas with random weights, saved in float32 or bf16. The kernel's own count of a process's anonymous
@@ -37,6 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 TOPOLOGIES = {"FSDP2": "fsdp", "ZeRO-3": "deepspeed_zero3"}
 PHASES = ("start", "load", "steps", "save", "final", "resume")
 NUM_PROCESSES = 2
+FOUR = ", 4 processes"
 LORA = ", LoRA"  # Ends the name of a case where an adapter is trained.
 GB = 1e9
 
@@ -86,15 +87,17 @@ def build_llama(folder: Path, size: str, dtype: str) -> tuple[Path, int]:
     return folder, sum(parameter.numel() for parameter in model.parameters())
 
 
-def watch(settings: dict[str, Any], topology: str, folder: Path, first_phase: str) -> dict[str, int]:
+def watch(
+    settings: dict[str, Any], topology: str, num_processes: int, folder: Path, first_phase: str
+) -> dict[str, int]:
     """Run a training to its end; returns the most anonymous bytes of any process in each phase."""
     phases = folder / "phases"
     shutil.rmtree(phases, ignore_errors=True)
     phases.mkdir()
     script = write_script(folder / "marked.py", _MARKS)
     variables = {"PHASES": str(phases), "FIRST_PHASE": first_phase, "PYTHONPATH": str(ROOT)}
-    job = Job(settings, topology, NUM_PROCESSES, script=script, environment=variables)
-    job.wait_until(lambda: len(list(phases.iterdir())) == NUM_PROCESSES, seconds=600, what="all processes")
+    job = Job(settings, topology, num_processes, script=script, environment=variables)
+    job.wait_until(lambda: len(list(phases.iterdir())) == num_processes, seconds=600, what="all processes")
     ranks, peaks = job.ranks(), dict.fromkeys(PHASES, 0)
     while job.is_running():
         for rank, process in enumerate(ranks):
@@ -114,7 +117,7 @@ def _read_anonymous(pid: int) -> int:
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
-def measure(size: str, dtypes: list[str], strategies: list[str], adapter: str, into: Path) -> None:
+def measure(size: str, dtypes: list[str], strategies: list[str], adapter: str, num_processes: int, into: Path) -> None:
     """Add a model's peaks by case and phase, and its number of parameters, to a file of measurements.
 
     Args:
@@ -139,25 +142,31 @@ def measure(size: str, dtypes: list[str], strategies: list[str], adapter: str, i
                 settings = {
                     "model_name_or_path": str(model), "train_file": str(folder / "train.jsonl"),
                     "validation_file": str(validation), "output_dir": str(folder / f"run_{TOPOLOGIES[strategy]}"),
-                    "max_length": 16, "train_batch_size": 2, "per_device_batch_size": 1, "max_train_steps": 10,
+                    "max_length": 16, "train_batch_size": num_processes, "per_device_batch_size": 1, "max_train_steps": 10,
                     "checkpointing_steps": 10, "adapter": adapter,
                 }  # fmt: skip
-                found = watch(settings, TOPOLOGIES[strategy], folder, "load")
+                found = watch(settings, TOPOLOGIES[strategy], num_processes, folder, "load")
                 run = Path(str(settings["output_dir"]))
                 shutil.rmtree(run / "final")
                 (run / "status.json").unlink()
-                found["resume"] = watch(settings, TOPOLOGIES[strategy], folder, "resume")["resume"]
+                found["resume"] = watch(settings, TOPOLOGIES[strategy], num_processes, folder, "resume")["resume"]
                 shutil.rmtree(run)
                 print(size, strategy, dtype, found, flush=True)
                 known = json.loads(into.read_text(encoding="utf-8")) if into.exists() else {}
                 known.setdefault(size, {"parameters": parameters, "peaks": {}})
-                known[size]["peaks"][f"{strategy}, {dtype} files{LORA if adapter == 'lora' else ''}"] = found
+                case = f"{strategy}, {dtype} files" + (FOUR if num_processes == 4 else "")
+                known[size]["peaks"][case + (LORA if adapter == "lora" else "")] = found
                 into.write_text(json.dumps(known, indent=2), encoding="utf-8")
 
 
 def find_share(size: str, case: str, parameters: int) -> float:
     """Bytes of a process's share of weights, gradients and moments; with LoRA only what is trained has the latter two."""
-    return (4 * parameters + 12 * (count_trained(size, case) or parameters)) / NUM_PROCESSES
+    return (4 * parameters + 12 * (count_trained(size, case) or parameters)) / count_processes(case)
+
+
+def count_processes(case: str) -> int:
+    """Of a case."""
+    return 4 if FOUR in case else NUM_PROCESSES
 
 
 def count_trained(size: str, case: str) -> int | None:
@@ -180,7 +189,7 @@ def predict(size: str, case: str) -> float:
     strategy = next(each for each in STRATEGIES if each == case.partition(",")[0])
     shape = build_shape({"model_type": "llama", **SHAPES[size]})
     work = Work(1, 16, trained_parameters=count_trained(size, case))
-    return estimate_memory(shape, strategy, work, NUM_PROCESSES).peak + CPU_OVERHEAD_BYTES
+    return estimate_memory(shape, strategy, work, count_processes(case)).peak + CPU_OVERHEAD_BYTES
 
 
 def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -190,7 +199,7 @@ def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
         "",
         "<!-- Written by benchmarks/sharding.py. -->",
         "",
-        f"{NUM_PROCESSES} processes on a CPU, Llamas with random weights, float32, 16 tokens. Allowed is 1.25 times a process's",
+        f"{NUM_PROCESSES} processes on a CPU, or four, Llamas with random weights, float32, 16 tokens. Allowed is 1.25 times a process's",
         "share of weights, gradients and moments, and 1.5 GB. GB of the process that has more; an arrow leads from what it was",
         "before weights were read and written by shares. `start` is Python with its packages, before the training begins;",
         "`plan` is what `onecurve plan` predicts for the steps.",
@@ -222,10 +231,14 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     parser.add_argument("--strategies", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
     parser.add_argument("--adapter", choices=("none", "lora"), default="none")
+    parser.add_argument("--processes", type=int, choices=(2, 4), default=NUM_PROCESSES)
     parser.add_argument("--page", type=Path, nargs=2)
     arguments = parser.parse_args()
     if arguments.measure:
-        measure(arguments.measure, arguments.dtypes, arguments.strategies, arguments.adapter, arguments.into)
+        measure(
+            arguments.measure, arguments.dtypes, arguments.strategies, arguments.adapter, arguments.processes,
+            arguments.into,
+        )  # fmt: skip
     if arguments.page:
         write_page(*(json.loads(path.read_text(encoding="utf-8")) for path in arguments.page))
 
