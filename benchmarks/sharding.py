@@ -1,6 +1,6 @@
 """Peak anonymous memory of each process where all weights are divided: in loading, ten steps, saving, final/ and resuming.
 
-    python -m benchmarks.sharding --measure 99M --into after.json    FSDP2 and ZeRO-3 on this machine's CPU; --processes 4, --adapter lora
+    python -m benchmarks.sharding --measure 99M --into after.json    FSDP2 and ZeRO-3, two processes; --processes 4 has four
     python -m benchmarks.sharding --page before.json after.json      writes benchmarks/sharding.md
 
 Llamas with random weights, saved in float32 or bf16. The kernel's own count of a process's anonymous
@@ -199,9 +199,9 @@ def write_page(before: dict[str, Any], after: dict[str, Any]) -> None:
         "",
         "<!-- Written by benchmarks/sharding.py. -->",
         "",
-        f"{NUM_PROCESSES} processes on a CPU, or four, Llamas with random weights, float32, 16 tokens. Allowed is 1.25 times a process's",
-        "share of weights, gradients and moments, and 1.5 GB. GB of the process that has more; an arrow leads from what it was",
-        "before weights were read and written by shares. `start` is Python with its packages, before the training begins;",
+        f"{NUM_PROCESSES} processes or four on a CPU, Llamas with random weights, float32, 16 tokens. Allowed is 1.25 times a",
+        "process's share of weights, gradients and moments, and 1.5 GB. GB of the process that has more; an arrow leads from what",
+        "it was before weights were read and written by shares. `start` is Python with its packages, before the training begins;",
         "`plan` is what `onecurve plan` predicts for the steps.",
         "",
         f"| model | case | share | allowed | {' | '.join(PHASES)} | plan |",
