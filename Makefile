@@ -6,7 +6,7 @@
 # make demo-phonemes  learn to pronounce English words (about ten minutes on 2 cores; needs npm for the data)
 # make demo-digits  train a small ViT on handwritten digits (a few minutes on 2 cores)
 # make test     set up and pass the tests (about 5 minutes on 2 cores)
-# make test-all the slower tests as well: Slurm, faults, parts of the matrix (about 35 minutes)
+# make test-all the slower tests as well: Slurm, faults, parts of the matrix (about 30 minutes)
 # make site     the documents as a site, in build/site; broken links and anchors are errors (a few seconds)
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 40 minutes)
