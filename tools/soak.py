@@ -2,7 +2,7 @@
 
     python -m tools.soak --kills 100 --launched 30
 
-Of the kills, `--launched` hit rank 0, rank 1, the launcher or all of them, of `accelerate launch` with two processes; the
+Of the kills, `--launched` hit rank 0, rank 1, the launcher or all of them, of two processes under FSDP2; the
 others hit one process that is forked from a server with everything imported, which makes a start ten times as fast. Of
 five kills one comes at a random time of a start, two while a checkpoint is being written, and two at a random time of the
 training; the last tenth while `final/` is being written. In the end the curve and the final weights are compared, bit for
@@ -35,6 +35,9 @@ SETTINGS = {
     "checkpointing_steps": 2, "save_total_limit": 2, "eval_steps": 50,
 }  # fmt: skip
 
+
+TOPOLOGY = "fsdp"
+"""Of the launched ones: each process has its part of every weight, so a kill may also come while they are gathered."""
 
 MOMENTS = ("a start", "a save", "a step", "a save", "a step")
 
@@ -157,7 +160,7 @@ def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: 
 
     if num_launched:
         launched = {**settings, "max_train_steps": num_steps}
-        run = Job({**launched, "output_dir": str(folder / "whole2")}, "multi_cpu", 2).finish()
+        run = Job({**launched, "output_dir": str(folder / "whole2")}, TOPOLOGY, 2).finish()
         assert run.exit_code == 0, run.stdout
         here = {**launched, "output_dir": str(folder / "killed2")}
         start_seconds, previous = 15.0, None
@@ -166,7 +169,7 @@ def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: 
             victims = ("rank 0", "rank 1", "launcher", "all")
             # Without its launcher, a training that is writing final/ just finishes.
             victim = "all" if wanted == "final/" else victims[number % len(victims)]
-            job = Job(here, "multi_cpu", 2)
+            job = Job(here, TOPOLOGY, 2)
             job.wait_for_ranks()
             moment, seconds = wait_for_moment(job.path, job.is_running, chance, wanted, start_seconds)
             assert moment, job.output + "\nfinished too early: raise --steps"
@@ -178,7 +181,7 @@ def soak(folder: Path, num_kills: int, num_launched: int, num_steps: int, seed: 
             previous = victim
             start_seconds = seconds or start_seconds
             check_nothing_is_lost(job.path)
-        run = Job(here, "multi_cpu", 2).finish()
+        run = Job(here, TOPOLOGY, 2).finish()
         assert run.exit_code == 0, run.stdout
         compare(folder / "whole2", folder / "killed2")
     return tally
@@ -228,7 +231,7 @@ def describe(tally: Tally) -> str:
         lines.append(f"| {' | '.join([NAMES[victim], str(count), *moments, *seconds])} |")
     lines += [
         "",
-        "The process alone is forked with everything imported; the others are `accelerate launch` of two processes, whose start",
+        "The process alone is forked with everything imported; the others are two processes under FSDP2, whose start",
         "is mostly the import of its packages. A launcher's death is noticed by its ranks, which save before they end.",
     ]
     return "\n".join(lines) + "\n"
