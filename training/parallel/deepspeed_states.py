@@ -17,14 +17,30 @@ from onecurve.training.parallel.gathering import Divided
 _PARTITIONS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
 
 
+# Attribute of a weight that is not trained, where the engine rounds it.
+_FROZEN = "_onecurve_frozen"
+
+
 def read_weight(parameter: Any) -> torch.Tensor | Divided:
-    """The weight, in float32 where it is trained. Every rank must call it."""
+    """The weight, in float32. Every rank must call it."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
+    exact = getattr(parameter, _FROZEN, None)
     if _is_partitioned(parameter):
-        return _divide(parameter, safe_get_local_fp32_param(parameter))
-    weight: torch.Tensor | None = safe_get_full_fp32_param(parameter)
+        return _divide(parameter, safe_get_local_fp32_param(parameter) if exact is None else exact)
+    weight: torch.Tensor | None = safe_get_full_fp32_param(parameter) if exact is None else exact
     return parameter if weight is None else weight
+
+
+def keep_frozen(parameter: Any, weight: torch.Tensor, is_own: bool) -> None:
+    """Keep a weight that is not trained in float32, for checkpoints: the engine has it in half precision only.
+
+    Args:
+        weight: the whole of it, or under ZeRO-3 this rank's part.
+    """
+    if _is_partitioned(parameter):
+        weight = _pad(parameter, weight) if is_own else _cut_own_part(parameter, weight)
+    setattr(parameter, _FROZEN, weight.detach().float().cpu().clone())  # Of its own: the whole may go.
 
 
 def read_moment(parameter: Any, key: str) -> torch.Tensor | Divided | None:

@@ -198,9 +198,14 @@ def set_exact_weights(model: torch.nn.Module, weights: Tensors, shares: Shares |
     """Set the weights that `keep_exact_weights` kept, after DeepSpeed has prepared the model."""
     if not weights:
         return
+    saved = {name for name, _ in _list_saved(unwrap(model))}
     for name, parameter in unwrap(model).named_parameters():
         weight = weights[_plain(name)]
-        if shares is not None and _plain(name) in shares.parts:
+        is_own = shares is not None and _plain(name) in shares.parts
+        if not parameter.requires_grad:
+            if name in saved:  # Or it is the base of an adapter.
+                deepspeed_states.keep_frozen(parameter, weight, is_own)
+        elif is_own:
             deepspeed_states.write_own_weight(parameter, weight)
         else:
             deepspeed_states.write_weight(parameter, weight.to(parameter.device))

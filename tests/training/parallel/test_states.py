@@ -123,3 +123,23 @@ def test_a_divided_run_keeps_a_tied_weight_once(topology: str, causal: dict[str,
     moments = load_tensors(checkpoint / "optimizer.safetensors")
     sizes = sum(each.nbytes for each in (*weights.values(), *moments.values()))
     assert sizes == 12 * sum(each.numel() for each in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["deepspeed_zero2", "deepspeed_zero3"])
+def test_frozen_weights_are_saved_as_they_were_read(
+    topology: str, recipe: dict[str, Any], tiny_model: Path, launch: Launch
+) -> None:
+    """DeepSpeed has them in half precision only."""
+    keys = {**recipe, "freeze": ["bert.embeddings.*"], "mixed_precision": "bf16", "max_train_steps": 2}
+    run = launch({**keys, "checkpointing_steps": 1}, topology=topology, num_processes=2)
+    assert run.exit_code == 0, run.stderr
+    read = load_file(tiny_model / "model.safetensors")
+    for folder in (run.path / "checkpoints" / "step_00000002", run.path / "final"):
+        saved = load_tensors(folder / "model.safetensors")
+        frozen = {name: value for name, value in read.items() if "embeddings" in name}
+        assert frozen
+        for name, value in frozen.items():
+            found = saved[name if name in saved else f"bert.{name}"]
+            assert found.dtype == torch.float32
+            assert torch.equal(found, value), name
