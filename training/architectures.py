@@ -41,10 +41,21 @@ def choose_chunk_tokens(wanted: int | Literal["auto"], vocab_size: int) -> int:
     return max(_FEWEST_CHUNK_TOKENS, _CHUNK_BYTES // (4 * vocab_size)) if wanted == "auto" else wanted
 
 
+def list_query_blocks(length: int, window: int | None = None) -> list[tuple[int, int, int]]:
+    """Of each block of queries: its begin, its end, and the first key that one of it sees.
+
+    Args:
+        window: most tokens that one sees, itself included; None for all before it.
+    """
+    return [
+        (begin, min(begin + QUERIES_PER_BLOCK, length), 0 if window is None else max(0, begin - window + 1))
+        for begin in range(0, length, QUERIES_PER_BLOCK)
+    ]
+
+
 def count_block_scores(length: int) -> int:
     """How many scores of a head are computed for a sequence where each block of queries takes the keys up to its end."""
-    ends = [*range(QUERIES_PER_BLOCK, length, QUERIES_PER_BLOCK), length]
-    return sum((end - begin) * end for begin, end in zip([0, *ends[:-1]], ends, strict=True))
+    return sum((end - begin) * (end - first) for begin, end, first in list_query_blocks(length))
 
 
 def count_positions(config: Mapping[str, Any]) -> int | None:

@@ -29,6 +29,15 @@ PIECE_BYTES = 256 * 2**20
 (recovery/piece_writer.py)."""
 
 
+def count_held_bytes(share_bytes: int, largest_tensor_bytes: int, num_processes: int) -> int:
+    """The most that some processes hold of a checkpoint that they write in pieces.
+
+    Args:
+        share_bytes: what they write together.
+    """
+    return min(share_bytes, 3 * max(PIECE_BYTES, largest_tensor_bytes) * num_processes)
+
+
 def part_of(name: str, part: int, num_parts: int, piece: int = 0) -> str:
     """The file of one of several processes, as transformers names parts: model-00001-of-00002.safetensors.
 

@@ -6,9 +6,7 @@ from onecurve.training.config import ResolvedRecipe
 from onecurve.training.models.adapters import has_adapter
 from onecurve.training.parallel.agreement import ask_main_process
 from onecurve.training.parallel.launch import Launch
-from onecurve.training.parallel.states import (
-    lies_in_host_memory,
-)
+from onecurve.training.parallel.states import count_largest_bytes, lies_in_host_memory
 from onecurve.training.parallel.topology import describe_topology
 from onecurve.training.record import samples
 from onecurve.training.record.console import describe_arithmetic
@@ -21,7 +19,7 @@ from onecurve.training.recovery.resumption import Start, restore, tidy
 from onecurve.training.recovery.room import check_room
 from onecurve.training.recovery.run_creation import create_run
 from onecurve.training.recovery.run_lock import RunLock
-from onecurve.training.run_directory import PIECE_BYTES, RunDirectory
+from onecurve.training.run_directory import RunDirectory, count_held_bytes
 from onecurve.training.session import Loaded, Session
 
 
@@ -36,7 +34,7 @@ def begin(session: Session, loaded: Loaded, resolved: ResolvedRecipe, start: Sta
     num_local = Launch.from_environment().num_local_processes
     held_bytes = loaded.state_bytes * num_local // accelerator.num_processes
     if lies_in_host_memory(accelerator, session.model):
-        held_bytes = min(held_bytes, 3 * PIECE_BYTES * num_local)
+        held_bytes = count_held_bytes(held_bytes, count_largest_bytes(session.model), num_local)
 
     def prepare_directory() -> str | None:
         about = {

@@ -33,7 +33,7 @@ from onecurve.launcher.facts.shape import ModelShape
 from onecurve.launcher.planning.work import Work
 from onecurve.launcher.units import GIB
 from onecurve.training.architectures import count_block_scores
-from onecurve.training.run_directory import PIECE_BYTES
+from onecurve.training.run_directory import count_held_bytes
 from onecurve.training.zero_buffers import SUB_GROUP, count_bucket, count_live_parameters
 
 Strategy = Literal[
@@ -246,7 +246,7 @@ def count_saving_bytes(
     share = count_checkpoint_bytes(shape, trained_parameters) * num_local_processes // num_processes
     if not in_pieces:
         return share
-    return min(share, 3 * max(PIECE_BYTES, 4 * shape.embedding_parameters) * num_local_processes)
+    return count_held_bytes(share, 4 * shape.embedding_parameters, num_local_processes)
 
 
 def count_final_bytes(shape: ModelShape, trained_parameters: int | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from onecurve.training.architectures import QUERIES_PER_BLOCK
+from onecurve.training.architectures import list_query_blocks
 from onecurve.training.models.matrix_attention import lay_out, softmax, softmax_backward
 
 
@@ -41,7 +41,7 @@ class _CausalAttention(torch.autograd.Function):
         outer, length = queries.shape[:2], queries.shape[2]
         queries, keys, values = lay_out(queries, scale), lay_out(keys), lay_out(values)
         context, kept = queries.new_empty(*queries.shape[:2], values.shape[2]), []
-        for begin, end, first in _list_blocks(length, window):
+        for begin, end, first in list_query_blocks(length, window):
             scores = torch.bmm(queries[:, begin:end], keys[:, first:end].transpose(1, 2))
             hides_from = begin if window is None else first
             scores[..., hides_from - first :].add_(mask[begin:end, hides_from:end])
@@ -56,7 +56,7 @@ class _CausalAttention(torch.autograd.Function):
         queries, keys, values, *kept = ctx.saved_tensors
         outer = gradient.shape[:2]  # Examples and heads.
         gradient = lay_out(gradient)
-        blocks = _list_blocks(queries.shape[1], ctx.window)
+        blocks = list_query_blocks(queries.shape[1], ctx.window)
         of_queries = torch.empty_like(queries)
         # Sums over blocks: in the type of the numbers each addition would be rounded.
         dtype = torch.float32 if len(blocks) > 1 else queries.dtype
@@ -69,12 +69,3 @@ class _CausalAttention(torch.autograd.Function):
             of_keys[:, first:end] += torch.bmm(of_scores.transpose(1, 2), queries[:, begin:end])
         gradients = (of_queries, of_keys.to(keys.dtype), of_values.to(values.dtype))
         return (*(each.view(*outer, *each.shape[1:]) for each in gradients), None, None, None)
-
-
-def _list_blocks(length: int, window: int | None) -> list[tuple[int, int, int]]:
-    """Of each block of queries: its begin, its end, and the first key that one of it sees."""
-    begins = range(0, length, QUERIES_PER_BLOCK)
-    return [
-        (begin, min(begin + QUERIES_PER_BLOCK, length), 0 if window is None else max(0, begin - window + 1))
-        for begin in begins
-    ]

@@ -5,7 +5,7 @@ A call of an attention costs time however little it computes, and so does paddin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ import torch
 _PAIRS_PER_CALL = 64 * 64
 
 
-def group_by_length(lengths: Sequence[int]) -> list[tuple[int, ...]]:
+@lru_cache(maxsize=8)  # All layers of a forward ask the same.
+def group_by_length(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Divide sequences, which stay in their order, into groups that are computed together, as rows of the longest.
 
     Args:

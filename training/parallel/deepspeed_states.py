@@ -61,7 +61,10 @@ def read_moment(parameter: Any, key: str) -> torch.Tensor | Divided | None:
 def _divide(parameter: Any, own: torch.Tensor | None) -> Divided:
     """What this rank holds under ZeRO-3 of a weight or of what belongs to it; None for the weight itself, which is frozen."""
     own = parameter.ds_tensor.data if own is None else own
-    return Divided(own.flatten(), parameter.ds_shape, parameter.ds_tensor.numel(), parameter.ds_process_group)
+    # A group of GPUs sends nothing that lies on the host.
+    return Divided(
+        own.flatten().to(parameter.device), parameter.ds_shape, parameter.ds_tensor.numel(), parameter.ds_process_group
+    )
 
 
 def write_weight(parameter: Any, whole: torch.Tensor) -> None:

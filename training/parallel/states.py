@@ -41,14 +41,23 @@ def count_state_bytes(model: torch.nn.Module) -> int:
 
 def count_weight_bytes(model: torch.nn.Module) -> int:
     """Bytes of the weights and buffers that a checkpoint holds, in float32, of a model that may be divided."""
-    return sum(4 * int(getattr(value, "ds_numel", value.numel())) for _, value in _list_saved(model))
+    return sum(_count_float32_bytes(value) for _, value in _list_saved(model))
+
+
+def count_largest_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the largest weight, whole and in float32, of a prepared model that may be divided."""
+    return max(_count_float32_bytes(value) for value in unwrap(model).parameters())
+
+
+def _count_float32_bytes(value: torch.Tensor) -> int:
+    return 4 * int(getattr(value, "ds_numel", value.numel()))
 
 
 def count_checkpoint_bytes(model: torch.nn.Module) -> int:
     """Bytes of a checkpoint's weights, buffers and moments, in float32, of a prepared model that may be divided."""
     inner = unwrap(model)
-    trained = sum(int(getattr(each, "ds_numel", each.numel())) for each in inner.parameters() if each.requires_grad)
-    return count_weight_bytes(inner) + 4 * len(MOMENTS) * trained
+    trained = sum(_count_float32_bytes(each) for each in inner.parameters() if each.requires_grad)
+    return count_weight_bytes(inner) + len(MOMENTS) * trained
 
 
 def load_weights(checkpoint: Path, model: torch.nn.Module, shares: Shares | None = None) -> None:

@@ -127,7 +127,7 @@ class CheckpointWriter:
         progress.scheduler = self.scheduler.state_dict()
         progress.optimizer_step = count_updates(self.optimizer)
         progress.loss_scale = read_loss_scale(self.accelerator, self.optimizer)
-        self._copy.deal(Dealing(self.writers, piece_bytes=None if self._pieces is None else PIECE_BYTES))
+        self._copy.dealing = Dealing(self.writers, piece_bytes=None if self._pieces is None else PIECE_BYTES)
         self._copy.take(WEIGHTS_FILE, list_weights(self.accelerator, self.model), self._pieces)
         self._copy.take(MOMENTS_FILE, list_moments(self.accelerator, self.model, self.optimizer), self._pieces)
         self._is_held = True
@@ -178,7 +178,7 @@ class CheckpointWriter:
             (staging / "README.md").write_text(model_card, encoding="utf-8")
 
         inner = unwrap(self.model)
-        self._copy.deal(Dealing(choose_writers(inner, self.writers), group_converted(inner)))
+        self._copy.dealing = Dealing(choose_writers(inner, self.writers), group_converted(inner))
         self._copy.take(WEIGHTS_FILE, list_weights(self.accelerator, self.model))
         self._begin(target, sum(self._copy.dealing.num_bytes.values()))
         raise_together(self._problem)

@@ -17,16 +17,12 @@ class StateCopy:
 
     Attributes:
         rank: this process's.
-        dealing: of the last copy.
+        dealing: of the last copy; a new one begins the next.
     """
 
     rank: int
     dealing: Dealing = field(default_factory=lambda: Dealing((0,)))
     _copies: dict[str, HostCopy] = field(default_factory=dict)
-
-    def deal(self, dealing: Dealing) -> None:
-        """Begin a copy."""
-        self.dealing = dealing
 
     def take(self, file: str, states: States, pieces: PieceWriter | None = None) -> None:
         """Copy each tensor that is dealt to this rank, and send the others what they need of it. Every rank must call it.

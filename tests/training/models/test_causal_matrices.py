@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from onecurve.training.models import causal_matrices
+from onecurve.training import architectures
 from onecurve.training.models.causal_matrices import attend_causally
 
 SCALE = 0.3
@@ -36,7 +36,7 @@ def attend_plainly(states: tuple[torch.Tensor, ...], window: int | None) -> torc
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 100])
 @pytest.mark.parametrize("length", [1, 4, 5, 13])
 def test_blocks_give_the_whole(length: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal_matrices, "QUERIES_PER_BLOCK", 4)
+    monkeypatch.setattr(architectures, "QUERIES_PER_BLOCK", 4)
     states = build_states(length, torch.float64)
     found = attend_causally(*states, build_mask(length, window, torch.float64), SCALE, window)
     expected = attend_plainly(states, window)
@@ -55,7 +55,7 @@ def test_many_blocks_round_hardly_more_than_one_in_bf16(monkeypatch: pytest.Monk
     exact = torch.autograd.grad(attend_plainly(states, None).sum(), states)
     errors = []
     for block in (64, 4):
-        monkeypatch.setattr(causal_matrices, "QUERIES_PER_BLOCK", block)
+        monkeypatch.setattr(architectures, "QUERIES_PER_BLOCK", block)
         found = torch.autograd.grad(attend_causally(*states, mask, SCALE, None).sum(), states)
         errors.append([float((own - plain).norm() / plain.norm()) for own, plain in zip(found, exact, strict=True)])
     for whole, blocks in zip(*errors, strict=True):
@@ -64,6 +64,6 @@ def test_many_blocks_round_hardly_more_than_one_in_bf16(monkeypatch: pytest.Monk
 
 
 def test_what_no_query_sees_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal_matrices, "QUERIES_PER_BLOCK", 4)
-    assert causal_matrices._list_blocks(10, None) == [(0, 4, 0), (4, 8, 0), (8, 10, 0)]
-    assert causal_matrices._list_blocks(10, 3) == [(0, 4, 0), (4, 8, 2), (8, 10, 6)]
+    monkeypatch.setattr(architectures, "QUERIES_PER_BLOCK", 4)
+    assert architectures.list_query_blocks(10, None) == [(0, 4, 0), (4, 8, 0), (8, 10, 0)]
+    assert architectures.list_query_blocks(10, 3) == [(0, 4, 0), (4, 8, 2), (8, 10, 6)]

@@ -63,13 +63,13 @@ def test_a_state_is_in_pieces_but_for_the_last_one(tmp_path: Path) -> None:
         yield from expected.items()
 
     copy, pieces = StateCopy(rank=1), PieceWriter(tmp_path)
-    copy.deal(Dealing((1, 2), piece_bytes=24))
+    copy.dealing = Dealing((1, 2), piece_bytes=24)
     copy.take("optimizer.safetensors", iter([("other", torch.zeros(100))]), pieces)
     copy.take(FILE, states(), pieces)
     assert pieces.finish() == []
     assert copy.dealing.owners[FILE]["w0"] == 2, "it has less so far"
     copy = StateCopy(rank=2)
-    copy.deal(Dealing((1, 2), piece_bytes=24))
+    copy.dealing = Dealing((1, 2), piece_bytes=24)
     pieces = PieceWriter(tmp_path)
     copy.take("optimizer.safetensors", iter([("other", torch.zeros(100))]), pieces)
     copy.take(FILE, states(), pieces)
