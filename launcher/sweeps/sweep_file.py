@@ -50,20 +50,21 @@ class SweepKeys(BaseModel):
     recipe: PathText = Field(min_length=1, description="the recipe; flags of the command line change it for all trials")
     metric: str = Field(min_length=1, description="a metric of the validation data, such as eval_accuracy")
     mode: Literal["min", "max"] | None = Field(
-        None, description="whether a lower or a higher value is better; by default what the metric's name says"
+        default=None, description="whether a lower or a higher value is better; by default what the metric's name says"
     )
     strategy: Literal["grid", "random", "tpe"] | None = Field(
-        None, description="grid takes every combination, random draws values, tpe learns from the trials before"
+        default=None, description="grid takes every combination, random draws values, tpe learns from the trials before"
     )
     num_trials: Annotated[Integer, Field(ge=1, le=_MAX_TRIALS)] | None = Field(
-        None, description="trials of random and tpe; with a higher number a sweep goes on"
+        default=None, description="trials of random and tpe; with a higher number a sweep goes on"
     )
-    seed: Annotated[Integer, Field(ge=0)] = Field(0, description="of the values that random and tpe draw")
+    seed: Annotated[Integer, Field(ge=0)] = Field(default=0, description="of the values that random and tpe draw")
     num_startup_trials: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="of tpe: trials that are drawn at random and run to their end; 10 by default"
+        default=None, description="of tpe: trials that are drawn at random and run to their end; 10 by default"
     )
     prune: bool | None = Field(
-        None, description="of tpe: stop a trial whose best value is worse than the median there; true by default"
+        default=None,
+        description="of tpe: stop a trial whose best value is worse than the median there; true by default",
     )
 
 

@@ -13,43 +13,46 @@ class CausalLMRecipe(Recipe):
     """The keys of causal language models beside those of every recipe."""
 
     text_column: str | None = Field(
-        None, min_length=1, description="column with plain text; `text` where no other kind of column is named"
+        default=None, min_length=1, description="column with plain text; `text` where no other kind of column is named"
     )
     messages_column: str | None = Field(
-        None, min_length=1, description="column with conversations: lists of messages with role and content"
+        default=None, min_length=1, description="column with conversations: lists of messages with role and content"
     )
     tools_column: str | None = Field(
-        None, min_length=1, description="column with JSON schemas of the tools that a conversation may call"
+        default=None, min_length=1, description="column with JSON schemas of the tools that a conversation may call"
     )
     prompt_column: str | None = Field(
-        None, min_length=1, description="column with prompts: texts, or the first messages of conversations"
+        default=None, min_length=1, description="column with prompts: texts, or the first messages of conversations"
     )
     completion_column: str | None = Field(
-        None, min_length=1, description="column with what follows each prompt, directly behind it; of the same kind"
+        default=None,
+        min_length=1,
+        description="column with what follows each prompt, directly behind it; of the same kind",
     )
     completion_only_loss: bool | None = Field(
-        None, description="learn only completions, not their prompts; by default true where there are prompts"
+        default=None, description="learn only completions, not their prompts; by default true where there are prompts"
     )
     assistant_only_loss: bool = Field(
-        False, description="learn only the assistant's messages, each with the token that ends it"
+        default=False, description="learn only the assistant's messages, each with the token that ends it"
     )
     chat_template: PathText | None = Field(
-        None, description="file with a chat template in Jinja; none takes the tokenizer's own"
+        default=None, description="file with a chat template in Jinja; none takes the tokenizer's own"
     )
-    eos_token: str | None = Field(None, description="token that ends a text; none takes the tokenizer's own")
+    eos_token: str | None = Field(default=None, description="token that ends a text; none takes the tokenizer's own")
     split_special_tokens: bool = Field(
-        True,
+        default=True,
         description="whether special tokens that texts and prompts write are read as plain text; false reads them as special "
         "tokens, as chats need it that were rendered before",
     )
     long_texts: Literal["cut", "split"] = Field(
-        "cut", description="what happens to more than max_length tokens: cut off, or split into several examples"
+        default="cut",
+        description="what happens to more than max_length tokens: cut off, or split into several examples",
     )
     num_samples: Annotated[Integer, Field(ge=0)] = Field(
-        0,
+        default=0,
         description="validation examples that the model continues at the start and at each evaluation, into samples.jsonl",
     )
-    max_new_tokens: Annotated[Integer, Field(ge=1)] = Field(128, description="most tokens of one generation")
+    max_new_tokens: Annotated[Integer, Field(ge=1)] = Field(default=128, description="most tokens of one generation")
 
 
 def find_contradictions(recipe: CausalLMRecipe) -> list[str]:

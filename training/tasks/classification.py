@@ -27,15 +27,15 @@ _MAX_LABELS_CHECKED = 12
 class ClassificationRecipe(Recipe):
     """The keys of labels."""
 
-    label_column: str | Files = Field("label", description="column with the label, or several columns of 0/1")
+    label_column: str | Files = Field(default="label", description="column with the label, or several columns of 0/1")
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = Field(
-        "single_label_classification", description="the kind of label, in transformers' words"
+        default="single_label_classification", description="the kind of label, in transformers' words"
     )
     label_smoothing_factor: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the label spread evenly"
+        default=0.0, description="share of the label spread evenly"
     )
     class_weights: Literal["balanced"] | dict[str, Annotated[Number, Field(gt=0)]] | None = Field(
-        None, description="'balanced', or a weight for each label"
+        default=None, description="'balanced', or a weight for each label"
     )
 
 

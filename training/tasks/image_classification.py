@@ -38,18 +38,18 @@ class ImageClassificationRecipe(ClassificationRecipe):
     """The keys of image classification beside those of every recipe."""
 
     image_column: str = Field(
-        "image", min_length=1, description="column with the image: a path, or the bytes of a file"
+        default="image", min_length=1, description="column with the image: a path, or the bytes of a file"
     )
     image_folder: PathText | None = Field(
-        None, description="folder from which paths lead; none is the one where the command runs"
+        default=None, description="folder from which paths lead; none is the one where the command runs"
     )
     random_crop_area: Annotated[Number, Field(gt=0, le=1)] = Field(
-        1.0,
+        default=1.0,
         description="in training, smallest share of an image that a random crop keeps, which is then scaled to the whole size; "
         "1 does not crop",
     )
     random_flip: Annotated[Number, Field(ge=0, le=1)] = Field(
-        0.0, description="in training, how often an image is mirrored, left to right"
+        default=0.0, description="in training, how often an image is mirrored, left to right"
     )
 
 

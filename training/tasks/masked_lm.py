@@ -41,13 +41,15 @@ _NO_UNIT = -1
 class MaskedLMRecipe(Recipe):
     """The keys of masked language models beside those of every recipe."""
 
-    text_column: str = Field("text", min_length=1, description="column with the text")
+    text_column: str = Field(default="text", min_length=1, description="column with the text")
     mlm_probability: Annotated[Number, Field(gt=0, lt=1)] = Field(
-        0.15, description="share of the tokens (or words) of each example that are hidden and predicted, at least one"
+        default=0.15,
+        description="share of the tokens (or words) of each example that are hidden and predicted, at least one",
     )
-    whole_word_mask: bool = Field(False, description="hide whole words instead of single tokens")
+    whole_word_mask: bool = Field(default=False, description="hide whole words instead of single tokens")
     long_texts: Literal["cut", "split"] = Field(
-        "cut", description="what happens to more than max_length tokens: cut off, or split into several examples"
+        default="cut",
+        description="what happens to more than max_length tokens: cut off, or split into several examples",
     )
 
 

@@ -27,19 +27,21 @@ class MultipleChoiceRecipe(Recipe):
     """The keys of multiple choice beside those of every recipe."""
 
     context_column: str = Field(
-        "context", min_length=1, description="column with the text that every choice is read with"
+        default="context", min_length=1, description="column with the text that every choice is read with"
     )
     question_column: str | None = Field(
-        None,
+        default=None,
         description="column with a text that stands before every choice, such as a question or a sentence's beginning",
     )
     choice_columns: Names = Field(
-        ("choices",),
+        default=("choices",),
         min_length=1,
         description="column with the list of choices, or several columns with one each, of which a row may leave out the last",
     )
     label_column: str = Field(
-        "label", min_length=1, description="column with the right choice: its number from 0, or a capital letter from A"
+        default="label",
+        min_length=1,
+        description="column with the right choice: its number from 0, or a capital letter from A",
     )
 
 

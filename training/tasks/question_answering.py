@@ -47,24 +47,26 @@ _IN_NO_WINDOW = (
 class QuestionAnsweringRecipe(Recipe):
     """The keys of question answering beside those of every recipe. Their names are those of transformers' run_qa."""
 
-    question_column: str = Field("question", min_length=1, description="column with the question")
-    context_column: str = Field("context", min_length=1, description="column with the text that holds the answer")
+    question_column: str = Field(default="question", min_length=1, description="column with the question")
+    context_column: str = Field(
+        default="context", min_length=1, description="column with the text that holds the answer"
+    )
     answers_column: str = Field(
-        "answers",
+        default="answers",
         min_length=1,
         description="column with the answers: `text` and `answer_start`, two lists, as SQuAD has them",
     )
     doc_stride: Annotated[Integer, Field(ge=0)] = Field(
-        128, description="tokens by which the windows of a context that is too long overlap"
+        default=128, description="tokens by which the windows of a context that is too long overlap"
     )
-    version_2_with_negative: bool = Field(False, description="some questions have no answer, as in SQuAD 2.0")
+    version_2_with_negative: bool = Field(default=False, description="some questions have no answer, as in SQuAD 2.0")
     null_score_diff_threshold: Annotated[Number, Field()] = Field(
-        0.0, description="no answer is given where its score is above the best answer's by more than this"
+        default=0.0, description="no answer is given where its score is above the best answer's by more than this"
     )
     n_best_size: Annotated[Integer, Field(ge=1)] = Field(
-        20, description="starts and ends that are combined to answers, and most answers that are reported"
+        default=20, description="starts and ends that are combined to answers, and most answers that are reported"
     )
-    max_answer_length: Annotated[Integer, Field(ge=1)] = Field(30, description="most tokens of an answer")
+    max_answer_length: Annotated[Integer, Field(ge=1)] = Field(default=30, description="most tokens of an answer")
 
 
 @dataclass(frozen=True)

@@ -28,19 +28,23 @@ _MAX_TOKENS_SHOWN = 400
 class Seq2SeqLMRecipe(Recipe):
     """The keys of this task beside those of every recipe."""
 
-    source_column: str = Field("source", min_length=1, description="column with the text that is read")
-    target_column: str = Field("target", min_length=1, description="column with the text that is written")
+    source_column: str = Field(default="source", min_length=1, description="column with the text that is read")
+    target_column: str = Field(default="target", min_length=1, description="column with the text that is written")
     translation_column: str | None = Field(
-        None, description="instead of both: a column with an object that has a text for each language"
+        default=None, description="instead of both: a column with an object that has a text for each language"
     )
-    source_lang: str | None = Field(None, description="its key of the text that is read")
-    target_lang: str | None = Field(None, description="its key of the text that is written")
-    source_prefix: str = Field("", description="put in front of what is read, such as 'summarize: ' for T5")
+    source_lang: str | None = Field(default=None, description="its key of the text that is read")
+    target_lang: str | None = Field(default=None, description="its key of the text that is written")
+    source_prefix: str = Field(default="", description="put in front of what is read, such as 'summarize: ' for T5")
     max_target_length: Annotated[Integer, Field(ge=2)] = Field(
-        128, description="tokens a target is cut to, and most tokens that are written"
+        default=128, description="tokens a target is cut to, and most tokens that are written"
     )
-    predict_with_generate: bool = Field(True, description="write texts at each evaluation, for ROUGE, BLEU and chrF")
-    num_beams: Annotated[Integer, Field(ge=1)] = Field(1, description="beams of the search for a text; 1 is greedy")
+    predict_with_generate: bool = Field(
+        default=True, description="write texts at each evaluation, for ROUGE, BLEU and chrF"
+    )
+    num_beams: Annotated[Integer, Field(ge=1)] = Field(
+        default=1, description="beams of the search for a text; 1 is greedy"
+    )
 
 
 class Seq2SeqLM(Task):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class TextClassificationRecipe(ClassificationRecipe):
     """The keys of text classification beside those of every recipe."""
 
-    text_column: str = Field("text", min_length=1, description="column with the text")
-    text_pair_column: str | None = Field(None, description="column with the second text of a pair")
+    text_column: str = Field(default="text", min_length=1, description="column with the text")
+    text_pair_column: str | None = Field(default=None, description="column with the second text of a pair")
 
 
 class TextClassification(Classification):

@@ -40,20 +40,22 @@ _SHARE_OF_OVERLAP = 4
 class TokenClassificationRecipe(Recipe):
     """The keys of token classification beside those of every recipe."""
 
-    tokens_column: str = Field("tokens", min_length=1, description="column with the list of words of each row")
-    label_column: str = Field("ner_tags", min_length=1, description="column with the list of their labels")
+    tokens_column: str = Field(default="tokens", min_length=1, description="column with the list of words of each row")
+    label_column: str = Field(default="ner_tags", min_length=1, description="column with the list of their labels")
     label_names: Names = Field(
-        (), description="names of the labels, in the order of the outputs; where the data has numbers, what each means"
+        default=(),
+        description="names of the labels, in the order of the outputs; where the data has numbers, what each means",
     )
     tag_scheme: Literal["auto", "entities", "plain"] = Field(
-        "auto",
+        default="auto",
         description="whether labels mark entities (B-PER, I-PER, O) or are each word's own; auto sees it in them",
     )
     label_all_tokens: bool = Field(
-        False, description="learn a label at every token of a word; else, and always in predictions, at its first"
+        default=False,
+        description="learn a label at every token of a word; else, and always in predictions, at its first",
     )
     doc_stride: Annotated[Integer, Field(ge=0)] | None = Field(
-        None,
+        default=None,
         description="tokens that two windows of a row longer than max_length share; none is a quarter of max_length",
     )
 

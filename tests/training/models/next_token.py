@@ -9,7 +9,7 @@ from onecurve.training.tasks.base import NO_TARGET, Forward, Task, sum_by_exampl
 
 
 class NextTokenRecipe(Recipe):
-    text_column: str = Field("text", description="column with the text")
+    text_column: str = Field(default="text", description="column with the text")
 
 
 class NextToken(Task):
