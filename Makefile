@@ -119,9 +119,10 @@ gpu: build/demo/complete
 site: .venv/complete
 	.venv/bin/python docs/build_site.py
 
+# A cache of mypy has hidden errors that a fresh clone finds.
 lint: .venv/complete
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy --no-incremental # a cache has hidden errors that a fresh clone finds
+	.venv/bin/mypy --no-incremental
 
 check: lint test
