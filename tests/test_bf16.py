@@ -13,7 +13,7 @@ from benchmarks.bf16 import compare
 from benchmarks.bf16_batches import compare_batches
 from tests.conftest import Launch, Run
 
-BF16 = {"mixed_precision": "bf16", "allow_slow_bf16": True, "dropout": 0.1, "eval_steps": 8, "max_eval_samples": 20}
+BF16 = {"mixed_precision": "bf16", "dropout": 0.1, "eval_steps": 8, "max_eval_samples": 20}
 
 # Relative, of a step's loss: ten times what a small model showed in its first steps, and less than other dropout masks do.
 MAX_DEVIATION = 1e-4

@@ -558,7 +558,7 @@ def test_a_checkpoint_keeps_its_name_until_every_process_has_read_it(
 def test_a_resumed_run_of_a_sharded_model_has_the_same_bits(
     recipe: Settings, launch: Launch, tmp_path: Path, topology: str, precision: str
 ) -> None:
-    settings = {**recipe, **LONG, "mixed_precision": precision, "allow_slow_bf16": True}
+    settings = {**recipe, **LONG, "mixed_precision": precision}
     whole = launch(settings, topology, 2)
     assert whole.exit_code == 0, whole.stderr
     resumed = launch({**settings, "output_dir": str(cut_short(whole, 20, tmp_path / "cut"))}, topology, 2)

@@ -6,6 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from transformers.dynamic_module_utils import custom_object_save
+
 MODEL_CONFIG = "model_config.json"
 """The config of an adapter's model. Under its usual name, transformers would look for the model's weights beside it."""
 
@@ -21,10 +23,13 @@ def save_config_and_processor(model: Any, processor: Any, folder: Path) -> None:
 
 
 def save_config(model: Any, folder: Path, name: str) -> None:
-    """Write the model's config under a name, and how it generates."""
+    """Write the model's config under a name, how it generates, and the Python files of a model that brings its own code."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # FSDP2 makes a class of its own.
     config.dtype = str(model.dtype).removeprefix("torch.")
+    for custom in (model, config):
+        if custom._auto_class is not None:  # Its code lies beside its weights, where `trust_remote_code` looks for it.
+            custom_object_save(custom, folder, config)
     config.to_json_file(folder / name)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)

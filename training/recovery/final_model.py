@@ -70,37 +70,27 @@ def write_final(
     file = part_of(WEIGHTS_FILE, part or 0, num_parts)
 
     def write() -> tuple[str, dict[str, int]]:
-        if part is not None and num_parts > 1:
-            return file, _write_share(model, weights, staging / file)
-        if part is not None:
-            _write_whole(model, weights, staging)
-        return file, {}
+        if part is None:
+            return file, {}
+        if has_adapter(model):
+            save_adapter(model, weights, staging)
+            return file, {}
+        return file, _write_share(model, weights, staging / file)
 
     def complete(shares: list[tuple[str, dict[str, int]]]) -> None:
         add_more(staging)
-        if num_parts > 1:
+        if not has_adapter(model):
             save_config(model, staging, "config.json")
-            file_of = {name: file for file, sizes in shares for name in sizes}
-            write_index(staging / WEIGHTS_FILE, file_of, sum(sum(sizes.values()) for _, sizes in shares))
-            if not _list_converters(model):  # Else it would copy the weights that it converts, instead of mapping them.
+            if num_parts > 1:
+                file_of = {name: file for file, sizes in shares for name in sizes}
+                write_index(staging / WEIGHTS_FILE, file_of, sum(sum(sizes.values()) for _, sizes in shares))
+            # Of several files it would copy the weights that it converts, instead of mapping them.
+            if num_parts == 1 or not _list_converters(model):
                 _compare_with_folder(model, weights, staging)
         finish(staging, target)
 
     shares = work_together(write, partial(describe_failure, target))
     work_together(lambda: complete(shares) if accelerator.is_main_process else None, partial(describe_failure, target))
-
-
-def _write_whole(model: Any, weights: Tensors, folder: Path) -> None:
-    """Write all weights and the config, and compare what `from_pretrained` reads with what was trained.
-
-    Raises:
-        Fault: they differ.
-    """
-    if has_adapter(model):
-        save_adapter(model, weights, folder)
-        return
-    model.save_pretrained(folder, state_dict=dict(weights))
-    _compare_with_folder(model, weights, folder)
 
 
 def _write_share(model: Any, weights: Tensors, path: Path) -> dict[str, int]:

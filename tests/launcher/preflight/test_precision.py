@@ -31,7 +31,7 @@ def check(
 
 
 def test_far_slower_is_an_error_unless_it_is_allowed(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    _, (finding,) = check(recipe, AVX2, monkeypatch)
+    _, (finding,) = check({**recipe, "allow_slow_bf16": False}, AVX2, monkeypatch)
     assert finding.severity == "error"
     assert names(finding.message, "mixed_precision", "167", "--yes", "allow_slow_bf16")
     _, (finding,) = check({**recipe, "allow_slow_bf16": True}, AVX2, monkeypatch)

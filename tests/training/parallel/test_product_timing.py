@@ -77,7 +77,7 @@ def test_a_slow_processor_refuses_before_anything_is_written(
     train: Train, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "measure_product_rates", lambda: AVX2)
-    refused = train({**recipe, "mixed_precision": "bf16"})
+    refused = train({**recipe, "mixed_precision": "bf16", "allow_slow_bf16": False})
     assert refused.exit_code == 2
     assert names(refused.stderr, "mixed_precision", "167", "allow_slow_bf16")
     assert not refused.path.exists()

@@ -1,0 +1,65 @@
+"""What lies beside the weights of a saved model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from tools.trainings import Run
+
+CODE = """\
+from transformers import BertConfig, BertForSequenceClassification
+
+from .scaling import SCALE
+
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+
+class Own(BertForSequenceClassification):
+    config_class = OwnConfig
+
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.logits = found.logits * SCALE
+        return found
+"""
+
+
+@pytest.fixture
+def own_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model that brings its own code, in two files."""
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_model, folder)
+    (folder / "modeling_own.py").write_text(CODE, encoding="utf-8")
+    (folder / "scaling.py").write_text("SCALE = 3\n", encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForSequenceClassification": "modeling_own.Own"}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": names, "model_type": "own"}), encoding="utf-8")
+    return folder
+
+
+def test_a_model_with_its_own_code_is_saved_with_it(
+    own_model: Path, recipe: dict[str, Any], train: Callable[[Mapping[str, Any]], Run]
+) -> None:
+    settings = {**recipe, "model_name_or_path": str(own_model), "trust_remote_code": True}
+    refused = train({**settings, "trust_remote_code": False})
+    assert refused.exit_code == 2
+    run = train(settings)
+    assert run.exit_code == 0, run.stderr
+    shutil.rmtree(own_model)
+    final = run.path / "final"
+    assert {path.name for path in final.glob("*.py")} == {"modeling_own.py", "scaling.py"}
+    loaded = AutoModelForSequenceClassification.from_pretrained(final, trust_remote_code=True)
+    assert type(loaded).__name__ == "Own"
+    tokens = {"input_ids": torch.tensor([[101, 102]])}
+    plain = type(loaded).__mro__[1].from_pretrained(final)
+    torch.testing.assert_close(loaded(**tokens).logits, 3 * plain(**tokens).logits)
