@@ -121,9 +121,7 @@ def test_a_base_that_changed_is_refused(recipe: dict[str, Any], train: Train, ti
     assert names(again.stderr, "model_name_or_path", "step_00000008")
 
 
-@pytest.mark.parametrize(
-    "keys", [{}, {"base_dtype": "bfloat16", "mixed_precision": "bf16"}], ids=str
-)
+@pytest.mark.parametrize("keys", [{}, {"base_dtype": "bfloat16", "mixed_precision": "bf16"}], ids=str)
 def test_a_saved_adapter_is_not_used_beside_other_weights(
     recipe: dict[str, Any], train: Train, tiny_model: Path, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
