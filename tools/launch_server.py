@@ -2,7 +2,8 @@
 
 The launcher is accelerate's own (`accelerate launch`, torch's elastic agent in it), so ranks get the environment, signals
 and exit codes that it gives. One thing differs: a rank is forked and runs its script as `__main__`, where it would be a
-new Python. Nothing of `onecurve` is imported before that. `tools.launches` starts this program and talks to it.
+new Python. Nothing of `onecurve` is imported before that. A script may be a launcher too, such as `onecurve run`: what it
+starts is forked as well. `tools.launches` starts this program and talks to it.
 
 What a fork can't show: what depends on variables that are read at import (`tools.launches` starts those launches for
 real), the order of sets of strings (all ranks share a hash seed), and command lines in /proc.
@@ -22,12 +23,10 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 # What a rank and the launcher import; that is most of their start. None of it starts threads that a fork would lose.
 IMPORTED = (
@@ -42,54 +41,71 @@ IMPORTED = (
 # The modules' path without this program's folder: what a new Python would start with.
 _PATH = sys.path[1:]
 
+_NEW_PROCESS = subprocess.Popen
 
-class ForkedProcess:
-    """What launchers use of `subprocess.Popen`, for `python [-u] script ...`: forked, and never started anew."""
 
-    def __init__(
+class ForkedProcess(subprocess.Popen[Any]):
+    """`subprocess.Popen` for launchers: a Python program and `accelerate launch` are forked, anything else is started anew."""
+
+    def _execute_child(
         self,
-        args: Sequence[str],
-        env: Mapping[str, str] | None = None,
-        stdout: IO[str] | None = None,
-        stderr: IO[str] | None = None,
-        start_new_session: bool = False,
+        args: Any,
+        executable: Any,
+        preexec_fn: Callable[[], None] | None,
+        close_fds: bool,
+        pass_fds: Any,
+        cwd: Any,
+        env: Mapping[str, str] | None,
+        startupinfo: Any,
+        creationflags: int,
+        shell: bool,
+        p2cread: int,
+        p2cwrite: int,
+        c2pread: int,
+        c2pwrite: int,
+        errread: int,
+        errwrite: int,
+        *more: Any,
     ) -> None:
-        self.args = args
-        self.returncode: int | None = None
-        environment = dict(os.environ if env is None else env)
+        program = None if shell else find_program(args, dict(os.environ if env is None else env))
+        pipes = (p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+        if program is None:
+            common = (args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell)
+            super()._execute_child(*common, *pipes, *more)  # type: ignore[misc]
+            return
+        start_new_session, process_group = more[-2:]
+        sys.stdout.flush()  # What is buffered here would be written by both.
+        sys.stderr.flush()
         self.pid = os.fork()
         if self.pid:
+            self._child_created = True
+            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
             return
+        if cwd is not None:
+            os.chdir(cwd)
         if start_new_session:
             os.setsid()
-        for descriptor, file in ((1, stdout), (2, stderr)):
-            if file is not None:
-                os.dup2(file.fileno(), descriptor)
-        words = list(args[1:])
-        is_unbuffered = words[0] == "-u"
-        run_script(words[1:] if is_unbuffered else words, environment, is_unbuffered)
+        if process_group is not None and process_group >= 0:
+            os.setpgid(0, process_group)
+        if preexec_fn is not None:
+            preexec_fn()
+        for descriptor, given in enumerate((p2cread, c2pwrite, errwrite)):
+            if given not in (-1, descriptor):
+                os.dup2(given, descriptor)
+        program()
 
-    def poll(self) -> int | None:
-        """The exit code, negative for a signal, once it has ended."""
-        if self.returncode is None:
-            found, status = os.waitpid(self.pid, os.WNOHANG)
-            if found:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
 
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; raises `subprocess.TimeoutExpired`."""
-        end = None if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if end is not None and time.monotonic() > end:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            time.sleep(0.005)
-        return code
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal, if it has not ended."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
+def find_program(args: Any, environment: Mapping[str, str]) -> Callable[[], NoReturn] | None:
+    """What a fork does in place of `python [-u] script ...`, `python -m package ...` or `accelerate launch ...`."""
+    program, *words = [args] if isinstance(args, str) else list(map(str, args))
+    if Path(program).name == "accelerate" and words[:1] == ["launch"]:
+        return lambda: run_launcher(words[1:], environment)
+    is_unbuffered = words[:1] == ["-u"]
+    words = words[is_unbuffered:]
+    is_script = words[:1] == ["-m"] or (bool(words) and words[0].endswith(".py"))
+    if program != sys.executable or not is_script or words[:2] == ["-m", "pip"]:
+        return None
+    return lambda: run_script(words, environment, is_unbuffered)
 
 
 def split_path(path: str | None) -> list[str]:
@@ -106,9 +122,15 @@ def become(environment: Mapping[str, str], arguments: Sequence[str], is_unbuffer
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[:] = arguments
+    atexit._clear()  # What the program that forked has to do at its end.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "onecurve"]:
+        del sys.modules[name]
+    # New streams: those at hand know whether the files that they were opened for can be sought.
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     if is_unbuffered:
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+        sys.stdout.reconfigure(write_through=True)
+        sys.stderr.reconfigure(write_through=True)
 
 
 def exit_as_python_does(main: Callable[[], Any]) -> NoReturn:
@@ -133,22 +155,33 @@ def exit_as_python_does(main: Callable[[], Any]) -> NoReturn:
 
 
 def run_script(words: Sequence[str], environment: Mapping[str, str], is_unbuffered: bool = False) -> NoReturn:
-    """Be `python [-u] script ...`."""
-    become(environment, words, is_unbuffered)
-    sys.path[:] = [str(Path(words[0]).absolute().parent), *split_path(environment.get("PYTHONPATH")), *_PATH]
+    """Be `python [-u] script ...`, or `python -m package ...`."""
+    is_module = words[0] == "-m"
+    fork_programs(is_module)  # A rank has threads, which a fork would lose.
+    become(environment, words[is_module:], is_unbuffered)
+    first = os.getcwd() if is_module else str(Path(words[0]).absolute().parent)
+    sys.path[:] = [first, *split_path(environment.get("PYTHONPATH")), *_PATH]
+    if is_module:
+        exit_as_python_does(lambda: runpy.run_module(words[1], run_name="__main__", alter_sys=True))
     exit_as_python_does(lambda: runpy.run_path(words[0], run_name="__main__"))
 
 
 def run_launcher(arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     """Be `accelerate launch` with these arguments, with ranks that are forked."""
+    fork_programs(is_launcher=True)
+    become(environment, ["accelerate-launch", *arguments])
     from accelerate.commands import launch
+
+    exit_as_python_does(launch.main)
+
+
+def fork_programs(is_launcher: bool) -> None:
+    """Let launchers fork: `accelerate launch` its script, torch's elastic agent its ranks, `onecurve` what it starts."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-    become(environment, ["accelerate-launch", *arguments])
-    replacement = {**vars(subprocess), "Popen": ForkedProcess}
-    launch.subprocess = types.SimpleNamespace(**replacement)
-    subprocess_handler.Popen = ForkedProcess  # type: ignore[attr-defined, assignment]
-    exit_as_python_does(launch.main)
+    chosen = ForkedProcess if is_launcher else _NEW_PROCESS
+    subprocess.Popen = chosen  # type: ignore[misc, assignment]
+    subprocess_handler.Popen = chosen  # type: ignore[attr-defined]
 
 
 def answer(connection: socket.socket) -> NoReturn:

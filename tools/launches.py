@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -206,17 +206,13 @@ class LaunchServer:
         self, arguments: Sequence[str], environment: Mapping[str, str], timeout_seconds: float | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `accelerate launch` with these arguments; raises `subprocess.TimeoutExpired`."""
-        with (
-            tempfile.TemporaryFile("w+", encoding="utf-8") as stdout,
-            tempfile.TemporaryFile("w+", encoding="utf-8") as stderr,
-        ):
-            launcher = self.start(arguments, environment, stdout, stderr)
-            try:
-                exit_code = launcher.wait(timeout_seconds)
-            except subprocess.TimeoutExpired:
-                _kill(launcher.pid)
-                raise
-            return subprocess.CompletedProcess(list(arguments), exit_code, _read(stdout), _read(stderr))
+        return _capture(self.start, arguments, environment, timeout_seconds)
+
+    def run_script(
+        self, words: Sequence[str], environment: Mapping[str, str], timeout_seconds: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python script ...` or `python -m onecurve ...`; raises `subprocess.TimeoutExpired`."""
+        return _capture(self.start_script, words, environment, timeout_seconds)
 
     def start(
         self, arguments: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
@@ -229,7 +225,10 @@ class LaunchServer:
     def start_script(
         self, words: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
     ) -> ServedLauncher | subprocess.Popen[str]:
-        """Start `python script ...` without a launcher, as a new process where its variables can't be served."""
+        """Start `python script ...`, or `python -m onecurve ...` whose launches are forked too.
+
+        As a new process where its variables can't be served.
+        """
         if not self.serves(environment):
             return _start_process([sys.executable, *words], environment, stdout, stderr)
         return self._fork(words, environment, stdout, stderr, is_launch=False)
@@ -264,6 +263,25 @@ class LaunchServer:
             self._server.process.wait()
             self._server.folder.cleanup()
             self._server = None
+
+
+_Start = Callable[[Sequence[str], Mapping[str, str], IO[str], IO[str]], "ServedLauncher | subprocess.Popen[str]"]
+
+
+def _capture(
+    start: _Start, words: Sequence[str], environment: Mapping[str, str], timeout_seconds: float | None
+) -> subprocess.CompletedProcess[str]:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as stdout,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as stderr,
+    ):
+        process = start(words, environment, stdout, stderr)
+        try:
+            exit_code = process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            _kill(process.pid)
+            raise
+        return subprocess.CompletedProcess(list(words), exit_code, _read(stdout), _read(stderr))
 
 
 def _start(environment: Mapping[str, str]) -> _Server:

@@ -20,6 +20,7 @@ from onecurve.launcher.planning.topology import build_topology
 from onecurve.launcher.preflight import check_recipe
 from onecurve.launcher.units import GIB
 from onecurve.training.config import build_recipe
+from tools.launches import LaunchServer, build_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,24 +44,37 @@ def messages(recipe: dict[str, Any], on: Machine, topology: str = "cpu", num_pro
     return [f"{finding.severity}: {finding.message}" for finding in findings]
 
 
+# Commands that start a training or something else that imports torch.
+STARTERS = {("run",), ("resume",), ("predict",), ("merge",), ("check",), ("plan",), ("sweep",), ("fetch",), ("init",)}
+
 Onecurve = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def onecurve() -> Onecurve:
-    """Run the command line for real, in the project's folder: onecurve("check", ..., environment={...})."""
+def onecurve(launch_server: LaunchServer) -> Onecurve:
+    """Run the command line in the project's folder: onecurve("check", ..., environment={...}).
 
-    def run(*words: object, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    What it starts is forked by the launch server, which saves the imports; with is_real=True all are new processes.
+    """
+
+    def run(
+        *words: object, environment: Mapping[str, str] | None = None, is_real: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        arguments = ["-m", "onecurve", *map(str, words)]
+        seconds = 300  # Another training may share the machine.
+        forked = build_environment(environment)
+        if not is_real and words[:1] in STARTERS and launch_server.serves(forked):
+            return launch_server.run_script(arguments, forked, seconds)
         hidden = dict(os.environ)
         if environment and "PATH" in environment:  # It brings its own driver, whose GPUs are seen.
             hidden.pop("CUDA_VISIBLE_DEVICES")
         return subprocess.run(
-            [sys.executable, "-m", "onecurve", *map(str, words)],
+            [sys.executable, *arguments],
             cwd=ROOT,
             env={**hidden, **(environment or {})},
             capture_output=True,
             text=True,
-            timeout=300,  # Another training may share the machine.
+            timeout=seconds,
             check=False,
         )
 

@@ -324,8 +324,12 @@ def test_resume_keeps_the_checkpoint_that_a_run_began_at(
     assert onecurve("resume", run, "--dry-run").returncode == 0, "it has one of its own"
 
 
-def test_two_processes_that_fail_leave_one_message_and_their_exit_code(recipe_file: Path, onecurve: Onecurve) -> None:
-    result = onecurve("run", recipe_file, "--topology", "multi_cpu", "--learning_rate", "1e30", "--max-restarts", "3")
+@pytest.mark.parametrize("is_real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forked", "real"])
+def test_two_processes_that_fail_leave_one_message_and_their_exit_code(
+    recipe_file: Path, onecurve: Onecurve, is_real: bool
+) -> None:
+    words = ("run", recipe_file, "--topology", "multi_cpu", "--learning_rate", "1e30", "--max-restarts", "3")
+    result = onecurve(*words, is_real=is_real)
     assert result.returncode == 3, result.stderr
     told = result.stderr.splitlines()
     assert [line for line in told if line.startswith("onecurve: ")] == told[4:], result.stderr
