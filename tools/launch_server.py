@@ -180,7 +180,7 @@ def fork_programs(is_launcher: bool) -> None:
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     chosen = ForkedProcess if is_launcher else _NEW_PROCESS
-    subprocess.Popen = chosen  # type: ignore[misc, assignment]
+    subprocess.Popen = chosen  # type: ignore[misc]
     subprocess_handler.Popen = chosen  # type: ignore[attr-defined]
 
 
