@@ -216,7 +216,7 @@ def measure_run(scene: Scene) -> list[Row]:
 
     workload = WORKLOADS["tiny" if scene.is_tiny else "bert-large"]
     settings: dict[str, Any] = {
-        **build_workload(workload), "output_dir": str(scene.folder / "large"), "mixed_precision": "bf16",
+        **build_workload(workload), "output_dir": str(scene.folder / "large"), "mixed_precision": "bf16", "allow_slow_bf16": True,
         "train_batch_size": workload.train_batch_size, "per_device_batch_size": workload.micro_batch_size,
         "max_length": 512, "max_train_steps": 8 if scene.is_tiny else 24, "checkpointing_steps": 4 if scene.is_tiny else 12,
         "max_eval_samples": 20,
@@ -284,7 +284,7 @@ def measure_decoder(scene: Scene) -> list[Row]:
     settings: dict[str, Any] = {
         "task": "causal_lm", "model_name_or_path": str(folder), "train_file": data["train_file"],
         "validation_file": data["validation_file"], "output_dir": str(scene.folder / "decoder_run"),
-        "mixed_precision": "bf16", "max_length": 64 if scene.is_tiny else 2048, "max_eval_samples": 4,
+        "mixed_precision": "bf16", "allow_slow_bf16": True, "max_length": 64 if scene.is_tiny else 2048, "max_eval_samples": 4,
         "train_batch_size": 4 if scene.is_tiny else 64, "per_device_batch_size": 4 if scene.is_tiny else 8, "max_train_steps": 10,
     }  # fmt: skip
     adapted = {**settings, "output_dir": str(scene.folder / "adapter_run"), "adapter": "lora", "base_dtype": "bfloat16"}

@@ -25,7 +25,7 @@ def test_texts_are_of_many_lengths_and_the_same_in_every_call(demo: Path) -> Non
 @pytest.mark.slow
 def test_a_way_trains(demo: Path, launch_server: LaunchServer) -> None:
     settings = list(accuracy.WAYS.values())[-1]
-    few = {**settings, "max_train_steps": "3", "max_eval_samples": "20"}
+    few = {**settings, "max_train_steps": "3", "max_eval_samples": "20", "allow_slow_bf16": "true"}
     found = accuracy.train(few, 1, accuracy.write_data(), launch_server)
     assert found * 20 == pytest.approx(round(found * 20)), "a share of twenty texts"
 
