@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-_AGENT_LOG = re.compile(r"[WEI]\d{4} [\d:.]+ +\d+ torch/distributed/")
+# torch names its file from the first folder of the modules' path that holds it: an environment inside a checkout, perhaps.
+_AGENT_LOG = re.compile(r"[WEI]\d{4} [\d:.]+ +\d+ (\S+/)?torch/distributed/")
 
 
 def drop_agent_noise(lines: Iterable[str]) -> Iterator[str]:

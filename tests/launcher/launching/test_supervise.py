@@ -21,6 +21,7 @@ from tests.messages import names, naming
 NOISE = """\
 onecurve: model_name_or_path: 'x' does not exist
 W1123 05:01:31.682000 9004 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 9011 closing signal SIGTERM
+W1123 05:01:31.682000 9004 .venv/lib/python3.11/site-packages/torch/distributed/elastic/agent/server/api.py:7] Closing
 E1123 05:01:33.302000 9004 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 2) local_rank: 0
 Traceback (most recent call last):
   File "bin/accelerate", line 8, in <module>
