@@ -323,7 +323,7 @@ def test_a_bad_row_of_another_process_is_told_at_once(trained: Path, tmp_path: P
     assert process.returncode == 2, told
     (line,) = [line for line in told.splitlines() if line.startswith("onecurve: ")]
     assert names(line, str(source), "row 1500", "'text'")
-    assert time.monotonic() - began < 55, "nobody waits for a word that does not come"
+    assert time.monotonic() - began < 110, "nobody waits for a word that does not come, as the launcher would for 120 s"
     assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
 
 
