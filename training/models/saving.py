@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.fsdp import FSDPModule
 from transformers.dynamic_module_utils import custom_object_save
 
 MODEL_CONFIG = "model_config.json"
@@ -24,10 +25,12 @@ def save_config_and_processor(model: Any, processor: Any, folder: Path) -> None:
 
 def save_config(model: Any, folder: Path, name: str) -> None:
     """Write the model's config under a name, how it generates, and the Python files of a model that brings its own code."""
+    # FSDP2 has given the model a class of its own, in a file of torch.
+    own_class = next(each for each in type(model).__mro__ if not issubclass(each, FSDPModule))
     config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # FSDP2 makes a class of its own.
+    config.architectures = [own_class.__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")
-    for custom in (model, config):
+    for custom in (own_class.__new__(own_class), config):
         if custom._auto_class is not None:  # Its code lies beside its weights, where `trust_remote_code` looks for it.
             custom_object_save(custom, folder, config)
     config.to_json_file(folder / name)

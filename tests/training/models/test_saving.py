@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
+from tools.jobs import Job, write_script
 from tools.trainings import Run
 
 CODE = """\
@@ -47,13 +48,8 @@ def own_model(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_model_with_its_own_code_is_saved_with_it(
-    own_model: Path, recipe: dict[str, Any], train: Callable[[Mapping[str, Any]], Run]
-) -> None:
-    settings = {**recipe, "model_name_or_path": str(own_model), "trust_remote_code": True}
-    refused = train({**settings, "trust_remote_code": False})
-    assert refused.exit_code == 2
-    run = train(settings)
+def check_final(run: Run, own_model: Path) -> None:
+    """final/ is complete without the folder that the model came from."""
     assert run.exit_code == 0, run.stderr
     shutil.rmtree(own_model)
     final = run.path / "final"
@@ -63,3 +59,25 @@ def test_a_model_with_its_own_code_is_saved_with_it(
     tokens = {"input_ids": torch.tensor([[101, 102]])}
     plain = BertForSequenceClassification.from_pretrained(final)
     torch.testing.assert_close(loaded(**tokens).logits, 3 * plain(**tokens).logits)
+
+
+def test_a_model_with_its_own_code_is_saved_with_it(
+    own_model: Path, recipe: dict[str, Any], train: Callable[[Mapping[str, Any]], Run]
+) -> None:
+    settings = {**recipe, "model_name_or_path": str(own_model), "trust_remote_code": True}
+    refused = train({**settings, "trust_remote_code": False})
+    assert refused.exit_code == 2
+    check_final(train(settings), own_model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_bytes", [10_000, 10_000_000], ids=["two writers", "one writer"])
+def test_fsdp2_saves_the_code_of_the_class_that_it_wraps(
+    own_model: Path, recipe: dict[str, Any], tmp_path: Path, file_bytes: int
+) -> None:
+    changes = f"from onecurve.training.recovery import final_model\nfinal_model.FILE_BYTES = {file_bytes}"
+    script = write_script(tmp_path / "small_files.py", changes)
+    settings = {**recipe, "model_name_or_path": str(own_model), "trust_remote_code": True}
+    run = Job(settings, "fsdp", 2, script=script).finish()
+    assert (run.path / "final" / "model.safetensors.index.json").exists() == (file_bytes == 10_000)
+    check_final(run, own_model)
