@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -43,67 +44,50 @@ _PATH = sys.path[1:]
 
 _NEW_PROCESS = subprocess.Popen
 
+# What Python's own class gets when it is about to start a process, by name. It has no public seam there.
+_CHILD = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
+_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+
 
 class ForkedProcess(subprocess.Popen[Any]):
     """`subprocess.Popen` for launchers: a Python program and `accelerate launch` are forked, anything else is started anew."""
 
-    def _execute_child(
-        self,
-        args: Any,
-        executable: Any,
-        preexec_fn: Callable[[], None] | None,
-        close_fds: bool,
-        pass_fds: Any,
-        cwd: Any,
-        env: Mapping[str, str] | None,
-        startupinfo: Any,
-        creationflags: int,
-        shell: bool,
-        p2cread: int,
-        p2cwrite: int,
-        c2pread: int,
-        c2pwrite: int,
-        errread: int,
-        errwrite: int,
-        *more: Any,
-    ) -> None:
-        program = None if shell else find_program(args, dict(os.environ if env is None else env))
-        pipes = (p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+    def _execute_child(self, *values: Any) -> None:
+        given = _CHILD.bind(self, *values).arguments
+        environment = dict(os.environ if given["env"] is None else given["env"])
+        program = None if given["shell"] else find_program(given["args"], environment)
         if program is None:
-            common = (args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell)
-            super()._execute_child(*common, *pipes, *more)  # type: ignore[misc]
+            super()._execute_child(*values)  # type: ignore[misc]
             return
-        start_new_session, process_group = more[-2:]
         sys.stdout.flush()  # What is buffered here would be written by both.
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid:
             self._child_created = True
-            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+            self._close_pipe_fds(*(given[name] for name in _PIPES))  # type: ignore[attr-defined]
             return
-        if cwd is not None:
-            os.chdir(cwd)
-        if start_new_session:
+        if given["cwd"] is not None:
+            os.chdir(given["cwd"])
+        if given["start_new_session"]:
             os.setsid()
-        if process_group is not None and process_group >= 0:
-            os.setpgid(0, process_group)
-        if preexec_fn is not None:
-            preexec_fn()
-        for descriptor, given in enumerate((p2cread, c2pwrite, errwrite)):
-            if given not in (-1, descriptor):
-                os.dup2(given, descriptor)
+        if given["process_group"] >= 0:
+            os.setpgid(0, given["process_group"])
+        if given["preexec_fn"] is not None:
+            given["preexec_fn"]()
+        for descriptor, name in enumerate(("p2cread", "c2pwrite", "errwrite")):
+            if given[name] not in (-1, descriptor):
+                os.dup2(given[name], descriptor)
         program()
 
 
-def find_program(args: Any, environment: Mapping[str, str]) -> Callable[[], NoReturn] | None:
+def find_program(args: Sequence[str], environment: Mapping[str, str]) -> Callable[[], NoReturn] | None:
     """What a fork does in place of `python [-u] script ...`, `python -m package ...` or `accelerate launch ...`."""
-    program, *words = [args] if isinstance(args, str) else list(map(str, args))
+    program, *words = args
     if Path(program).name == "accelerate" and words[:1] == ["launch"]:
         return lambda: run_launcher(words[1:], environment)
     is_unbuffered = words[:1] == ["-u"]
     words = words[is_unbuffered:]
-    is_script = words[:1] == ["-m"] or (bool(words) and words[0].endswith(".py"))
-    if program != sys.executable or not is_script or words[:2] == ["-m", "pip"]:
+    if program != sys.executable or not words or not (words[0] == "-m" or words[0].endswith(".py")):
         return None
     return lambda: run_script(words, environment, is_unbuffered)
 

@@ -20,7 +20,7 @@ TINY = {
     "learning_rate": 1e-3,
     "max_train_steps": 8,
     "dropout": 0.0,
-    "allow_slow_bf16": True,  # Tests of bf16 run on every processor.
+    "allow_slow_bf16": True,  # What is tested is what a processor computes, not how fast.
 }
 
 

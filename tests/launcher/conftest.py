@@ -45,7 +45,7 @@ def messages(recipe: dict[str, Any], on: Machine, topology: str = "cpu", num_pro
 
 
 # Commands that start a training or something else that imports torch.
-STARTERS = {("run",), ("resume",), ("predict",), ("merge",), ("check",), ("plan",), ("sweep",), ("fetch",), ("init",)}
+STARTERS = frozenset({"run", "resume", "predict", "merge", "check", "plan", "sweep", "fetch", "init"})
 
 Onecurve = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -63,7 +63,7 @@ def onecurve(launch_server: LaunchServer) -> Onecurve:
         arguments = ["-m", "onecurve", *map(str, words)]
         seconds = 300  # Another training may share the machine.
         forked = build_environment(environment)
-        if not is_real and words[:1] in STARTERS and launch_server.serves(forked):
+        if not is_real and words and words[0] in STARTERS and launch_server.serves(forked):
             return launch_server.run_script(arguments, forked, seconds)
         hidden = dict(os.environ)
         if environment and "PATH" in environment:  # It brings its own driver, whose GPUs are seen.

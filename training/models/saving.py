@@ -30,7 +30,8 @@ def save_config(model: Any, folder: Path, name: str) -> None:
     config = copy.deepcopy(model.config)
     config.architectures = [own_class.__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")
-    for custom in (own_class.__new__(own_class), config):
+    customs: tuple[Any, ...] = (own_class.__new__(own_class), config)
+    for custom in customs:
         if custom._auto_class is not None:  # Its code lies beside its weights, where `trust_remote_code` looks for it.
             custom_object_save(custom, folder, config)
     config.to_json_file(folder / name)

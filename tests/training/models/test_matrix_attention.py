@@ -210,7 +210,6 @@ def test_the_recipe_chooses_the_masks(train: Train, recipe: dict[str, Any], tmp_
 
 # Relative, on each of 50 steps. bf16 keeps 8 bits: sums cut elsewhere round by 2^-9 in each layer, and training carries it on.
 MAX_BF16_LOSS_DEVIATION = 2e-2
-# On any processor: what is tested is what it computes, not how fast.
 BF16 = {"mixed_precision": "bf16"}
 
 
