@@ -36,6 +36,14 @@ QUERIES_PER_BLOCK = 256
 slower products."""
 
 
+def list_heads(config: Any) -> list[str]:
+    """Names that say which head a model's weights have: of its class and, where it brings its own code, of the auto class
+    that stands for it."""
+    classes = list(config.architectures or [])
+    auto_map: Mapping[str, Any] = getattr(config, "auto_map", None) or {}
+    return classes + [name for name, own in auto_map.items() if str(own).rpartition(".")[2] in classes]
+
+
 def choose_chunk_tokens(wanted: int | Literal["auto"], vocab_size: int) -> int:
     """How many tokens' logits a language model's loss holds in memory at once, for a recipe's loss_chunk_tokens."""
     return max(_FEWEST_CHUNK_TOKENS, _CHUNK_BYTES // (4 * vocab_size)) if wanted == "auto" else wanted

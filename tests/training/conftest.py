@@ -70,3 +70,25 @@ def causal(decoder: Path, news: Path, tmp_path: Path) -> dict[str, Any]:
         "output_dir": str(tmp_path / "run"),
         **settings,
     }
+
+
+Predict = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def predict(capsys: pytest.CaptureFixture[str]) -> Predict:
+    """Label in this process: predict(run, source, target, *flags) -> exit code and all that was said."""
+    from onecurve.training.outcome import report_outcome
+    from onecurve.training.parallel.accelerator import forget_state
+    from onecurve.training.predict import main
+
+    def label(run: Path, source: Path, target: Path, *flags: str) -> tuple[int, str]:
+        capsys.readouterr()
+        try:
+            code = report_outcome(main, ["--run", str(run), "--input", str(source), "--output", str(target), *flags])
+        finally:
+            forget_state()
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return label

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ import yaml
 
 from tests.conftest import ROOT, TINY, to_flags
 from tests.messages import names
+from tests.training.conftest import Predict
 from tools.launches import LaunchServer, build_environment
 
 NUM_ROWS = 10_100  # Ten chunks.
-
-Predict = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
@@ -54,25 +52,6 @@ def trained(tiny_model: Path, news: Path, tmp_path_factory: pytest.TempPathFacto
         for number, handler in kept.items():
             signal.signal(number, handler)
     return folder
-
-
-@pytest.fixture
-def predict(capsys: pytest.CaptureFixture[str]) -> Predict:
-    """Label in this process: predict(run, source, target, *flags) -> exit code and all that was said."""
-    from onecurve.training.outcome import report_outcome
-    from onecurve.training.parallel.accelerator import forget_state
-    from onecurve.training.predict import main
-
-    def label(run: Path, source: Path, target: Path, *flags: str) -> tuple[int, str]:
-        capsys.readouterr()
-        try:
-            code = report_outcome(main, ["--run", str(run), "--input", str(source), "--output", str(target), *flags])
-        finally:
-            forget_state()
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return label
 
 
 def build_rows() -> list[dict[str, Any]]:

@@ -65,11 +65,7 @@ def load_config(recipe: Recipe) -> Any:
     recipe = _name_base(recipe, adapter)
     _check_folder(recipe)
     try:
-        config = AutoConfig.from_pretrained(
-            (adapter and adapter.model_config) or recipe.model_name_or_path,
-            revision=recipe.model_revision,
-            trust_remote_code=recipe.trust_remote_code,
-        )
+        config = _read_config(recipe, recipe.model_name_or_path, adapter.model_config if adapter else None)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and its hub client's own.
         raise BadInput(describe_load_error("model_name_or_path", recipe.model_name_or_path, error)) from None
     positions = count_positions(config.to_dict())
@@ -161,6 +157,16 @@ def build_model(
     return model
 
 
+def _read_config(recipe: Recipe, model: str, saved: Path | None) -> Any:
+    """The config of a model, or what an adapter saved of it: where the model brings its own code, its class is there."""
+    more = {"revision": recipe.model_revision, "trust_remote_code": recipe.trust_remote_code}
+    if saved is None:
+        return AutoConfig.from_pretrained(model, **more)
+    if not recipe.trust_remote_code:
+        return AutoConfig.from_pretrained(saved)
+    return type(AutoConfig.from_pretrained(model, **more)).from_json_file(saved)
+
+
 def load_trained(folder: Path, recipe: Recipe, task: Task, is_dequantized: bool = False) -> tuple[Any, Any]:
     """Model, as `load_trained_model` gives it, and processor of final/ or of a checkpoint; the task knows its config."""
     model = load_trained_model(folder, recipe, task, is_dequantized)
@@ -181,8 +187,9 @@ def load_trained_model(folder: Path, recipe: Recipe, task: Task, is_dequantized:
         return load_model_class(task).from_pretrained(folder, dtype=torch.float32, **more)
     adapter, started_from = open_adapter(folder), find_adapter(recipe)
     base = _name_base(recipe, adapter or started_from).model_name_or_path
-    more |= {"config": AutoConfig.from_pretrained(folder / MODEL_CONFIG), "revision": recipe.model_revision}
+    more["revision"] = recipe.model_revision
     try:
+        more["config"] = _read_config(recipe, base, folder / MODEL_CONFIG)
         model = load_model_class(task).from_pretrained(base, dtype=torch.float32, ignore_mismatched_sizes=True, **more)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInput(describe_load_error(f"{folder}: the model of its adapter", base, error)) from None

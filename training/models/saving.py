@@ -30,10 +30,13 @@ def save_config(model: Any, folder: Path, name: str) -> None:
     config = copy.deepcopy(model.config)
     config.architectures = [own_class.__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")
-    customs: tuple[Any, ...] = (own_class.__new__(own_class), config)
-    for custom in customs:
-        if custom._auto_class is not None:  # Its code lies beside its weights, where `trust_remote_code` looks for it.
-            custom_object_save(custom, folder, config)
+    if name != MODEL_CONFIG:  # The model of an adapter is where it was, and its code with it.
+        customs: tuple[Any, ...] = (own_class.__new__(own_class), config)
+        for custom in customs:
+            if (
+                custom._auto_class is not None
+            ):  # Its code lies beside its weights, where `trust_remote_code` looks for it.
+                custom_object_save(custom, folder, config)
     config.to_json_file(folder / name)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onecurve.training.architectures import count_positions
+from onecurve.training.architectures import count_positions, list_heads
 from onecurve.training.errors import BadInput
 from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, sum_by_example
 from onecurve.training.tasks.causal_lm_recipe import CausalLMRecipe, find_contradictions
@@ -336,4 +336,4 @@ def count_targets(labels: Any) -> Array:
 
 
 def _has_head(config: Any) -> bool:
-    return any("CausalLM" in name or "LMHead" in name for name in config.architectures or [])
+    return any("CausalLM" in name or "LMHead" in name for name in list_heads(config))

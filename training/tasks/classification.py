@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from onecurve.training.architectures import list_heads
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Files, Number, Recipe
 from onecurve.training.tasks.base import Forward, Rows, Task, pick_example, to_float32
@@ -372,4 +373,4 @@ def _show_label(value: Any) -> str:
 
 
 def _has_head(config: Any) -> bool:
-    return any("Classification" in name for name in config.architectures or [])
+    return any("Classification" in name for name in list_heads(config))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from onecurve.training.architectures import list_heads
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Number, Recipe
 from onecurve.training.tasks.base import (
@@ -401,5 +402,5 @@ def count_hidden(num_units: int, probability: float) -> int:
 
 
 def _has_head(config: Any) -> bool:
-    names = [name for name in config.architectures or [] if "MaskedLM" in name or "ForPreTraining" in name]
+    names = [name for name in list_heads(config) if "MaskedLM" in name or "ForPreTraining" in name]
     return (bool(names) and config.model_type != "electra") or any("MaskedLM" in name for name in names)

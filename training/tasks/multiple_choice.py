@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from onecurve.training.architectures import list_heads
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Names, Recipe
 from onecurve.training.tasks.base import Forward, Rows, Task, to_float32
@@ -268,7 +269,7 @@ class MultipleChoice(Task):
 
     def check_head(self, config: Any) -> None:
         """A head of this task."""
-        if not any("MultipleChoice" in name for name in config.architectures or []):
+        if not any("MultipleChoice" in name for name in list_heads(config)):
             raise BadInput("--eval_only: the model has no head for multiple choice; train it first")
 
     def forward(

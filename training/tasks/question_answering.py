@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from onecurve.training.architectures import list_heads
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Integer, Number, Recipe
 from onecurve.training.tasks.answer_windows import (
@@ -283,7 +284,7 @@ class QuestionAnswering(Task):
 
     def check_head(self, config: Any) -> None:
         """A head that answers questions."""
-        if not any("QuestionAnswering" in name for name in config.architectures or []):
+        if not any("QuestionAnswering" in name for name in list_heads(config)):
             raise BadInput("--eval_only: the model has no head for question answering; train it first")
 
     def forward(

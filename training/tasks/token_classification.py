@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from onecurve.training.architectures import list_heads
 from onecurve.training.errors import BadInput
 from onecurve.training.recipe import Integer, Names, Recipe
 from onecurve.training.tasks.base import NO_TARGET, Forward, Rows, Task, sum_by_example, to_float32
@@ -397,4 +398,4 @@ class TokenClassification(Task):
 
 
 def _has_head(config: Any) -> bool:
-    return any("TokenClassification" in name for name in config.architectures or [])
+    return any("TokenClassification" in name for name in list_heads(config))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
+from tests.training.conftest import Predict
 from tools.jobs import Job, write_script
 from tools.trainings import Run
 
@@ -68,6 +69,26 @@ def test_a_model_with_its_own_code_is_saved_with_it(
     refused = train({**settings, "trust_remote_code": False})
     assert refused.exit_code == 2
     check_final(train(settings), own_model)
+
+
+@pytest.mark.parametrize("keys", [{}, {"adapter": "lora"}], ids=str)
+def test_a_run_of_a_model_with_its_own_code_predicts(
+    own_model: Path,
+    news: Path,
+    recipe: dict[str, Any],
+    train: Callable[[Mapping[str, Any]], Run],
+    tmp_path: Path,
+    predict: Predict,
+    keys: dict[str, Any],
+) -> None:
+    """Its class has a name that says nothing of a head."""
+    run = train({**recipe, **keys, "model_name_or_path": str(own_model), "trust_remote_code": True})
+    assert run.exit_code == 0, run.stderr
+    evaluated = [json.loads(line) for line in (run.path / "eval_predictions.jsonl").read_text().splitlines()]
+    code, said = predict(run.path, news / "validation.jsonl", tmp_path / "labelled.jsonl")
+    assert code == 0, said
+    found = [json.loads(line) for line in (tmp_path / "labelled.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in found] == [row["prediction"] for row in evaluated]
 
 
 @pytest.mark.slow
