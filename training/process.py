@@ -11,8 +11,17 @@ from onecurve.training.errors import LostLauncher
 # torch reads it when a GPU is first used. `onecurve run` sets and prints it; `accelerate launch` does not.
 os.environ.update(launch_protocol.choose_allocator(os.environ))
 
+# Variables of accelerate, torch's agent, MPI and `onecurve`: what has them was started by a launcher.
+_OF_LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_", "OMPI_", "PMI_", "MV2_", launch_protocol.STOP_FILE)
+
+
+def _find_launcher() -> int | None:
+    """The parent, if it is a launcher. Any other, such as a shell, may end before this process does, as under nohup."""
+    return os.getppid() if any(name.startswith(_OF_LAUNCHERS) for name in os.environ) else None
+
+
 # Read as early as possible: each script imports this module first. If the launcher dies later, the parent changes.
-_LAUNCHER_ID = os.getppid()
+_LAUNCHER_ID = _find_launcher()
 
 
 def is_main_process() -> bool:
@@ -22,8 +31,8 @@ def is_main_process() -> bool:
 
 
 def launcher_has_died() -> bool:
-    """Whether the process that started this one has died, so that nothing supervises this one any more."""
-    return os.getppid() != _LAUNCHER_ID
+    """Whether the launcher that started this process has died, so that nothing supervises it any more."""
+    return _LAUNCHER_ID is not None and os.getppid() != _LAUNCHER_ID
 
 
 def count_local_processes() -> int:
@@ -43,7 +52,7 @@ def identify_launch() -> str | None:
 
     Torch's agent has started them all, so it is the agent's number and the time at which it began.
     """
-    if count_local_processes() < 2 or launcher_has_died():
+    if count_local_processes() < 2 or _LAUNCHER_ID is None or launcher_has_died():
         return None
     import psutil
 
