@@ -17,6 +17,8 @@
 # make references  the tutorial's three ways, Trainer's fault, and TRL on a decoder, measured (about 11 minutes)
 
 PYTHON ?= python3
+# Without bytecode each of the tests' thousand processes would compile this project's modules again.
+unexport PYTHONDONTWRITEBYTECODE
 # A worker for each core, up to four. A file's tests stay in one of them.
 PYTEST = .venv/bin/python -m pytest --maxprocesses 4 --dist loadfile
 # Slower tests often wait: for Slurm, for processes to meet, for files. So one worker more.

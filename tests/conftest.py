@@ -107,6 +107,13 @@ def jobs_are_forked(launch_server: LaunchServer) -> Iterator[None]:
     Job.server = None
 
 
+@pytest.fixture(autouse=True)
+def variables(launch_server: LaunchServer) -> Iterator[None]:
+    """What packages set in this process ends with a test: it would keep all later launches from being forked."""
+    yield
+    launch_server.restore_variables()
+
+
 @pytest.fixture(scope="session")
 def launch(launch_server: LaunchServer) -> Launch:
     """Run `accelerate launch`: launch(settings, topology="multi_cpu", num_processes=2).

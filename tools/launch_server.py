@@ -37,6 +37,10 @@ IMPORTED = (
     "transformers.models.bert.modeling_bert", "transformers.models.bert.tokenization_bert", "rich.progress", "rich.table",
     "jinja2", "pydantic", "yaml", "filelock", "psutil", "safetensors.torch", "safetensors.numpy", "pyarrow.parquet",
     "transformers.trainer_utils", "torch.utils.cpp_extension", "deepspeed.runtime.zero.muon.muon_optimizer", "peft",
+    "torch.nn.attention.varlen", "transformers.optimization", "transformers.trainer_pt_utils", "transformers.conversion_mapping",
+    "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.module_inject.auto_ep_layer", "torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks", "rich._emoji_codes",
+    "torch._subclasses.schema_check_mode",
 )  # fmt: skip
 
 # The modules' path without this program's folder: what a new Python would start with.
@@ -197,6 +201,8 @@ def serve(address: str) -> None:
     """Answer requests until standard input ends, as it does when the program that started this one has."""
     for name in IMPORTED:
         importlib.import_module(name)
+    # 1,100 patterns that transformers compiles and keeps when it first loads a model.
+    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("bert")
     gc.collect()
     gc.freeze()  # A collection in a fork would copy every page.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -22,7 +22,7 @@ from typing import IO
 
 import psutil
 
-from onecurve.training.cache import find_cache
+from onecurve.training.cache import find_operators
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,7 +55,7 @@ def share_operators(environment: MutableMapping[str, str] = os.environ) -> None:
 
     To be called before ONECURVE_CACHE names a program's own.
     """
-    environment.setdefault("TORCH_EXTENSIONS_DIR", str(find_cache() / "torch_extensions"))
+    environment.setdefault("TORCH_EXTENSIONS_DIR", str(find_operators()))
 
 
 # Options with which a YAML for several machines is rehearsed on one.
@@ -195,12 +195,26 @@ class LaunchServer:
 
     def serves(self, environment: Mapping[str, str]) -> bool:
         """Whether a launch with these variables can be forked: none that is read at import differs."""
-        names = {
+        return sys.platform == "linux" and not self._find_differences(environment)
+
+    def restore_variables(self) -> None:
+        """Give this process the variables back that it had, where those that packages have set since would keep it from forking.
+
+        torch's compiler sets one when it first runs, for example.
+        """
+        for name in self._find_differences(build_environment()):
+            os.environ.pop(name, None)
+            if name in self._environment:
+                os.environ[name] = self._environment[name]
+
+    def _find_differences(self, environment: Mapping[str, str]) -> set[str]:
+        """Variables that may be read at import, and are not those of the server."""
+        names = environment.keys() | self._environment.keys()
+        return {
             name
-            for name in environment.keys() | self._environment.keys()
-            if environment.get(name) != self._environment.get(name)
+            for name in names
+            if not name.startswith(_READ_LATE) and environment.get(name) != self._environment.get(name)
         }
-        return sys.platform == "linux" and all(name.startswith(_READ_LATE) for name in names)
 
     def launch(
         self, arguments: Sequence[str], environment: Mapping[str, str], timeout_seconds: float | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +16,15 @@ from onecurve.training.writable import describe_unwritable
 def find_cache() -> Path:
     """Where prepared data and compiled operators are kept on this machine: $ONECURVE_CACHE, or ~/.cache/onecurve."""
     return Path(os.environ.get("ONECURVE_CACHE") or _find_home() / ".cache" / "onecurve")
+
+
+def find_operators() -> Path:
+    """Where DeepSpeed's compiled operators are kept: a folder for each Python environment.
+
+    Two that shared one would compile each other's anew, for a minute, whenever they take turns.
+    """
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:16]
+    return find_cache() / "torch_extensions" / environment
 
 
 def find_hub_cache() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,14 @@ def test_launches_are_served_after_a_training_in_this_process(
     assert train({**recipe, "max_train_steps": 1}).exit_code == 0
     assert launch_server.serves(build_environment({"ONECURVE_CACHE": "elsewhere"}))
     assert not launch_server.serves(build_environment({"HF_HUB_OFFLINE": "0"})), "it is read at import"
+
+
+def test_a_variable_that_a_package_sets_is_taken_back(launch_server: LaunchServer) -> None:
+    os.environ["TRITON_CACHE_DIR"] = "somewhere"  # As torch's compiler does.
+    assert not launch_server.serves(build_environment())
+    launch_server.restore_variables()
+    assert "TRITON_CACHE_DIR" not in os.environ
+    assert launch_server.serves(build_environment())
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from onecurve.launcher.preflight.output import check_folders
-from onecurve.training.cache import find_cache, find_hub_cache, find_unwritable_folders
+from onecurve.training.cache import find_cache, find_hub_cache, find_operators, find_unwritable_folders
 from onecurve.training.config import build_recipe
 from tests.conftest import Run
 from tests.messages import names
@@ -50,6 +50,13 @@ def test_without_a_place_for_temporary_files_one_is_asked_for(
 def test_a_home_that_is_unknown_makes_no_folder_here(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     assert find_cache().is_absolute()
+
+
+def test_environments_do_not_share_compiled_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = find_operators()
+    assert here.is_relative_to(find_cache())
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    assert find_operators() != here
 
 
 def test_training_and_check_say_the_same(

@@ -23,7 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from filelock import FileLock, Timeout
 
-from onecurve.training.cache import find_cache
+from onecurve.training.cache import find_operators
 
 _OPERATORS = ("ShareMemCommBuilder", "CPUAdamBuilder")
 _SECONDS_BEFORE_A_NOTE = 60.0
@@ -44,8 +44,7 @@ def join_group(uses_deepspeed: bool, timeout: timedelta) -> None:
 
 def build_operators(names: list[str]) -> None:
     """Compile DeepSpeed's operators if they are not compiled yet, one process at a time."""
-    cache = find_cache()
-    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "torch_extensions")))
+    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(find_operators())))
     folder.mkdir(parents=True, exist_ok=True)
     # ninja is installed beside this Python, which PATH lacks if the environment is not activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
