@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -101,11 +102,11 @@ def start_for_real(
 
 
 def _start_process(
-    words: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
+    words: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str], folder: Path = ROOT
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         list(words),
-        cwd=ROOT,
+        cwd=folder,
         env=dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
@@ -223,10 +224,15 @@ class LaunchServer:
         return _capture(self.start, arguments, environment, timeout_seconds)
 
     def run_script(
-        self, words: Sequence[str], environment: Mapping[str, str], timeout_seconds: float | None = None
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        timeout_seconds: float | None = None,
+        folder: Path = ROOT,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python script ...` or `python -m onecurve ...`; raises `subprocess.TimeoutExpired`."""
-        return _capture(self.start_script, words, environment, timeout_seconds)
+        """Run `python script ...` or `python -m onecurve ...` in a folder; raises `subprocess.TimeoutExpired`."""
+        start = partial(self.start_script, folder=folder)
+        return _capture(start, words, environment, timeout_seconds)
 
     def start(
         self, arguments: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
@@ -237,15 +243,20 @@ class LaunchServer:
         return self._fork(arguments, environment, stdout, stderr, is_launch=True)
 
     def start_script(
-        self, words: Sequence[str], environment: Mapping[str, str], stdout: IO[str], stderr: IO[str]
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        stdout: IO[str],
+        stderr: IO[str],
+        folder: Path = ROOT,
     ) -> ServedLauncher | subprocess.Popen[str]:
-        """Start `python script ...`, or `python -m onecurve ...` whose launches are forked too.
+        """Start `python script ...` in a folder, or `python -m onecurve ...` whose launches are forked too.
 
         As a new process where its variables can't be served.
         """
         if not self.serves(environment):
-            return _start_process([sys.executable, *words], environment, stdout, stderr)
-        return self._fork(words, environment, stdout, stderr, is_launch=False)
+            return _start_process([sys.executable, *words], environment, stdout, stderr, folder)
+        return self._fork(words, environment, stdout, stderr, is_launch=False, folder=folder)
 
     def _fork(
         self,
@@ -254,6 +265,7 @@ class LaunchServer:
         stdout: IO[str],
         stderr: IO[str],
         is_launch: bool,
+        folder: Path = ROOT,
     ) -> ServedLauncher:
         with self._start:  # Several threads may launch.
             self._server = self._server or _start(self._environment)
@@ -263,7 +275,7 @@ class LaunchServer:
         request = {
             "arguments": list(arguments),
             "environment": dict(environment),
-            "folder": str(ROOT),
+            "folder": str(folder),
             "is_launch": is_launch,
         }
         connection.sendall(json.dumps(request).encode() + b"\n")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import pytest
 from onecurve.launcher.facts.history import read_json
 from tests.conftest import ROOT, to_flags
 from tests.docs.test_commands import COMMANDS
+from tools.launches import LaunchServer, build_environment
 
 pytestmark = pytest.mark.slow
 
@@ -42,21 +40,15 @@ def folder(tmp_path: Path, news: Path) -> Path:
     return tmp_path
 
 
-def test_the_page_can_be_followed(folder: Path, recipe: dict[str, Any], tiny_model: Path) -> None:
+def test_the_page_can_be_followed(
+    folder: Path, recipe: dict[str, Any], tiny_model: Path, launch_server: LaunchServer
+) -> None:
     small = {"model_name_or_path": str(tiny_model), "max_train_steps": 2, "max_length": 32}
     demo = {key: value for key, value in recipe.items() if key != "output_dir"}
     first = ["run", "training/recipes/demo.yaml", *to_flags({**demo, "max_train_steps": 2})]  # what `make demo` does
     for words in [first, *LOCAL]:
         changed = to_flags(small) if words[1] == "reviews.yaml" else []
-        result = subprocess.run(
-            [sys.executable, "-m", "onecurve", *words, *changed],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+        result = launch_server.run_script(["-m", "onecurve", *words, *changed], build_environment(), 300, folder)
         assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}{result.stderr}"
     for run in ("demo", "reviews", "reviews_3e-5"):
         assert read_json(folder / "runs" / run / "status.json")["state"] == "finished"

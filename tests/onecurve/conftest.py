@@ -1,0 +1,30 @@
+"""Processes of the Python API are forked by the launch server; those of a caller in a process of its own are new ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import pytest
+
+import onecurve.process
+from tools.launches import LaunchServer, ServedLauncher, build_environment
+
+
+@pytest.fixture(scope="package", autouse=True)
+def commands_are_forked(launch_server: LaunchServer) -> Iterator[None]:
+
+    def start(
+        words: Sequence[str], env: Mapping[str, str], stdout: IO[str], stderr: IO[str], **others: Any
+    ) -> ServedLauncher | subprocess.Popen[Any]:
+        variables = build_environment()
+        environment = {name: variables[name] for name in variables if name in env or name not in os.environ}
+        return launch_server.start_script(["-m", "onecurve", *words[2:]], environment, stdout, stderr, Path.cwd())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onecurve.process, "subprocess", SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
+        yield
