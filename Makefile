@@ -36,7 +36,6 @@ help:
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks,deepspeed,dev,docs]'
-	.venv/bin/python -m onecurve.training.parallel.rehearsal
 	touch $@
 
 setup: .venv/complete
@@ -91,6 +90,7 @@ test: build/demo/complete
 	$(PYTEST) --numprocesses logical -m "not slow" --durations=10
 
 test-all: build/demo/complete
+	.venv/bin/python -m onecurve.training.parallel.host_adam
 	$(PYTEST) --numprocesses $(ONE_MORE) -m slow --durations=10
 
 invariance: build/demo/complete

@@ -52,7 +52,7 @@ def build_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def share_operators(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Keep DeepSpeed's operators, compiled for minutes, with the machine's cache.
+    """Keep DeepSpeed's Adam for the host, compiled for a minute or two, with the machine's cache.
 
     To be called before ONECURVE_CACHE names a program's own.
     """

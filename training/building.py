@@ -39,7 +39,7 @@ from onecurve.training.models.shares import Shares
 from onecurve.training.outcome import Outcome
 from onecurve.training.parallel.accelerator import (
     build_accelerator,
-    build_offload_operators,
+    build_offload_optimizer,
     second_names_removed,
     shared_embeddings_at_the_root,
 )
@@ -148,7 +148,7 @@ def _join(
     """Join the process group, prepare everything for it, and restore what the start asks for."""
     recipe, task, data, model, shares = loaded.recipe, loaded.task, loaded.data, loaded.model, loaded.shares
     accelerator = _join_group(recipe, model, outcome, watchdog)
-    build_offload_operators(accelerator)
+    build_offload_optimizer(accelerator)
     if start is not None:
         start = agree_on_start(accelerator, run, start, data, model, shares)
         if start.checkpoint is not None:

@@ -27,6 +27,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from onecurve.training.config import Recipe
 from onecurve.training.errors import BadInput, WrongTopology
 from onecurve.training.parallel import rehearsal
+from onecurve.training.parallel.host_adam import build_host_adam
 from onecurve.training.parallel.launch import Launch, check_store
 from onecurve.training.zero_buffers import (
     SUB_GROUP,
@@ -111,7 +112,7 @@ def _check_quantization(accelerator: Accelerator) -> None:
         )
 
 
-def build_offload_operators(accelerator: Accelerator) -> None:
+def build_offload_optimizer(accelerator: Accelerator) -> None:
     """Compile DeepSpeed's optimizer for the host under this project's lock, where the engine would use it, GPUs or not.
 
     A start that is killed while the engine compiles leaves a lock file for which every later start waits.
@@ -120,7 +121,7 @@ def build_offload_operators(accelerator: Accelerator) -> None:
         return
     zero = accelerator.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
     if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
-        rehearsal.build_operators(["CPUAdamBuilder"])
+        build_host_adam()
 
 
 def choose_algorithms(recipe: Recipe) -> None:

@@ -22,6 +22,17 @@ def test_missing_packages_are_named(recipe: dict[str, Any], monkeypatch: pytest.
     assert any(names(line, "wandb") for line in told)
 
 
+@pytest.mark.parametrize(
+    ("topology", "needs_compiler"), [("deepspeed_zero3_offload", True), ("deepspeed_zero3", False)]
+)
+def test_a_compiler_is_needed_for_offload_alone(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, topology: str, needs_compiler: bool
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    found = [line for line in messages(recipe, machine(), topology, 2) if names(line, "g++")]
+    assert len(found) == needs_compiler
+
+
 def test_versions_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.metadata.version
     assert check_versions() == []

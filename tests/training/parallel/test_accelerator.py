@@ -18,8 +18,7 @@ from accelerate.utils import DistributedType, DynamoBackend
 
 from onecurve.training.config import build_recipe
 from onecurve.training.errors import WrongTopology
-from onecurve.training.parallel import rehearsal
-from onecurve.training.parallel.accelerator import build_accelerator, build_offload_operators, forget_state, set_engine
+from onecurve.training.parallel.accelerator import build_accelerator, build_offload_optimizer, forget_state, set_engine
 from onecurve.training.parallel.launch import Launch
 from onecurve.training.zero_buffers import count_bucket
 from tests.conftest import ROOT
@@ -126,19 +125,19 @@ def test_a_deterministic_training_allows_no_other_algorithms(
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
-@pytest.mark.parametrize(("device", "names"), [("cpu", ["CPUAdamBuilder"]), ("none", None), (None, None)])
+@pytest.mark.parametrize(("device", "is_offloaded"), [("cpu", True), ("none", False), (None, False)])
 def test_the_optimizer_for_the_host_is_compiled_under_our_lock(
-    monkeypatch: pytest.MonkeyPatch, device: str | None, names: list[str] | None
+    monkeypatch: pytest.MonkeyPatch, device: str | None, is_offloaded: bool
 ) -> None:
-    built: list[list[str]] = []
-    monkeypatch.setattr(rehearsal, "build_operators", built.append)
+    built: list[bool] = []
+    monkeypatch.setattr("onecurve.training.parallel.accelerator.build_host_adam", lambda: built.append(True))
     zero = {} if device is None else {"offload_optimizer": {"device": device}}
     accelerator: Any = SimpleNamespace(
         distributed_type=DistributedType.DEEPSPEED,
         deepspeed_plugin=SimpleNamespace(deepspeed_config={"zero_optimization": zero}),
     )
-    build_offload_operators(accelerator)
-    assert built == ([names] if names else [])
+    build_offload_optimizer(accelerator)
+    assert built == [True] * is_offloaded
     accelerator.distributed_type = DistributedType.FSDP
-    build_offload_operators(accelerator)
+    build_offload_optimizer(accelerator)
     assert len(built) <= 1
