@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from onecurve.training.launch_protocol import STOP_SIGNALS
-from tools.launches import LaunchServer, build_arguments, build_environment, launch_for_real, share_operators
+from tools.launches import (
+    LaunchServer,
+    adapt_environment,
+    build_arguments,
+    build_environment,
+    launch_for_real,
+    share_operators,
+)
 from tools.trainings import DEMO, ROOT, TINY, Run, build_news, build_tiny_model, to_flags
 
 if TYPE_CHECKING:
@@ -107,6 +116,23 @@ def jobs_are_forked(launch_server: LaunchServer) -> Iterator[None]:
     Job.server = launch_server
     yield
     Job.server = None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def programs_are_forked(launch_server: LaunchServer) -> Iterator[None]:
+    """The programs that the launcher asks about a recipe, a model or data, each of which imports torch, are forked too."""
+    from onecurve.launcher.facts import model_files, recipes
+    from onecurve.launcher.preflight import preparation
+    from onecurve.launcher.starting import data
+
+    def run(words: list[str], env: Mapping[str, str] = os.environ, **others: Any) -> subprocess.CompletedProcess[str]:
+        assert others == {"capture_output": True, "text": True, "check": False}
+        return launch_server.run_script(words[1:], adapt_environment(env), folder=Path.cwd())
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (model_files, recipes, preparation, data):
+            patch.setattr(module, "subprocess", SimpleNamespace(run=run))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -51,6 +51,13 @@ def build_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**own, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), **(more or {})}
 
 
+def adapt_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """These variables, which a program derived from this process's own, as `build_environment` would give them to a launch."""
+    more = {name: value for name, value in environment.items() if os.environ.get(name) != value}
+    gone = os.environ.keys() - environment.keys()
+    return {name: value for name, value in build_environment(more).items() if name not in gone}
+
+
 def share_operators(environment: MutableMapping[str, str] = os.environ) -> None:
     """Keep DeepSpeed's Adam for the host, compiled for a minute or two, with the machine's cache.
 

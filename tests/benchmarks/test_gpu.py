@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.parts import Row, Scene
-from tests.benchmarks.test_speed import run_benchmark
+from tools.launches import LaunchServer, build_environment
 
 
 def verdicts(path: Path, part: str) -> list[str]:
@@ -20,10 +20,11 @@ def verdicts(path: Path, part: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_part_runs_on_a_cpu(demo: Path, tmp_path: Path) -> None:
+def test_every_part_runs_on_a_cpu(demo: Path, tmp_path: Path, launch_server: LaunchServer) -> None:
     """But that of speed, which is `benchmarks.mfu`'s and has its own test."""
     output = tmp_path / "gpu.json"
-    result = run_benchmark("gpu", ["--tiny", "--only", "invariance,resume,run,decoder", "--output", str(output)])
+    words = ["-m", "benchmarks.gpu", "--tiny", "--only", "invariance,resume,run,decoder", "--output", str(output)]
+    result = launch_server.run_script(words, build_environment(), 500)
     assert result.returncode == 0, result.stdout + result.stderr
     assert verdicts(output, "invariance") == ["holds"] * 3
     assert verdicts(output, "resume") == ["same bits"]

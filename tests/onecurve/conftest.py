@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import IO, Any
 import pytest
 
 import onecurve.process
-from tools.launches import LaunchServer, ServedLauncher, build_environment
+from tools.launches import LaunchServer, ServedLauncher, adapt_environment
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -21,9 +20,8 @@ def commands_are_forked(launch_server: LaunchServer) -> Iterator[None]:
     def start(
         words: Sequence[str], env: Mapping[str, str], stdout: IO[str], stderr: IO[str], **others: Any
     ) -> ServedLauncher | subprocess.Popen[Any]:
-        variables = build_environment()
-        environment = {name: variables[name] for name in variables if name in env or name not in os.environ}
-        return launch_server.start_script(["-m", "onecurve", *words[2:]], environment, stdout, stderr, Path.cwd())
+        command = ["-m", "onecurve", *words[2:]]
+        return launch_server.start_script(command, adapt_environment(env), stdout, stderr, Path.cwd())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onecurve.process, "subprocess", SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
