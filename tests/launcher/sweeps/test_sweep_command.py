@@ -16,6 +16,7 @@ from tests.launcher.conftest import Onecurve
 from tests.launcher.sweeps.conftest import Start, Trainings, WriteSweep
 from tests.messages import names
 from tools.jobs import write_held_task
+from tools.launches import build_environment
 
 TPE = {"strategy": "tpe", "num_trials": 2}
 
@@ -107,7 +108,12 @@ def test_a_sweep_that_is_killed_goes_on(
     words = ["sweep", str(path), "--task", held.task, "--json"]
     with (tmp_path / "output").open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "onecurve", *words], cwd=ROOT, stdout=output, stderr=output, text=True
+            [sys.executable, "-m", "onecurve", *words],
+            cwd=ROOT,
+            env=build_environment(),  # With as many threads as what goes on, for the same bits.
+            stdout=output,
+            stderr=output,
+            text=True,
         )
         try:
             held.wait_until_reached(process, seconds=300)  # Two trainings start before.
