@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,18 @@ def open_examples(folder: Path) -> Examples:
         else:
             examples[name] = Ragged(values, _map(folder / f"{name}.ends.bin", "<i8"))
     return examples
+
+
+def release(array: Array) -> None:
+    """Let go of what was read of a mapped file: its pages count as this process's memory until the system wants them back.
+
+    Who reads it again gets it from the system's cache of files.
+    """
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # Windows has none.
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def _map(path: Path, dtype: str) -> Array:

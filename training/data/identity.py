@@ -12,7 +12,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from onecurve.training.data.columns import Array, Examples, Feature, Ragged
+from onecurve.training.data.columns import Array, Examples, Feature, Ragged, release
 from onecurve.training.data.permutation import Indices, mix
 
 Identities = NDArray[np.uint64]
@@ -38,6 +38,8 @@ def identify_examples(examples: Examples, num_examples: int) -> Identities:
                 name_key = np.uint64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
                 of_feature = _digest_rows(feature, start, stop)
                 identities[start:stop] = mix(identities[start:stop] + mix(of_feature ^ name_key))
+            for array in feature.arrays:
+                release(array)
     return identities
 
 

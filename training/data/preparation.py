@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 
 from onecurve.training.cache import find_cache
-from onecurve.training.data.columns import Array, Examples, ExamplesWriter, Feature, open_examples
+from onecurve.training.data.columns import Array, Examples, ExamplesWriter, Feature, open_examples, release
 from onecurve.training.data.identity import identify_examples
 from onecurve.training.data.shared_answer import share_answer
 from onecurve.training.data.splits import NAMES, RawSplit, Sources, check_columns
@@ -304,3 +304,4 @@ def _update(digest: Any, array: Array) -> None:
     flat = array.reshape(-1)
     for start in range(0, len(flat), _NUMBERS_PER_DIGEST):
         digest.update(np.ascontiguousarray(flat[start : start + _NUMBERS_PER_DIGEST]).data)
+        release(array)

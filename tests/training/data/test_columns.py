@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from onecurve.training.data.columns import ExamplesWriter, Ragged, open_examples
+from onecurve.training.data.columns import ExamplesWriter, Ragged, open_examples, release
 
 
 def test_ragged_and_dense_features_come_back(tmp_path: Path) -> None:
@@ -44,3 +45,20 @@ def test_bytes_come_back(tmp_path: Path) -> None:
     found = open_examples(tmp_path / "a")["text"]
     assert [bytes(row).decode() for row in found[:]] == ["é", "", "a"]
     assert found.arrays[0].dtype == np.uint8, "a byte for each"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident pages of files are counted on Linux")
+def test_what_was_read_of_a_file_can_be_let_go(tmp_path: Path) -> None:
+    def count_resident_mib() -> int:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile:")) // 1024
+
+    with ExamplesWriter(tmp_path / "split") as writer:
+        writer.write({"numbers": np.arange(8 << 20, dtype=np.int64)})
+    values = open_examples(tmp_path / "split")["numbers"].values
+    before = count_resident_mib()
+    total = int(values.sum())
+    assert count_resident_mib() - before > 60, "64 MiB were read"
+    release(values)
+    assert count_resident_mib() - before < 4
+    assert int(values.sum()) == total
