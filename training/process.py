@@ -11,8 +11,8 @@ from onecurve.training.errors import LostLauncher
 # torch reads it when a GPU is first used. `onecurve run` sets and prints it; `accelerate launch` does not.
 os.environ.update(launch_protocol.choose_allocator(os.environ))
 
-# Variables of accelerate, torch's agent, MPI and `onecurve`: what has them was started by a launcher.
-_OF_LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_", "OMPI_", "PMI_", "MV2_", launch_protocol.STOP_FILE)
+# Variables of accelerate, torch's agent, MPI and `onecurve`: what has one of them was started by a launcher.
+_OF_LAUNCHERS = ("ACCELERATE_", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMPI_", "PMI_", "MV2_", launch_protocol.STOP_FILE)
 
 
 def _find_launcher() -> int | None:
