@@ -29,18 +29,24 @@ def begin_micro_batch(accelerator: Accelerator, plan: MicroBatch, recipe: Recipe
     if recipe.dropout_masks == "by_example":
         example_masks.begin(example_masks.ExampleMasks(recipe.seed, plan.step, plan.indices, plan.placement))
         # Of what a model draws besides, such as the layers that it skips, every micro-batch of a step draws the same.
-        _seed(derive_key(recipe.seed, plan.step))
+        _seed(derive_key(recipe.seed, plan.step), accelerator.device)
     else:
         example_masks.begin(None)
         if plan.position == 0:
-            _seed(derive_key(recipe.seed, plan.step, accelerator.process_index))
+            _seed(derive_key(recipe.seed, plan.step, accelerator.process_index), accelerator.device)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return float(accelerator.num_processes)
     return float(accelerator.num_processes * plan.num_micro_batches)
 
 
-def _seed(key: int) -> None:
+def _seed(key: int, device: torch.device) -> None:
+    """Seed what a model may draw from: here and on this device.
+
+    `torch.manual_seed` formats the whole stack for each kind of device that is not there, each time.
+    """
     key >>= 1
-    torch.manual_seed(key)
+    torch.default_generator.manual_seed(key)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(key)
     random.seed(key)  # Some models draw from Python's and NumPy's numbers, as BigBird its random blocks.
     np.random.seed(key % 2**32)

@@ -18,7 +18,11 @@ from onecurve.training.parallel.micro_batch import begin_micro_batch
 def draw(step: int = 0, process: int = 0, seed: int = 1, position: int = 0, masks: str = "torch") -> list[float]:
     """Random numbers that a model draws from torch's generator in a micro-batch."""
     accelerator: Any = SimpleNamespace(
-        process_index=process, num_processes=2, distributed_type=DistributedType.MULTI_CPU, step=0
+        process_index=process,
+        num_processes=2,
+        distributed_type=DistributedType.MULTI_CPU,
+        step=0,
+        device=torch.device("cpu"),
     )
     plan = MicroBatch(np.arange(2), step=step, position=position, num_micro_batches=3)
     recipe: Any = SimpleNamespace(seed=seed, dropout_masks=masks)
