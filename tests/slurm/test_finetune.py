@@ -301,7 +301,8 @@ def test_wrong_data_fails_on_all_nodes(
     (tmp_path / "bad.jsonl").write_text(rows + '{"text": "", "label": "tech"}\n', encoding="utf-8")
     path = write_recipe(train_file=str(tmp_path / "bad.jsonl"))
     job_id = cluster.submit("--nodes=2", FINETUNE, "--config", path, folder=tmp_path)
-    job, log = cluster.wait(job_id, seconds=60), read_log(tmp_path, job_id)
+    # Four ranks import their packages: half a minute on two slow cores, and more beside other tests.
+    job, log = cluster.wait(job_id, seconds=150), read_log(tmp_path, job_id)
     assert (job.state, job.exit_code, job.num_restarts) == ("FAILED", 2, 0), log
     assert "row 204" in (tmp_path / f"slurm-{job_id}.out").read_text(encoding="utf-8"), log
     assert not (tmp_path / "run").exists()
