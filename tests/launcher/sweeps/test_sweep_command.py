@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 import pytest
 
 from onecurve.launcher.cli import run_command_line
-from tests.conftest import ROOT, Run
+from tests.conftest import Run
 from tests.launcher.conftest import Onecurve
 from tests.launcher.sweeps.conftest import Start, Trainings, WriteSweep
 from tests.messages import names
 from tools.jobs import write_held_task
-from tools.launches import build_environment
+from tools.launches import LaunchServer, build_environment
 
 TPE = {"strategy": "tpe", "num_trials": 2}
 
@@ -102,19 +101,14 @@ def test_a_sweep_that_is_killed_goes_on(
     onecurve: Onecurve,
     write_sweep: WriteSweep,
     tmp_path: Path,
+    launch_server: LaunchServer,
 ) -> None:
     held = write_held_task(tmp_path, step=4)
     path = write_sweep(metric="loss", parameters={"max_train_steps": [2, 6]})
     words = ["sweep", str(path), "--task", held.task, "--json"]
     with (tmp_path / "output").open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "onecurve", *words],
-            cwd=ROOT,
-            env=build_environment(),  # With as many threads as what goes on, for the same bits.
-            stdout=output,
-            stderr=output,
-            text=True,
-        )
+        # Forked as what goes on is: with as many threads, for the same bits.
+        process = launch_server.start_script(["-m", "onecurve", *words], build_environment(), output, output)
         try:
             held.wait_until_reached(process, seconds=300)  # Two trainings start before.
         finally:
