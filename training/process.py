@@ -12,7 +12,10 @@ from onecurve.training.errors import LostLauncher
 os.environ.update(launch_protocol.choose_allocator(os.environ))
 
 # Variables of accelerate, torch's agent, MPI and `onecurve`: what has one of them was started by a launcher.
-_OF_LAUNCHERS = ("ACCELERATE_", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMPI_", "PMI_", "MV2_", launch_protocol.STOP_FILE)
+_OF_LAUNCHERS = (
+    "ACCELERATE_", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMPI_", "PMI_", "MV2_", launch_protocol.STOP_FILE,
+    launch_protocol.STATUS_FILE,
+)  # fmt: skip
 
 
 def _find_launcher() -> int | None:

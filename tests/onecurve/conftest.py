@@ -16,6 +16,7 @@ from tools.launches import LaunchServer, ServedLauncher, adapt_environment
 
 @pytest.fixture(scope="package", autouse=True)
 def commands_are_forked(launch_server: LaunchServer) -> Iterator[None]:
+    """What `onecurve.process` starts, in the folder that the test is in."""
 
     def start(
         words: Sequence[str], env: Mapping[str, str], stdout: IO[str], stderr: IO[str], **others: Any

@@ -40,6 +40,7 @@ def test_segments_may_grow_unless_the_user_says_otherwise(given: dict[str, str],
         ({"ACCELERATE_MIXED_PRECISION": "no"}, "True"),
         ({"LOCAL_RANK": "0"}, "True"),
         ({"ONECURVE_STOP_FILE": "/nowhere/stop"}, "True"),
+        ({"ONECURVE_STATUS_FILE": "/nowhere/status.json"}, "True"),
     ],
 )
 def test_the_death_of_a_launcher_counts_and_that_of_a_shell_does_not(given: dict[str, str], expected: str) -> None:
