@@ -21,10 +21,10 @@ def runs(demo: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("runs")
     settings: dict[str, Any] = {
         "config": "training/recipes/demo.yaml",
-        "max_length": 48,
+        "max_length": 32,
         "learning_rate": 3e-4,
         "max_train_steps": 16,
-        "max_eval_samples": 120,
+        "max_eval_samples": 80,
         "dropout": 0.0,
         "checkpointing_steps": 12,
         "metric_for_best_model": "accuracy",
@@ -99,7 +99,7 @@ def test_the_run_directory_keeps_the_contract(runs: dict[str, Run]) -> None:
 
 def test_predictions_have_a_line_for_every_validation_example(runs: dict[str, Run]) -> None:
     rows = [json.loads(line) for line in (runs["cpu"].path / "eval_predictions.jsonl").read_text().splitlines()]
-    assert [row["index"] for row in rows] == list(range(120))
+    assert [row["index"] for row in rows] == list(range(80))
     assert set(rows[0]) == {"index", "label", "prediction", "score"}
     right = sum(row["label"] == row["prediction"] for row in rows)
     assert right / len(rows) == runs["cpu"].evaluations[-1]["eval_accuracy"]

@@ -30,7 +30,7 @@ EXPECTED: dict[str, tuple[int | None, tuple[str, ...], str]] = {
 }
 
 # A quick sample runs with every change; the others take minutes.
-QUICK = {"cpu", "fsdp"}  # tests/test_smoke.py has DDP and ZeRO-2.
+QUICK = {"cpu", "hsdp"}  # tests/test_smoke.py has DDP and ZeRO-2.
 
 # One of each library that divides models is launched as new processes: with imports, which a fork has behind it.
 REAL = {"cpu", "fsdp", "deepspeed_zero3"}

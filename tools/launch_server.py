@@ -2,8 +2,9 @@
 
 The launcher is accelerate's own (`accelerate launch`, torch's elastic agent in it), so ranks get the environment, signals
 and exit codes that it gives. One thing differs: a rank is forked and runs its script as `__main__`, where it would be a
-new Python. Nothing of `onecurve` is imported before that. A script may be a launcher too, such as `onecurve run`: what it
-starts is forked as well. `tools.launches` starts this program and talks to it.
+new Python. Of `onecurve`, only what `training/run.py` imports is there before that, and no other script finds it. A script
+may be a launcher too, such as `onecurve run`: what it starts is forked as well. `tools.launches` starts this program and
+talks to it.
 
 What a fork can't show: what depends on variables that are read at import (`tools.launches` starts those launches for
 real), the order of sets of strings (all ranks share a hash seed), and command lines in /proc.
@@ -42,6 +43,10 @@ IMPORTED = (
     "deepspeed.module_inject.auto_ep_layer", "torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks", "rich._emoji_codes",
     "torch._subclasses.schema_check_mode",
 )  # fmt: skip
+
+# The one script whose modules are imported before a fork too. Others may change a module before the rest is imported.
+_RUN = Path(__file__).resolve().parents[1] / "training" / "run.py"
+_RUN_MODULE = "onecurve.training.run"
 
 # The modules' path without this program's folder: what a new Python would start with.
 _PATH = sys.path[1:]
@@ -111,14 +116,21 @@ def become(environment: Mapping[str, str], arguments: Sequence[str], is_unbuffer
     os.environ.update(environment)
     sys.argv[:] = arguments
     atexit._clear()  # What the program that forked has to do at its end.
-    for name in [name for name in sys.modules if name.partition(".")[0] == "onecurve"]:
-        del sys.modules[name]
     # New streams: those at hand know whether the files that they were opened for can be sought.
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     if is_unbuffered:
         sys.stdout.reconfigure(write_through=True)
         sys.stderr.reconfigure(write_through=True)
+
+
+def prepare_project(script: str) -> None:
+    """Let `training/run.py` find its modules imported; any other program imports them itself."""
+    if Path(script).resolve() == _RUN and _RUN_MODULE in sys.modules:
+        importlib.reload(sys.modules["onecurve.training.process"])  # It reads what the launcher has set.
+        return
+    for name in [name for name in sys.modules if name.partition(".")[0] == "onecurve"]:
+        del sys.modules[name]
 
 
 def exit_as_python_does(main: Callable[[], Any]) -> NoReturn:
@@ -147,6 +159,7 @@ def run_script(words: Sequence[str], environment: Mapping[str, str], is_unbuffer
     is_module = words[0] == "-m"
     fork_programs(is_module)  # A rank has threads, which a fork would lose.
     become(environment, words[is_module:], is_unbuffered)
+    prepare_project(words[0])
     first = os.getcwd() if is_module else str(Path(words[0]).absolute().parent)
     sys.path[:] = [first, *split_path(environment.get("PYTHONPATH")), *_PATH]
     if is_module:
@@ -203,6 +216,11 @@ def serve(address: str) -> None:
         importlib.import_module(name)
     # 1,100 patterns that transformers compiles and keeps when it first loads a model.
     sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("bert")
+    # It looks for all packages of data frames when it is first called.
+    sys.modules["sklearn.metrics"].accuracy_score([0], [0])
+    sys.path.insert(0, str(_RUN.parents[1]))
+    importlib.import_module(_RUN_MODULE)
+    del sys.path[0]
     gc.collect()
     gc.freeze()  # A collection in a fork would copy every page.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -50,8 +50,8 @@ def demo_settings(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "output_dir": str(tmp_path_factory.mktemp("reference_demo")),
         "max_length": 48,
         "dropout": 0.0,
-        "max_train_steps": 40,
-        "max_eval_samples": 200,
+        "max_train_steps": 20,
+        "max_eval_samples": 100,
     }
 
 

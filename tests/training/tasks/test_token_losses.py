@@ -284,7 +284,7 @@ def test_the_curve_is_the_same_on_two_processes(
     train: Train, launch: Launch, causal: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch, topology: str
 ) -> None:
     """One process with all logits, two with chunks of five tokens."""
-    settings = {**causal, "max_train_steps": 50, "per_device_batch_size": 3}
+    settings = {**causal, "max_train_steps": 25, "per_device_batch_size": 3}
     both = launch({**settings, "loss_chunk_tokens": 5, "output_dir": str(tmp_path / "both")}, topology, 2)
     assert both.exit_code == 0, both.stderr
     assert "loss_chunk_tokens" not in both.stdout, "it was computed in chunks"
