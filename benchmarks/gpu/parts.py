@@ -288,11 +288,13 @@ def measure_decoder(scene: Scene) -> list[Row]:
         "train_batch_size": 4 if scene.is_tiny else 64, "per_device_batch_size": 4 if scene.is_tiny else 8, "max_train_steps": 10,
     }  # fmt: skip
     adapted = {**settings, "output_dir": str(scene.folder / "adapter_run"), "adapter": "lora", "base_dtype": "bfloat16"}
-    found = scene.train_here("decoder", [settings, adapted])
+    compiled = {**settings, "output_dir": str(scene.folder / "compiled_run"), "torch_compile": True}
+    recipes = {"all weights": settings, "LoRA, base in bf16": adapted, "all weights, compiled": compiled}
+    found = scene.train_here("decoder", list(recipes.values()))
     scene.figures["decoder"] = found
     rows = [
         describe_decoder(recipe, each, f"decoder, {name}", scene.is_tiny)
-        for recipe, each, name in zip((settings, adapted), found, ("all weights", "LoRA, base in bf16"), strict=True)
+        for (name, recipe), each in zip(recipes.items(), found, strict=True)
     ]
     beside = scene.figures["trainer"] = scene.train_with_trainer(settings)
     memory = "-" if beside["peak_bytes"] is None else f"{beside['peak_bytes'] / MIB:,.0f}"

@@ -30,7 +30,7 @@ def test_every_part_runs_on_a_cpu(demo: Path, tmp_path: Path, launch_server: Lau
     assert verdicts(output, "resume") == ["same bits"]
     rows = {row["what"]: row["figure"] for row in json.loads(output.read_text())["parts"]["run"]["rows"]}
     assert "training waits" in rows["a checkpoint"]
-    assert verdicts(output, "decoder") == [""] * 3
+    assert verdicts(output, "decoder") == [""] * 4
 
 
 def test_a_part_that_fails_is_reported_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

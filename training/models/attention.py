@@ -35,6 +35,27 @@ _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _ROPE_TYPES_OF_ANY_LENGTH = frozenset({"dynamic", "longrope"})
 
 
+class HiddenLengths:
+    """Lengths of packed sequences on their way through compiled layers, which would be compiled anew for each number they see.
+
+    Attributes:
+        lengths: [sequences]
+    """
+
+    def __init__(self, lengths: tuple[int, ...]) -> None:
+        self.lengths = lengths
+
+
+def hide_lengths(body: torch.nn.Module) -> None:
+    """Let the layers of a model's body get `HiddenLengths`."""
+
+    def hide(body: torch.nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        lengths = named.get("sequence_lengths")
+        return inputs, named if lengths is None else {**named, "sequence_lengths": HiddenLengths(lengths)}
+
+    body.register_forward_pre_hook(hide, with_kwargs=True)
+
+
 def prevent_reads(model: Any) -> None:
     """Let nothing in a model's forward read a tensor to find out whether there is padding.
 
@@ -121,6 +142,8 @@ def of_transformers(model: Any) -> Iterator[None]:
         model.set_attn_implementation(name)
 
 
+# How many groups of rows there are differs from batch to batch, so a compiled layer leaves its graph here.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -132,7 +155,7 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    sequence_lengths: tuple[int, ...] | None = None,
+    sequence_lengths: tuple[int, ...] | HiddenLengths | None = None,
     sequence_offsets: torch.Tensor | None = None,
     prefers_matrices: bool = False,
     **others: Any,
@@ -160,6 +183,8 @@ def attend(
     )  # fmt: skip
     if sequence_lengths is None:
         return attend_rows(query, key, value, first_row=0), None
+    if isinstance(sequence_lengths, HiddenLengths):
+        sequence_lengths = sequence_lengths.lengths
     assert sequence_offsets is not None
     dtype = _find_computing_type(query)
     if has_kernel(query.device, dtype, query.shape[-1]) and not dropout and softcap is None and s_aux is None:

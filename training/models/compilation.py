@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from onecurve.training.errors import BadInput
+from onecurve.training.models import attention
 from onecurve.training.models.depths import list_stacks
 
 BACKEND = "inductor"
@@ -23,6 +24,7 @@ def compile_layers(model: Any) -> None:
     stacks = list_stacks(model.base_model)
     if not stacks:
         raise BadInput(f"torch_compile: {type(model).__name__} has no list of layers that could be compiled; remove it")
+    attention.hide_lengths(model.base_model)
     for layers in stacks.values():
         for layer in layers:
             layer.compile(backend=BACKEND, dynamic=True)

@@ -48,10 +48,11 @@ def test_a_layer_is_compiled_at_most_three_times_in_an_epoch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["fsdp", "deepspeed_zero3"])
+@pytest.mark.parametrize(("topology", "settings"), [("fsdp", "causal"), ("deepspeed_zero3", "recipe")])
 def test_every_strategy_learns_the_same_with_compiled_layers(
-    recipe: dict[str, Any], launch: Launch, tmp_path: Path, topology: str
+    request: pytest.FixtureRequest, launch: Launch, tmp_path: Path, topology: str, settings: str
 ) -> None:
+    recipe: dict[str, Any] = request.getfixturevalue(settings)
     changes = "from onecurve.training.models import compilation\ncompilation.BACKEND = 'eager'"
     script = write_script(tmp_path / "compiled.py", changes)
     plain = launch({**recipe, "output_dir": str(tmp_path / "plain")}, topology, 2)
@@ -67,3 +68,24 @@ def test_a_model_without_layers_is_refused(
     run = train({**recipe, "torch_compile": True})
     assert run.exit_code == 2
     assert names(run.stderr, "torch_compile", "BertForSequenceClassification")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "dropout"), [("packed", 0.1), ("padded", 0.0)])
+def test_a_decoders_layer_is_compiled_at_most_three_times_in_an_epoch(
+    causal: dict[str, Any], train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layout: str, dropout: float
+) -> None:
+    """With the attention, and its masks by example, that layers have without a compiler."""
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    settings = {**causal, **COMPILED, "layout": layout, "dropout": dropout}
+    eager = train({**settings, "torch_compile": False, "output_dir": str(tmp_path / "eager")})
+    torch._dynamo.reset()
+    clear_compilation_metrics()
+    run = train(settings)
+    assert run.exit_code == 0, run.stderr
+    assert run.losses == pytest.approx(eager.losses, rel=1e-5)
+    assert [step["padding"] for step in run.steps] == [step["padding"] for step in eager.steps]
+    assert (max(step["padding"] for step in run.steps) == 0) == (layout == "packed")
+    compiled = Counter((each.co_filename, each.co_name, each.co_firstlineno) for each in get_compilation_metrics())
+    assert compiled, "layers are compiled"
+    assert max(compiled.values()) <= 3, compiled
