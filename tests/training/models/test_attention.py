@@ -131,16 +131,11 @@ def test_the_mean_over_masks_is_the_attention_without_dropout() -> None:
     module = torch.nn.Module()
 
     def attend(dropout: float) -> torch.Tensor:
-        return attention.attend(
-            module,
-            query,
-            key,
-            value,
-            None,
-            dropout,
-            sequence_lengths=lengths,
-            sequence_offsets=offsets,
-        )[0]
+        context: torch.Tensor
+        context, _ = attention.attend(
+            module, query, key, value, None, dropout, sequence_lengths=lengths, sequence_offsets=offsets
+        )
+        return context
 
     def attend_in(step: int) -> torch.Tensor:
         placement = Placement(np.array(lengths), frozenset({6}), is_packed=True)
