@@ -5,8 +5,8 @@
 # make demo-choices  pick the definition of a word (a few minutes on 2 cores; needs npm for the data)
 # make demo-phonemes  learn to pronounce English words (about ten minutes on 2 cores; needs npm for the data)
 # make demo-digits  train a small ViT on handwritten digits (a few minutes on 2 cores)
-# make test     set up and pass the tests (5 minutes on 2 cores, 10 on slow ones)
-# make test-all the slower tests as well: Slurm, faults, parts of the matrix (30 minutes on 2 cores, 50 on slow ones)
+# make test     set up and pass the tests (5 minutes on 2 cores, 9 on slow ones)
+# make test-all the slower tests as well: Slurm, faults, parts of the matrix (30 minutes on 2 cores, 40 on slow ones)
 # make site     the documents as a site, in build/site; broken links and anchors are errors (a few seconds)
 # make check    ruff, mypy --strict and the tests
 # make invariance  the matrix: one recipe on every topology, one curve (about 40 minutes)
