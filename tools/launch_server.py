@@ -125,7 +125,10 @@ def become(environment: Mapping[str, str], arguments: Sequence[str], is_unbuffer
 
 
 def prepare_project(script: str) -> None:
-    """Let `training/run.py` find its modules imported; any other program imports them itself."""
+    """Let `training/run.py` find its modules imported.
+
+    Any other program imports them itself, and so does a `training/run.py` that such a program starts.
+    """
     if Path(script).resolve() == _RUN and _RUN_MODULE in sys.modules:
         importlib.reload(sys.modules["onecurve.training.process"])  # It reads what the launcher has set.
         return

@@ -130,16 +130,21 @@ def install(model: Any) -> None:
 
 @contextmanager
 def of_transformers(model: Any) -> Iterator[None]:
-    """Let a model have one of transformers' own attentions for a while: a generation needs masks and a cache."""
+    """Let a model have one of transformers' own attentions for a while: a generation needs masks and a cache.
+
+    Nothing is compiled meanwhile: the states of a cache are so many programs that torch's limit of them would be reached, and
+    the training, which comes after the first samples, have none.
+    """
     name = model.config._attn_implementation
-    if name not in (ATTENTION, matrix_attention.ATTENTION):
-        yield
-        return
-    model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
+    is_ours = name in (ATTENTION, matrix_attention.ATTENTION)
+    if is_ours:
+        model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
-        model.set_attn_implementation(name)
+        if is_ours:
+            model.set_attn_implementation(name)
 
 
 # How many groups of rows there are differs from batch to batch, so a compiled layer leaves its graph here.
