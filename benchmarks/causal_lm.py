@@ -5,6 +5,8 @@
     python -m benchmarks.causal_lm --quick               a tiny model; writes nothing
     python -m benchmarks.causal_lm --adapter             LoRA beside all weights, TRL and PEFT; writes benchmarks/adapters.md
 
+How far a ratio could go at all: benchmarks/causal_lm_ceiling.py.
+
 Onecurve is measured against one rival (benchmarks/causal_lm_ways.py) after the other, in turns a, b, a, b, ..., so that two
 models are in memory at once, and a ratio is taken within a round. `make demo-chat` builds the model.
 """

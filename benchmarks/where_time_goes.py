@@ -2,9 +2,8 @@
 
     python -m benchmarks.where_time_goes --workload base_long
 
-Times every operation of the real model's steps where torch dispatches it, after two steps that don't count. Not with
-torch.profiler: its records break up the memory that a step leaves to the next one, and a step whose tensors need fresh pages
-takes a third longer, most of it in softmax. Prints a table, and writes it to build/benchmarks for benchmarks/RESULTS.md.
+Times every operation of the real model's steps (benchmarks/operation_clock.py), after two steps that don't count. Prints a table,
+and writes it to build/benchmarks for benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from benchmarks.speed_data import FOLDER, ROOT, WORKLOADS, build_workload
 KINDS = {
     "matrix products": ("mm", "bmm", "addmm", "linear", "matmul"),
     "dropout masks drawn": (
+        "philox.fill",
         "bernoulli_",
         "random_",
         "clamp",
@@ -52,25 +52,15 @@ _NUM_STEPS = 3
 def profile(name: str, masks: str) -> dict[str, float]:
     """Milliseconds of each kind of operation in one step; runs in a process of its own."""
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
     from transformers import AutoModelForSequenceClassification, logging
 
+    from benchmarks.operation_clock import OperationClock
     from onecurve.training.config import Recipe
     from onecurve.training.data.plan import Placement
     from onecurve.training.models import example_dropout, example_masks, last_layer, philox
 
     kinds = {operation: kind for kind, operations in KINDS.items() for operation in operations}
-    found: defaultdict[str, float] = defaultdict(float)
-
-    class Clock(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """On a CPU an operation is over when its call returns."""
-
-        def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-            started = time.perf_counter()
-            result = operation(*arguments, **(options or {}))
-            kind = kinds.get(operation.overloadpacket.__name__, "all else")
-            found[kind] += 1e3 * (time.perf_counter() - started) / _NUM_STEPS
-            return result
+    clock = OperationClock()
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -111,19 +101,22 @@ def profile(name: str, masks: str) -> dict[str, float]:
         """NumPy's generator is no operation of torch."""
         started = time.perf_counter()
         draw(*arguments)
-        found["dropout masks drawn"] += 1e3 * (time.perf_counter() - started) / _NUM_STEPS
+        clock.seconds["philox.fill"] += time.perf_counter() - started
 
     model.train()
     step()
     step()
     philox.fill = draw_on_the_clock  # type: ignore[assignment]
     started = time.perf_counter()
-    with Clock():  # type: ignore[no-untyped-call]
+    with clock:
         for _ in range(_NUM_STEPS):
             step()
     philox.fill = draw
     example_masks.begin(None)
     step_milliseconds = 1e3 * (time.perf_counter() - started) / _NUM_STEPS
+    found: defaultdict[str, float] = defaultdict(float)
+    for operation, seconds in clock.seconds.items():
+        found[kinds.get(operation, "all else")] += 1e3 * seconds / _NUM_STEPS
     return {**found, "between operations": step_milliseconds - sum(found.values())}
 
 

@@ -82,3 +82,18 @@ def test_an_adapter_of_trl_has_the_same_batches() -> None:
     result = run_benchmark("causal_lm", ["--quick", "--adapter", "--rounds", "1", "--rivals", "t"])
     assert result.returncode == 0, result.stderr
     assert re.findall(r"^\| ([a-z]) ", result.stdout, re.MULTILINE) == ["e", "t"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CHAT / "complete").exists(), reason="`make demo-chat` builds the tokenizer")
+def test_the_arithmetic_is_part_of_a_step() -> None:
+    pytest.importorskip("trl")
+    result = run_benchmark("causal_lm_ceiling", ["quick"])
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(
+        r"^\| ([a-z]) \| ([\d.]+) ms \| ([\d.]+) ms \| ([\d.]+) ms \| ([\d.]+) \|$", result.stdout, re.MULTILINE
+    )
+    assert [way for way, *_ in rows] == ["t", "e"]
+    for _, products, attention, other, ratio in rows:
+        assert min(float(products), float(attention), float(other)) > 0
+        assert float(ratio) > 1
