@@ -16,10 +16,11 @@ from typing import Any
 
 from benchmarks.causal_lm import prepare_environment
 from benchmarks.causal_lm_data import WORKLOADS, Workload
+from benchmarks.operation_clock import MATRIX_PRODUCTS, OperationClock
 from benchmarks.speed import Worker
 
 ARITHMETIC = {
-    "matrix products": ("mm", "bmm", "addmm", "addmm_", "baddbmm"),
+    "matrix products": MATRIX_PRODUCTS,
     "attention": (
         "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_flash_attention_for_cpu_backward",
@@ -31,7 +32,6 @@ NUM_STEPS = 4
 def serve(way: str, workload: Workload) -> None:
     """Train in one way as benchmarks.causal_lm_ways does, and answer also how long the arithmetic took."""
     from benchmarks import causal_lm_ways
-    from benchmarks.operation_clock import OperationClock
 
     clock = OperationClock()
 

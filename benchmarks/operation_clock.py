@@ -12,6 +12,9 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+MATRIX_PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "linear", "matmul")
+"""Operations that are matrix products, by the name that the clock gives them."""
+
 
 class OperationClock(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the seconds of every operation of this thread; on a CPU one is over when its call returns.

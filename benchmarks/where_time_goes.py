@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.operation_clock import MATRIX_PRODUCTS, OperationClock
 from benchmarks.processor import GLIBC_ALLOCATOR, choose_precision
 from benchmarks.speed import Lock
 from benchmarks.speed_data import FOLDER, ROOT, WORKLOADS, build_workload
 
 # What a reader thinks of, and the operations that it is made of.
 KINDS = {
-    "matrix products": ("mm", "bmm", "addmm", "linear", "matmul"),
+    "matrix products": MATRIX_PRODUCTS,
     "dropout masks drawn": (
         "philox.fill",
         "bernoulli_",
@@ -54,7 +55,6 @@ def profile(name: str, masks: str) -> dict[str, float]:
     import torch
     from transformers import AutoModelForSequenceClassification, logging
 
-    from benchmarks.operation_clock import OperationClock
     from onecurve.training.config import Recipe
     from onecurve.training.data.plan import Placement
     from onecurve.training.models import example_dropout, example_masks, last_layer, philox
