@@ -87,8 +87,6 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model; writes nothing")
     parser.add_argument("--print", action="store_true", help="print the tables and write nothing")
     options = parser.parse_args(arguments)
-    if not (CHAT / "complete").exists():
-        raise SystemExit("benchmarks.causal_lm: build/demo-chat is not there; `make demo-chat` builds it")
     prepare_environment()
     names = "quick" if options.quick else "dialogues" if options.adapter else options.only
     for name in () if names == "none" else names.split(","):
@@ -116,7 +114,13 @@ def save_result(result: dict[str, Any], name: str) -> None:
 
 
 def prepare_environment() -> None:
-    """Threads and precision, the same for all ways."""
+    """Threads and precision, the same for all ways.
+
+    Raises:
+        SystemExit: the model is not there.
+    """
+    if not (CHAT / "complete").exists():
+        raise SystemExit("build/demo-chat is not there; `make demo-chat` builds it")
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     # Threads that wait sleep: spinning on a busy machine, they would measure its other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -10,6 +10,7 @@ or faster products.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -80,10 +81,11 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) == 2:
         serve(arguments[0], WORKLOADS[arguments[1]])
         return
-    if len(arguments) != 1 or arguments[0] not in WORKLOADS:
-        raise SystemExit(f"usage: python -m benchmarks.causal_lm_ceiling {{{','.join(WORKLOADS)}}}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workload", choices=WORKLOADS)
+    workload = WORKLOADS[parser.parse_args(arguments).workload]
     prepare_environment()
-    turns = {way: measure(way, WORKLOADS[arguments[0]]) for way in "te"}
+    turns = {way: measure(way, workload) for way in "te"}
     print("\n".join(to_table(turns)))
 
 
