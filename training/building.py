@@ -21,7 +21,7 @@ from onecurve.training.data.loading import build_evaluation_plan, build_loader
 from onecurve.training.data.plan import Order, TrainingPlan
 from onecurve.training.data.preparation import Split, prepare_data
 from onecurve.training.launch_protocol import BAD_INPUT
-from onecurve.training.models import example_dropout, last_layer, optimization
+from onecurve.training.models import example_dropout, last_layer, optimization, rms_norms
 from onecurve.training.models.adapters import needs_base
 from onecurve.training.models.allocator import keep_blocks, return_free_pages, return_large_blocks
 from onecurve.training.models.base_digest import check_base
@@ -197,6 +197,7 @@ def _exchange_parts(model: torch.nn.Module, recipe: Recipe, accelerator: Acceler
     """Give the model what it computes faster, or the same on every topology, with. Before it is sharded."""
     example_dropout.install(model, recipe, accelerator.device)
     last_layer.install(model)
+    rms_norms.install(model)
     attention = prepare_attention(model, recipe)
     if recipe.torch_compile:
         compile_layers(model)
