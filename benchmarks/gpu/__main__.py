@@ -20,7 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import PARTS, Row, Scene
+from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.scene import Row, Scene
 
 SECONDS = 530.0
 
