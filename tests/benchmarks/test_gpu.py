@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as program
+from benchmarks.gpu import curves
 from benchmarks.gpu.scene import Row, Scene
 from tools.launches import LaunchServer, build_environment
 
@@ -31,6 +32,17 @@ def test_every_part_runs_on_a_cpu(demo: Path, tmp_path: Path, launch_server: Lau
     rows = {row["what"]: row["figure"] for row in json.loads(output.read_text())["parts"]["run"]["rows"]}
     assert "training waits" in rows["a checkpoint"]
     assert verdicts(output, "decoder") == [""] * 4
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_leaves_the_others_their_rows(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = {"encoder": curves.Group({}, {"broken": {"train_file": "nothing.jsonl"}, **curves.FEW_EXAMPLES})}
+    monkeypatch.setattr(curves, "TINY_GROUPS", groups)
+    monkeypatch.setattr(curves, "list_topologies", lambda scene, precision: [])
+    rows = curves.measure_invariance(Scene(tmp_path, True, 0, lambda: 300.0))
+    assert [row.verdict for row in rows] == ["FAILED", "holds"]
 
 
 def test_a_part_that_fails_is_reported_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
