@@ -82,14 +82,14 @@ def test_weights_that_are_not_there_yet(norm: Any) -> None:
     assert torch.equal(holder[0](hidden), expected(hidden))
 
 
-class Scaled(LlamaRMSNorm):  # type: ignore[misc]
+class Scaled(LlamaRMSNorm):
     """Looks like an RMSNorm, and is none."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden_states) * 1.001  # type: ignore[no-any-return]
 
 
-class Biased(LlamaRMSNorm):  # type: ignore[misc]
+class Biased(LlamaRMSNorm):
     """Has more weights than one."""
 
     def __init__(self, size: int) -> None:
