@@ -75,16 +75,21 @@ class HangReports:
             faulthandler.dump_traceback(file, all_threads=True)
         staging.rename(self._own_file)
 
-    def describe_if_first(self, seconds: float, describe: Describe) -> str | None:
-        """The message about the hang, on the first rank that has written a report; None on the others."""
-        reports = self.gather()
+    def describe_if_first(self, seconds: float, describe: Describe, patience_seconds: float) -> str | None:
+        """The message about the hang, on the first rank that has written a report; None on the others.
+
+        Args:
+            seconds: how long there was no progress.
+            patience_seconds: how long to wait for the reports of other ranks.
+        """
+        reports = self.gather(patience_seconds)
         if self.rank != min(reports):
             return None
         return describe(reports, self.num_processes, seconds, self.folder)
 
-    def gather(self) -> dict[int, dict[str, Any]]:
+    def gather(self, patience_seconds: float = TIMEOUT_SECONDS) -> dict[int, dict[str, Any]]:
         """The reports by rank. A rank that wrote none within the timeout is missing."""
-        deadline = time.monotonic() + self.TIMEOUT_SECONDS
+        deadline = time.monotonic() + patience_seconds
         reports: dict[int, dict[str, Any]] = {}
         while len(reports) < self.num_processes and time.monotonic() < deadline:
             for path in self.folder.glob("process_*.txt"):

@@ -26,8 +26,10 @@ from onecurve.training.recovery.hang_report import HangReports, describe_failed_
 SLOW_PHASE_FACTOR = 10.0
 """How many times longer than a step the start, the first step (which may compile) and a save may each take."""
 
-# After SIGTERM, this rank may be waiting for a rank that is already dead.
-_SECONDS_AFTER_SIGTERM = 20.0
+# After SIGTERM, this rank may be waiting for a rank that is already dead, which will not report. torch's agent, which sends the
+# signal when a rank dies, kills those that are left after 30 seconds: what is said here has to be said before.
+_SECONDS_AFTER_SIGTERM = 12.0
+_SECONDS_FOR_REPORTS_AFTER_SIGTERM = 6.0
 
 # The launcher hosts the store through which ranks find each other, so a start without it cannot succeed.
 _SECONDS_WITHOUT_LAUNCHER = 10.0
@@ -172,11 +174,13 @@ class Watchdog:
         try:
             self._reports.write_own()
             is_joining = self._join_timeout_seconds is not None
-            message = self._reports.describe_if_first(seconds, describe_failed_join if is_joining else describe_hang)
+            patience = _SECONDS_FOR_REPORTS_AFTER_SIGTERM if self._is_limit_short else HangReports.TIMEOUT_SECONDS
+            describe = describe_failed_join if is_joining else describe_hang
+            message = self._reports.describe_if_first(seconds, describe, patience)
             if message is not None:
                 self._print_and_report(message)
             else:  # When the reporting rank exits, the launcher ends this one.
-                self._is_over.wait(HangReports.TIMEOUT_SECONDS)
+                self._is_over.wait(patience)
         except Exception as error:  # Such as a full disk. Whatever it is, this process must end.
             self._print_and_report(
                 f"rank {self._rank} made no progress for {seconds:.0f} seconds (hang_timeout_seconds). Its stack dump could "

@@ -131,6 +131,39 @@ def test_a_hang_ends_even_if_its_stacks_cannot_be_written(tmp_path: Path) -> Non
     assert names(result.stdout, "reported", "rank 0")
 
 
+LEFT_ALONE = """
+import sys, time
+from pathlib import Path
+from onecurve.training.recovery.watchdog import Watchdog
+
+with Watchdog(Path(sys.argv[1]), 0, 2, 1800, lambda message: None) as watchdog:
+    watchdog.beat()
+    print("told to end", flush=True)
+    watchdog.shorten_limit()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_a_dead_one_reports_before_torch_kills_it(tmp_path: Path) -> None:
+    """torch's agent waits for 30 seconds after SIGTERM."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LEFT_ALONE, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "told to end\n"
+        try:
+            _, stderr = process.communicate(timeout=27)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert names(stderr, "onecurve", "rank 1")
+
+
 def test_after_a_signal_the_limit_is_short_but_longer_than_a_step(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path, 0, 1, 1800, print)
     assert watchdog._limit_seconds() == 1800 * SLOW_PHASE_FACTOR, "the first step may compile"
