@@ -63,6 +63,10 @@ def _check_meaning(path: Path, kind: str, content: dict[str, Any]) -> Iterable[F
                 )
     if str(content.get("mixed_precision", "no")).lower() not in ("no", "false"):
         yield error(f"{path}: mixed_precision is set by the recipe, because it changes results; set it to 'no' here")
+    dynamo = content.get("dynamo_config")
+    backend = dynamo.get("dynamo_backend") if isinstance(dynamo, dict) else content.get("dynamo_backend")
+    if str(backend or "no").lower() not in ("no", "false"):
+        yield error(f"{path}: dynamo_backend is not used; set torch_compile: true in the recipe, and remove it here")
 
 
 def _check_parallelism(path: Path, kind: str, content: dict[str, Any]) -> Iterable[Finding]:

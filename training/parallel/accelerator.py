@@ -61,6 +61,8 @@ def build_accelerator(recipe: Recipe, model: torch.nn.Module, timeout: timedelta
     accelerator = Accelerator(
         cpu=not has_accelerator and not shards,
         mixed_precision=recipe.mixed_precision,
+        # Whatever the YAML says: it would compile the whole model, and turn float32 products on a GPU into TF32.
+        dynamo_backend="no",
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timeout),
             # The buffers of transformers are constants; DDP would broadcast them in each forward. As views into DDP's
@@ -129,8 +131,10 @@ def choose_algorithms(recipe: Recipe) -> None:
 
     With `deterministic`, only those that give the same bits again, attention's among them; an operation that has none raises
     an error that names it. cuDNN's attention is never used: it is built anew for every length of a batch, which took half of
-    a BERT-large's steps on an H100 (benchmarks/NOTES.md).
+    a BERT-large's steps on an H100 (benchmarks/NOTES.md). What a recipe calls float32 is never TF32, in convolutions neither.
     """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.use_deterministic_algorithms(recipe.deterministic)
     # Filling memory that is written later would cost time and hide nothing.

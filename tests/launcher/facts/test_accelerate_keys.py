@@ -36,6 +36,8 @@ def test_every_yaml_of_the_project_passes(path: Path) -> None:
             ("gradient_accumulation_steps", "recipe"),
         ),
         ("distributed_type: MULTI_GPU\nmixed_precision: bf16", ("mixed_precision", "recipe")),
+        ("distributed_type: 'NO'\ndynamo_config: {dynamo_backend: INDUCTOR}", ("dynamo_backend", "torch_compile")),
+        ("distributed_type: 'NO'\ndynamo_backend: EAGER", ("dynamo_backend", "torch_compile")),
         ("distributed_type: FSDP\nfsdp_config: [1]", ("fsdp_config", "mapping")),
         ("- a list", ("mapping",)),
         ("a: [", ("YAML",)),
@@ -46,3 +48,9 @@ def test_a_yaml_that_would_not_do_what_it_says_is_refused(text: str, needed: tup
     path.write_text(text, encoding="utf-8")
     messages = [finding.message for finding in check_yaml(path)]
     assert any(names(message, *needed) for message in messages), messages
+
+
+def test_a_yaml_that_compiles_nothing_passes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("distributed_type: 'NO'\ndynamo_config: {dynamo_backend: 'NO'}", encoding="utf-8")
+    assert check_yaml(path) == []

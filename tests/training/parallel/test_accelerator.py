@@ -52,9 +52,19 @@ def test_gradients_of_ddp_are_views_into_its_buckets() -> None:
     assert not handler.broadcast_buffers
 
 
-def test_accelerate_compiles_nothing() -> None:
+@pytest.mark.parametrize("asked", ["NO", "INDUCTOR"])
+def test_accelerate_compiles_nothing(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would turn float32 products on a GPU into TF32 as well; models/compilation.py compiles the layers."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", asked)  # As `accelerate launch` does for a YAML's dynamo_config.
     assert build(torch_compile=True).state.dynamo_plugin.backend == DynamoBackend.NO
+
+
+def test_float32_is_never_tf32() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+        True  # As accelerate would, or a user's code.
+    )
+    build()
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (False, False)
 
 
 @pytest.mark.parametrize(("stage", "overlaps"), [(1, True), (2, True), (3, None)])
