@@ -268,7 +268,7 @@ class MemoryKeys(_Keys):
     layout: Literal["auto", "padded", "packed"] = Field(
         default="auto",
         description="how sequences lie in a micro-batch: in padded rows, or packed, one behind the other and without padding; "
-        "auto packs where the task and the model can",
+        "auto packs where the task and the model can, and a GPU has a kernel for it",
     )
     dataloader_num_workers: Literal["auto"] | Annotated[Integer, Field(ge=0, le=512)] = Field(
         default="auto",

@@ -229,7 +229,30 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool
     """Whether torch's flash attention takes sequences of different lengths at once here."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or head_size > 256 or head_size % 8:
         return False
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    if torch.version.hip is not None or not torch.backends.cuda.is_flash_attention_available():
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def find_slow_packing(model: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why packed sequences would be slow: no kernel takes them all, and each group of them has its own; None if they are not.
+
+    On a CPU a kernel costs next to nothing. A GPU's host has to issue hundreds in place of ten for each layer.
+
+    Args:
+        dtype: what products are computed in.
+    """
+    if device.type == "cpu":
+        return None
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if not has_kernel(device, dtype, size):
+        return f"this device has no kernel for sequences of different lengths in {str(dtype).removeprefix('torch.')}"
+    drops = any(getattr(config, name, None) for name in ("attention_dropout", "attn_pdrop"))
+    has_sinks = any(name.endswith("sinks") for name, _ in model.named_parameters())
+    if drops or has_sinks or getattr(config, "attn_logit_softcapping", None) is not None:
+        return "no kernel takes sequences of different lengths with this model's attention"
+    return None
 
 
 def _attend_rows(

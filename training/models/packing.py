@@ -25,6 +25,8 @@ _TRIED_LENGTHS = (3, 3, 6)
 # Largest deviation of a sequence's logits, relative to their norm. Sequences that see each other deviate by much more.
 _BOUNDS = {"no": 1e-4, "fp16": 1e-2, "bf16": 3e-2}
 
+_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -61,14 +63,24 @@ def choose_layout(
     own = Layout(mask="always" if has_mask else "padding", pads_left=task.padding_side(processor) == "left")
     layout, obstacle = own, prepared.obstacle
     if obstacle is None:
-        candidates = [Layout(mask="never")]
-        if task.packs and recipe.layout != "padded":
+        candidates, slowness = [Layout(mask="never")], None
+        if task.packs and recipe.layout == "auto":
+            bare, dtype = accelerator.unwrap_model(model), _DTYPES[accelerator.mixed_precision]
+            slowness = _agree(accelerator, attention.find_slow_packing(bare, accelerator.device, dtype))
+        if task.packs and recipe.layout != "padded" and slowness is None:
             candidates.insert(0, Layout(is_packed=True))
         layout, obstacle = _try(accelerator, model, task, processor, prepared, own, candidates)
+        obstacle = obstacle or slowness
     if layout.is_packed or recipe.layout == "padded" or (recipe.layout == "auto" and not task.packs):
         return layout, None
-    reason = f"this model can't be packed ({obstacle})" if task.packs else f"task {recipe.task} does not pack"
+    reason = f"packing is not possible or slow here ({obstacle})" if task.packs else f"task {recipe.task} does not pack"
     return layout, f"Micro-batches are padded: {reason}."
+
+
+def _agree(accelerator: Accelerator, reason: str | None) -> str | None:
+    """This process's reason, or that another one has some: devices may differ, and layouts must not."""
+    is_given = torch.full((), float(reason is not None), device=accelerator.device)
+    return reason or ("another process's device has no kernel for it" if accelerator.reduce(is_given) > 0 else None)
 
 
 def _try(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -320,3 +321,35 @@ def test_rotary_positions_do_not_hide_from_autocast_what_is_quicker(monkeypatch:
         logits = model(input_ids=tokens, use_cache=False).logits
     assert taken == [torch.bfloat16] * 3
     torch.testing.assert_close(logits.float(), exact, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "device", "dtype", "is_slow"),
+    [
+        ("llama", {}, "cpu", torch.float32, False),
+        ("llama", {}, "cuda", torch.float32, True),
+        ("llama", {}, "cuda", torch.bfloat16, False),
+        ("llama", {"attention_dropout": 0.1}, "cuda", torch.bfloat16, True),
+        ("gpt2", {}, "cuda", torch.bfloat16, False),
+        ("gemma3", {}, "cuda", torch.bfloat16, False),
+        ("gemma2", {}, "cuda", torch.bfloat16, True),
+        ("gpt_oss", {}, "cuda", torch.bfloat16, True),
+    ],
+)
+def test_packing_is_slow_where_no_kernel_takes_all_sequences(
+    monkeypatch: pytest.MonkeyPatch, family: str, more: dict[str, Any], device: str, dtype: torch.dtype, is_slow: bool
+) -> None:
+    model = build_decoder(CONFIGS[family]())
+    model.config.update(more)
+    has_kernel = Mock(side_effect=lambda device, dtype, size: dtype != torch.float32)
+    monkeypatch.setattr(attention, "has_kernel", has_kernel)
+    found = attention.find_slow_packing(model, torch.device(device), dtype)
+    assert (found is not None) == is_slow
+    assert [call.args[2] for call in has_kernel.call_args_list] == ([] if device == "cpu" else [8])
+
+
+@pytest.mark.parametrize("has_flash", [True, False])
+def test_a_build_without_flash_attention_has_no_kernel(monkeypatch: pytest.MonkeyPatch, has_flash: bool) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: has_flash)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert attention.has_kernel(torch.device("cuda"), torch.bfloat16, 64) == has_flash

@@ -128,6 +128,17 @@ def test_a_model_whose_packed_logits_are_wrong_is_padded(
     assert run.steps[0]["padding"] == expected.steps[0]["padding"]
 
 
+@pytest.mark.parametrize("layout", ["auto", "packed"])
+def test_where_packing_would_be_slow_it_has_to_be_asked_for(
+    settings: Settings, train: Train, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    monkeypatch.setattr(attention, "find_slow_packing", lambda *what: "no such kernel")
+    run = train({**settings, "max_train_steps": 2, "layout": layout})
+    assert run.exit_code == 0, run.stderr
+    assert (max(step["padding"] for step in run.steps) == 0) == (layout == "packed")
+    assert names(run.stdout, "padded", "no such kernel") == (layout == "auto")
+
+
 def test_a_task_that_does_not_pack_says_so_when_asked(recipe: Settings, train: Train) -> None:
     run = train({**recipe, "max_train_steps": 1, "layout": "packed"})
     assert run.exit_code == 0, run.stderr
