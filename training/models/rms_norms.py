@@ -52,23 +52,39 @@ def _derive(module: Any) -> type[torch.nn.Module] | None:
     weight = torch.nn.Parameter(torch.rand(module.weight.shape, generator=random) + 0.5)
     trial._parameters = {**module._parameters, "weight": weight}
     hidden = torch.randn(3, *module.weight.shape, generator=random)
-    for offset in _OFFSETS:
-        forward = _build_forward(own, epsilon, offset)
-        with torch.no_grad():
-            is_same = torch.equal(own.forward(trial, hidden), forward(trial, hidden))
-        if is_same:
-            names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-            return type(own.__name__, (own,), {"forward": forward, **names})
+    with torch.no_grad():
+        keeps_type = own.forward(trial, hidden.bfloat16()).dtype == torch.bfloat16
+        for offset in _OFFSETS:
+            forward = _build_forward(own, epsilon, offset, keeps_type)
+            if torch.equal(own.forward(trial, hidden), forward(trial, hidden)):
+                names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+                return type(own.__name__, (own,), {"forward": forward, **names})
     return None
 
 
-def _build_forward(own: Any, epsilon: str, offset: float) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+def _build_forward(
+    own: Any, epsilon: str, offset: float, keeps_type: bool
+) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """What a module does with torch's operation.
+
+    Args:
+        own: the module's class.
+        epsilon: the name of its epsilon.
+        offset: of its weights.
+        keeps_type: whether inputs of half precision give outputs of it, also where weights are in float32.
+    """
+
     def forward(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
-        if norm.weight.dtype != hidden.dtype:  # Torch has no kernel for two types, and would warn.
+        weight = norm.weight.float() + offset if offset else norm.weight
+        if hidden.dtype == weight.dtype == torch.float32:
+            return F.rms_norm(hidden, weight.shape, weight, getattr(norm, epsilon))
+        if norm.weight.dtype not in (hidden.dtype, torch.float32):
             return own.forward(norm, hidden)  # type: ignore[no-any-return]
-        weight = norm.weight + offset if offset else norm.weight
-        # Under autocast it gives float32 for any type.
-        return F.rms_norm(hidden, weight.shape, weight, getattr(norm, epsilon)).to(hidden.dtype)
+        dtype = torch.promote_types(hidden.dtype, weight.dtype)
+        # Autocast would convert half precision to float32 and back; the kernel computes in float32 anyway.
+        with torch.autocast(hidden.device.type, enabled=False):
+            found = F.rms_norm(hidden.to(dtype), weight.shape, weight.to(dtype), getattr(norm, epsilon))
+        return found.to(hidden.dtype if keeps_type else dtype)
 
     return forward
 
