@@ -34,11 +34,12 @@ class Clock(TrainerCallback):
     """Counts the tokens of the steps that are timed."""
 
     def __init__(self) -> None:
-        self.tokens, self.places, self.started, self.seconds = 0, 0, 0.0, 0.0
+        self.tokens, self.places, self.started, self.seconds = torch.zeros((), dtype=torch.int64), 0, 0.0, 0.0
 
     def count(self, batch: Mapping[str, Any]) -> None:
-        """A micro-batch is made; those are counted that belong to steps to be timed."""
-        self.tokens += int(batch["attention_mask"].sum())
+        """A micro-batch is on the device, where its tokens are added up: to read them here would make the host wait."""
+        tokens = batch["attention_mask"].sum()
+        self.tokens = self.tokens.to(tokens.device) + tokens
         self.places += batch["attention_mask"].numel()
 
     def on_step_end(self, arguments: Any, state: Any, control: Any, **others: object) -> None:
@@ -47,18 +48,19 @@ class Clock(TrainerCallback):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if state.global_step == STEPS_BEFORE:
-                self.started, self.tokens, self.places = time.perf_counter(), 0, 0
+                self.started, self.places = time.perf_counter(), 0
+                self.tokens = torch.zeros_like(self.tokens)
             else:
                 self.seconds = time.perf_counter() - self.started
 
 
 class TimedTrainer(Trainer):
-    """Trainer whose micro-batches are counted on their way to the device."""
+    """Trainer whose micro-batches are counted."""
 
     clock: Clock
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
-        """The micro-batches of a step, still on the host."""
+        """The micro-batches of a step, which accelerate's loader has sent to the device."""
         samples, count = super().get_batch_samples(*arguments, **options)
         for batch in samples:
             self.clock.count(batch)
@@ -102,8 +104,8 @@ def train(recipe: Mapping[str, Any]) -> dict[str, Any]:
         trainer.clock = clock
         trainer.train()
     return {
-        "tokens_per_second": clock.tokens / clock.seconds,
-        "padding": 1 - clock.tokens / clock.places,
+        "tokens_per_second": int(clock.tokens) / clock.seconds,
+        "padding": 1 - int(clock.tokens) / clock.places,
         "peak_bytes": torch.cuda.max_memory_allocated() if has_cuda else None,
     }
 

@@ -194,10 +194,11 @@ def find_unsupported_precision(recipe: Recipe) -> str | None:
 
 def find_unsupported_checkpointing(recipe: Recipe) -> str | None:
     """Why this device can't recompute activations; None if it can."""
-    if recipe.gradient_checkpointing and recipe.dropout != 0 and Launch.from_environment().find_device_type() == "mps":
+    drops = recipe.dropout != 0 or (recipe.adapter != "none" and recipe.lora_dropout != 0)
+    if recipe.gradient_checkpointing and drops and Launch.from_environment().find_device_type() == "mps":
         return (
             "gradient_checkpointing: on an Apple GPU the recomputed activations would have other dropout masks, and the "
-            "gradients would be wrong (pytorch#194478); set gradient_checkpointing: false, or dropout: 0"
+            "gradients would be wrong (pytorch#194478); set gradient_checkpointing: false, or dropout: 0 and lora_dropout: 0"
         )
     return None
 

@@ -50,6 +50,8 @@ def test_the_device_that_was_chosen_for_is_taken(monkeypatch: pytest.MonkeyPatch
         ("mps", {}, True),
         ("mps", {"dropout": 0.1}, True),
         ("mps", {"dropout": 0.0}, False),
+        ("mps", {"dropout": 0.0, "lora_dropout": 0.1}, False),
+        ("mps", {"dropout": 0.0, "adapter": "lora", "lora_dropout": 0.1}, True),
         ("mps", {"gradient_checkpointing": False}, False),
         ("cpu", {}, False),
         ("cuda", {}, False),

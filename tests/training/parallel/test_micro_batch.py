@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
+import pytest
 import torch
 from accelerate.utils import DistributedType
 
 from onecurve.training.data.plan import MicroBatch
 from onecurve.training.models import example_masks
-from onecurve.training.parallel.micro_batch import begin_micro_batch
+from onecurve.training.parallel.micro_batch import _seed, begin_micro_batch
 
 
 def draw(step: int = 0, process: int = 0, seed: int = 1, position: int = 0, masks: str = "torch") -> list[float]:
@@ -58,3 +60,14 @@ def test_with_masks_by_example_every_micro_batch_of_a_step_draws_the_same() -> N
     assert draw(process=1, position=2, masks="by_example") == first
     assert draw(step=1, masks="by_example") != first
     assert draw(seed=2, masks="by_example") != first
+
+
+def test_the_device_is_seeded_as_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = Mock()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: seeds[device.type])
+    seeds.__getitem__ = Mock(return_value=seeds)
+    torch.default_generator.manual_seed(0)
+    _seed(2**40 + 6, torch.device("cuda"))
+    seeds.__getitem__.assert_called_once_with("cuda")
+    seeds.manual_seed.assert_called_once_with(2**39 + 3)
+    assert torch.default_generator.initial_seed() == 2**39 + 3

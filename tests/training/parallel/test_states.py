@@ -21,7 +21,7 @@ from transformers import (
 
 from onecurve.training.errors import BadInput
 from onecurve.training.models.shares import Cut, Shares
-from onecurve.training.parallel.states import count_state_bytes, list_weights, load_weights
+from onecurve.training.parallel.states import count_state_bytes, list_weights, load_moments, load_weights
 from tests.conftest import Launch
 from tests.messages import naming
 from tests.tensors import load_tensors
@@ -143,3 +143,17 @@ def test_frozen_weights_are_saved_as_they_were_read(
             found = saved[name if name in saved else f"bert.{name}"]
             assert found.dtype == torch.float32
             assert torch.equal(found, value), name
+
+
+def test_adamws_counter_is_on_the_device_of_the_weights(tmp_path: Path) -> None:
+    """The fused AdamW of a GPU refuses any other."""
+    model = torch.nn.Linear(3, 2, bias=False, device="meta")
+    optimizer = torch.optim.AdamW(model.parameters())
+    moments = {f"weight.{key}": torch.ones(2, 3) for key in ("exp_avg", "exp_avg_sq")}
+    save_file(moments, tmp_path / "optimizer.safetensors")
+    load_moments(Accelerator(cpu=True), model, optimizer, tmp_path, step=7)
+    assert {name: value.device.type for name, value in optimizer.state[model.weight].items()} == {
+        "step": "meta",
+        "exp_avg": "meta",
+        "exp_avg_sq": "meta",
+    }

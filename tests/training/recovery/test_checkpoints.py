@@ -48,6 +48,18 @@ def test_an_older_checkpoint_replaces_a_corrupt_one(tmp_path: Path, damage: Call
     assert list(faults) == ([newer] if newer.exists() else [])
 
 
+@pytest.mark.parametrize(("rank", "notices"), [("0", True), ("1", False)])
+def test_only_rank_0_reads_whole_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, notices: bool
+) -> None:
+    """A thousand ranks would read the same terabyte, and start where rank 0 does anyway."""
+    path = make_checkpoint(tmp_path, 10) / "model.safetensors"
+    path.write_bytes(bytes(each ^ 1 for each in path.read_bytes()))
+    monkeypatch.setenv("RANK", rank)
+    found, faults = find_checkpoint(tmp_path)
+    assert (found is None, len(faults)) == (notices, notices)
+
+
 def test_if_none_is_intact_each_fault_is_returned(tmp_path: Path) -> None:
     for step in (5, 10):
         spoil(make_checkpoint(tmp_path, step))
