@@ -74,3 +74,20 @@ class Preempted(Fault):
     """Stopped on request: a training resumes from its last checkpoint, a prediction starts again."""
 
     exit_code = launch_protocol.PREEMPTED
+
+
+# When another rank dies, gloo and NCCL raise bare RuntimeErrors.
+_LOST_CONNECTIONS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket Timeout",
+    "pair closure",
+    "NCCL communicator was aborted",
+    "remote process exited",
+)
+
+
+def has_lost_connection(error: Exception) -> bool:
+    """Whether a collective failed because another rank did."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_CONNECTIONS)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn
 
 from onecurve.training import launch_protocol
 from onecurve.training.atomic_files import write_atomically
-from onecurve.training.errors import Fault, Preempted
+from onecurve.training.errors import Fault, Preempted, has_lost_connection
 from onecurve.training.recipe import RecipeError
 
 State = Literal["running", "finished", "preempted", "failed"]
@@ -34,17 +34,6 @@ _SECONDS_FOR_MAIN_TO_REPORT = 60.0
 _SECONDS_FOR_MAIN_TO_REPORT_STOP = 5.0
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPERM, errno.EACCES})
-
-# When another rank dies, gloo and NCCL raise bare RuntimeErrors.
-_LOST_CONNECTIONS = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Socket Timeout",
-    "pair closure",
-    "NCCL communicator was aborted",
-    "remote process exited",
-)
 
 
 def _status_files_from_environment() -> list[Path]:
@@ -152,7 +141,7 @@ def _explain(error: Exception) -> str | None:
             f"out of memory outside of a step's forward and backward: {str(error).splitlines()[0]} Lower "
             "per_device_batch_size, or shard the model (docs/topologies.md), and start it again"
         )
-    if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_CONNECTIONS):
+    if has_lost_connection(error):
         return (
             f"rank {os.environ.get('RANK', '0')} lost its connection to another rank, which failed or was killed (perhaps "
             "because the host ran out of memory). If it printed an error, that is above. Start it again to resume from the "

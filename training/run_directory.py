@@ -222,6 +222,10 @@ class RunDirectory:
         """The status of the last training here, if any."""
         return _read_object(self.status)
 
+    def read_memory(self) -> dict[str, Any] | None:
+        """What size of micro-batches an earlier start found to fit, if it ran out of memory."""
+        return _read_object(self.memory)
+
 
 def _read_object(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if there is none or it can't be read."""

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -117,17 +116,27 @@ def prepare_launch(recipe_path: str, overrides: Mapping[str, str], options: Laun
 
 
 def supervise_launch(launch: Launch, options: LaunchOptions) -> Ending:
-    """Train, and start again after a crash as often as --max-restarts allows."""
+    """Train, and start again after a crash as often as --max-restarts allows.
+
+    On one machine also where a device of several had too little memory: machines would have to agree on that.
+    """
     from onecurve.launcher.launching.supervise import supervise, supervise_with_restarts
     from onecurve.launcher.views.terminal import print_note
-    from onecurve.training.launch_protocol import RESTARTS_LEFT
+    from onecurve.training.launch_protocol import FAILED, RESTARTS_LEFT
+    from onecurve.training.run_directory import RunDirectory
 
-    def start(attempt: int) -> Ending:
-        command = launch.again if attempt else launch.command
+    run = RunDirectory.of(launch.recipe)
+
+    def start(num_starts: int, restarts_left: int) -> Ending:
+        command = launch.again if num_starts else launch.command
         # `onecurve watch` reads in the run's status whether another start will follow a failure.
-        variables = {**command.environment, RESTARTS_LEFT: str(options.max_restarts - attempt)}
-        command = replace(command, environment=variables)
-        return supervise(command, Path(launch.recipe.output_dir), options.debug, keeps_stdout=options.as_json)
+        command = replace(command, environment={**command.environment, RESTARTS_LEFT: str(restarts_left)})
+        before = run.read_memory()
+        ending = supervise(command, run.path, options.debug, keeps_stdout=options.as_json)
+        # A process alone goes on in smaller micro-batches by itself.
+        waits_for_others = command.num_processes > 1 and "--machine_rank" not in command.words
+        has_shrunk = waits_for_others and ending.exit_code == FAILED and run.read_memory() != before
+        return replace(ending, has_shrunk=has_shrunk)
 
     return supervise_with_restarts(start, options.max_restarts, print_note)
 

@@ -21,6 +21,7 @@ class Ending:
         was_stopped: a signal or a STOP file asked for the end.
         was_orphaned: the training stopped only because accelerate launch was killed.
         cause: the training's own message about its end; empty if it finished, or could not write one.
+        has_shrunk: a device had too little memory, and the next start will have smaller micro-batches.
     """
 
     exit_code: int
@@ -28,6 +29,7 @@ class Ending:
     was_stopped: bool = False
     was_orphaned: bool = False
     cause: str = ""
+    has_shrunk: bool = False
 
 
 def read_status(path: Path) -> dict[str, Any] | None:

@@ -110,18 +110,25 @@ def _wait_for_ending(path: Path, before: int | None) -> None:
         time.sleep(0.1)
 
 
-def supervise_with_restarts(start: Callable[[int], Ending], max_restarts: int, report: Callable[[str], None]) -> Ending:
+def supervise_with_restarts(
+    start: Callable[[int, int], Ending], max_restarts: int, report: Callable[[str], None]
+) -> Ending:
     """Start again after a crash, at most `max_restarts` times, each time from the last checkpoint.
 
+    A start after one whose micro-batches were too large is not counted: each has smaller ones, so there are few.
+
     Args:
-        start: runs one launch; its argument counts from 0.
+        start: runs one launch; its arguments are how many were before it, and how many restarts are left.
     """
-    for attempt in range(max_restarts + 1):
-        ending = start(attempt)
+    num_starts, num_restarts = 0, 0
+    while True:
+        ending = start(num_starts, max_restarts - num_restarts)
         is_final = ending.exit_code in FINAL_EXIT_CODES and not ending.was_orphaned
-        if is_final or ending.was_stopped or attempt == max_restarts:
+        if is_final or ending.was_stopped or (num_restarts == max_restarts and not ending.has_shrunk):
             return ending
-        report(
-            f"{ending.message or 'the training crashed'}; restart {attempt + 1} of {max_restarts} from the last checkpoint"
+        num_starts += 1
+        num_restarts += not ending.has_shrunk
+        which = (
+            "restart with smaller micro-batches" if ending.has_shrunk else f"restart {num_restarts} of {max_restarts}"
         )
-    raise AssertionError("the last attempt returns")
+        report(f"{ending.message or 'the training crashed'}; {which} from the last checkpoint")

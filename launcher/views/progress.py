@@ -92,14 +92,17 @@ def build_view(
     directory = RunDirectory(run)
     files = [directory.metrics, directory.status, directory.environment]
     written = max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
-    since = max(0.0, (time.time() if now is None else now) - written)
+    now = time.time() if now is None else now
+    since = max(0.0, now - written)
     if is_running:
         silent = since
     restarts_left = int(history.status.get("restarts_left", 0)) if since < _SECONDS_TO_RESTART else 0
     job = queue(run) if queue is not None else None
+    # Micro-batches that did not fit were made smaller: the launcher starts again.
+    has_shrunk = directory.memory.exists() and now - directory.memory.stat().st_mtime < _SECONDS_TO_RESTART
     # Bad input and a divergence would repeat, so there is no restart.
     can_go_on = history.state != "finished" and history.status.get("exit_code") not in (BAD_INPUT, DIVERGED)
-    will_go_on = can_go_on and ((job is not None and not job.is_over) or restarts_left > 0)
+    will_go_on = can_go_on and ((job is not None and not job.is_over) or restarts_left > 0 or has_shrunk)
     return View(
         run=str(run),
         state=history.state,

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 
 from onecurve.training import launch_protocol
-from onecurve.training.errors import Fault
+from onecurve.training.errors import Fault, has_lost_connection
 
 _PACKAGES = ("/transformers/", "/torch/", "/transformers_modules/")
 
@@ -36,7 +36,7 @@ def explain_model_errors(name: str, is_first_step: bool) -> Iterator[None]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         is_models_own = any(package in frames[-1].filename.replace("\\", "/") for package in _PACKAGES)
-        if not (is_first_step and is_models_own) or "out of memory" in str(error):
+        if not (is_first_step and is_models_own) or "out of memory" in str(error) or has_lost_connection(error):
             raise
         # A model calls torch: the line that says most is the last one in a file of the model.
         frame = next((each for each in reversed(frames) if "modeling_" in each.filename), frames[-1])

@@ -107,6 +107,45 @@ def test_a_killed_accelerate_costs_nothing_but_time(recipe_file: Path, recipe: d
     assert steps == list(range(1, 61))
 
 
+EXHAUSTED = """
+import os
+import torch
+from onecurve.training.tasks.text_classification import TextClassification
+
+
+class Exhausted(TextClassification):
+    def loss_sum(self, model, batch):
+        if len(batch["input_ids"]) > 3 and os.environ["RANK"] == "1":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().loss_sum(model, batch)
+"""
+
+
+def test_a_rank_without_memory_gets_smaller_micro_batches_until_they_fit(
+    recipe_file: Path, recipe: dict[str, Any], tmp_path: Path, onecurve: Onecurve
+) -> None:
+    """No restart was asked for."""
+    task = tmp_path / "exhausted.py"
+    task.write_text(EXHAUSTED, encoding="utf-8")
+    words = [
+        "--topology",
+        "multi_cpu",
+        "--max_train_steps",
+        "4",
+        "--train_batch_size",
+        "16",
+        "--per_device_batch_size",
+        "8",
+    ]
+    whole, run = Path(recipe["output_dir"] + "_whole"), Path(recipe["output_dir"])
+    assert onecurve("run", recipe_file, *words, "--output_dir", whole).returncode == 0
+    result = onecurve("run", recipe_file, *words, "--task", f"{task}:Exhausted", is_real=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("restart with smaller micro-batches") == 2, "of 4 and of 2 examples"
+    losses = [[line["loss"] for line in _read_lines(each) if line["event"] == "train"] for each in (run, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_bad_input_is_not_tried_again(recipe_file: Path, recipe: dict[str, Any], onecurve: Onecurve) -> None:
     """Found by the training alone: `check` reads only the first rows."""
     path = Path(recipe["train_file"])

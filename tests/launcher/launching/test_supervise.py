@@ -95,8 +95,8 @@ def test_the_status_is_the_truth(
 def test_an_ending_that_would_repeat_is_not_tried_again(code: int) -> None:
     starts: list[int] = []
 
-    def start(attempt: int) -> Ending:
-        starts.append(attempt)
+    def start(num_starts: int, restarts_left: int) -> Ending:
+        starts.append(num_starts)
         return Ending(code)
 
     assert supervise_with_restarts(start, 5, print).exit_code == code
@@ -106,10 +106,25 @@ def test_an_ending_that_would_repeat_is_not_tried_again(code: int) -> None:
 def test_a_crash_is_tried_again_until_it_ends_well_or_is_stopped() -> None:
     said: list[str] = []
     endings = [Ending(1, "died"), Ending(1, "died"), Ending(0)]
-    assert supervise_with_restarts(lambda attempt: endings[attempt], 2, said.append).exit_code == 0
+    assert supervise_with_restarts(lambda num_starts, left: endings[num_starts], 2, said.append).exit_code == 0
     assert names(said[1], "restart 2 of 2")
-    assert supervise_with_restarts(lambda attempt: endings[attempt], 1, said.append).exit_code == 1
-    assert supervise_with_restarts(lambda _: Ending(1, was_stopped=True), 3, said.append).was_stopped
+    assert supervise_with_restarts(lambda num_starts, left: endings[num_starts], 1, said.append).exit_code == 1
+    assert supervise_with_restarts(lambda *_: Ending(1, was_stopped=True), 3, said.append).was_stopped
+
+
+def test_a_start_with_smaller_micro_batches_is_no_restart() -> None:
+    endings = [Ending(1, has_shrunk=True), Ending(1, "died"), Ending(1, has_shrunk=True), Ending(0)]
+    asked: list[tuple[int, int]] = []
+
+    def start(*numbers: int) -> Ending:
+        asked.append((numbers[0], numbers[1]))
+        return endings[numbers[0]]
+
+    assert supervise_with_restarts(start, 1, print).exit_code == 0
+    assert asked == [(0, 1), (1, 1), (2, 0), (3, 0)]
+    del endings[0], asked[:]
+    assert supervise_with_restarts(start, 0, print).exit_code == 1
+    assert asked == [(0, 0)]
 
 
 def test_a_process_is_told_where_to_answer(capfd: pytest.CaptureFixture[str]) -> None:
@@ -189,8 +204,8 @@ time.sleep(60)
 def test_processes_of_a_killed_launcher_are_waited_for_and_the_training_starts_again() -> None:
     endings: list[Ending] = []
 
-    def start(attempt: int) -> Ending:
-        code = ORPHANED if attempt == 0 else "pass"
+    def start(num_starts: int, restarts_left: int) -> Ending:
+        code = ORPHANED if num_starts == 0 else "pass"
         endings.append(supervise(Command((sys.executable, "-c", code), {}, 1), None))
         return endings[-1]
 

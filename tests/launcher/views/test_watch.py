@@ -116,6 +116,15 @@ def test_a_failure_that_is_followed_by_another_start_is_not_the_end(write_run: C
     assert build_view(run, now=time.time() + 500).is_over, "the launcher is gone as well"
 
 
+def test_a_failure_that_made_micro_batches_smaller_is_not_the_end(write_run: Callable[..., Path]) -> None:
+    run = write_run("a")
+    write_status(run, "failed", 1)
+    assert build_view(run).is_over
+    (run / "memory.json").write_text("{}", encoding="utf-8")
+    assert not build_view(run).is_over
+    assert build_view(run, now=time.time() + 500).is_over
+
+
 def test_the_queue_is_asked_now_and_then_and_nobody_waits_for_it(tmp_path: Path) -> None:
     asked, may_answer = [], threading.Event()
 

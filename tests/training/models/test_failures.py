@@ -37,3 +37,18 @@ def test_an_error_of_ours_or_of_a_task_stays() -> None:
 def test_a_lack_of_memory_stays() -> None:
     with pytest.raises(RuntimeError, match="memory"), explain_model_errors("my-bert", is_first_step=True):
         torch.empty(1 << 60)
+
+
+@pytest.mark.parametrize(
+    "message", ["Read error [127.0.0.1]:14058: Connection reset by peer", "NCCL communicator was aborted on rank 0"]
+)
+def test_another_rank_that_is_gone_is_no_fault_of_the_model(message: str) -> None:
+    """Its exit code would say that nothing helps, and a launcher would not start again."""
+
+    def reduce(gradient: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(message)
+
+    weight = torch.ones(1, requires_grad=True)
+    weight.register_hook(reduce)  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match=r"peer|aborted"), explain_model_errors("my-bert", is_first_step=True):
+        weight.sum().backward()  # type: ignore[no-untyped-call]
