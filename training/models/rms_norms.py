@@ -27,25 +27,29 @@ def install(model: torch.nn.Module) -> int:
     Returns:
         How many were exchanged.
     """
-    classes: dict[type[torch.nn.Module], type[torch.nn.Module] | None] = {}
+    classes: dict[tuple[Any, ...], type[torch.nn.Module] | None] = {}
     num_exchanged = 0
     for module in list(model.modules()):
-        own = type(module)
-        if own not in classes:
-            classes[own] = _derive(module)
-        derived = classes[own]
-        if derived is not None and "forward" not in vars(module):
+        epsilon = next((name for name in _EPSILONS if isinstance(getattr(module, name, None), float)), None)
+        if epsilon is None or not _is_a_vector_alone(module) or "forward" in vars(module):
+            continue
+        # Two of a class may be set to compute different things.
+        settings = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+        key = (type(module), *sorted(settings.items()))
+        if key not in classes:
+            classes[key] = _derive(module, epsilon)
+        derived = classes[key]
+        if derived is not None:
             # Its class and not its forward: torch.compile would compile each module's own function anew.
             module.__class__ = derived
             num_exchanged += 1
     return num_exchanged
 
 
-def _derive(module: Any) -> type[torch.nn.Module] | None:
+def _derive(module: Any, epsilon: str) -> type[torch.nn.Module] | None:
     """A class of the same name that computes what this module does with torch's operation; None where that is not the same."""
     own: Any = type(module)
-    epsilon = next((name for name in _EPSILONS if isinstance(getattr(module, name, None), float)), None)
-    if epsilon is None or not _is_a_vector_alone(module) or len(signature(own.forward).parameters) != 2:
+    if len(signature(own.forward).parameters) != 2:
         return None
     random = torch.Generator().manual_seed(0)
     trial = copy.copy(module)  # With weights of any kind: the module's own may be ones, or not there yet.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForSeq2SeqLM, T5Config
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
@@ -105,6 +106,33 @@ def test_other_modules_stay_as_they_are(norm: torch.nn.Module) -> None:
     own = type(norm)
     assert rms_norms.install(torch.nn.Sequential(norm)) == 0
     assert type(norm) is own
+
+
+class Switched(LlamaRMSNorm):
+    """Computes what it is set to."""
+
+    def __init__(self, size: int, scale: float) -> None:
+        super().__init__(size)
+        self.scale = scale
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states) * self.scale  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scales", [(1.0, 2.0), (2.0, 1.0)])
+def test_modules_of_a_class_may_differ(scales: tuple[float, float]) -> None:
+    """As Gemma 3n's, some of which have no weights."""
+    norms = torch.nn.Sequential(*(Switched(8, scale) for scale in scales))
+    hidden = torch.randn(4, 8)
+    expected = norms(hidden)
+    assert rms_norms.install(norms) == 1
+    assert torch.equal(norms(hidden), expected)
+    bare = Gemma3nRMSNorm(8, with_scale=False)
+    both = torch.nn.Sequential(Gemma3nRMSNorm(8), bare)
+    expected = both(hidden)
+    assert rms_norms.install(both) == 1
+    assert type(bare) is Gemma3nRMSNorm
+    assert torch.equal(both(hidden), expected)
 
 
 def test_a_forward_that_somebody_exchanged_stays() -> None:
