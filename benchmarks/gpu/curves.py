@@ -112,7 +112,7 @@ def measure_devices(scene: Scene, precision: str) -> list[Row]:
     curves: dict[tuple[str, str], Curve] = {}
     for key, answer in zip(recipes, answers, strict=True):
         if answer["exit_code"]:
-            rows.append(Row(f"{': '.join(key)}, {precision}", f"exit code {answer['exit_code']}", "FAILED"))
+            rows.append(Row.of_failure(f"{': '.join(key)}, {precision}", answer))
         else:
             curves[key] = read_curve(Path(recipes[key]["output_dir"]))
     for (name, variation), curve in curves.items():

@@ -130,7 +130,7 @@ def measure_decoder(scene: Scene) -> list[Row]:
     rows = []
     for (name, recipe), each in zip(recipes.items(), found, strict=True):
         if each["exit_code"]:
-            rows.append(Row(f"decoder, {name}", f"exit code {each['exit_code']}", "FAILED"))
+            rows.append(Row.of_failure(f"decoder, {name}", each))
         else:
             rows.append(describe_decoder(recipe, each, f"decoder, {name}", scene.is_tiny))
     beside = scene.figures["trainer"] = scene.train_with_trainer(settings)

@@ -24,6 +24,11 @@ class Row:
     figure: str
     verdict: str = ""
 
+    @classmethod
+    def of_failure(cls, what: str, answer: Mapping[str, Any]) -> Row:
+        """A training that ended with another exit code than 0, and what was said last."""
+        return cls(what, f"exit code {answer['exit_code']}: {' '.join(answer['told'].split())[-300:]}", "FAILED")
+
 
 @dataclass
 class Scene:
@@ -49,18 +54,17 @@ class Scene:
         answers = self.try_here(name, recipes)
         for recipe, found in zip(recipes, answers, strict=True):
             if found["exit_code"]:
-                raise RuntimeError(f"{Path(recipe['output_dir']).name}: exit code {found['exit_code']}")
+                name = Path(recipe["output_dir"]).name
+                raise RuntimeError(f"{name}: exit code {found['exit_code']}: {found['told']}")
         return answers
 
     def try_here(self, name: str, recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """As `train_here`, and an answer may have another exit code than 0; what its training said is on standard error."""
+        """As `train_here`, and an answer may have another exit code than 0; it then has what its process `told` last."""
         request, answer = self.folder / f"{name}.request.json", self.folder / f"{name}.answer.json"
         request.write_text(json.dumps(list(recipes)), encoding="utf-8")
         told = self._run([sys.executable, "-m", "benchmarks.gpu.child", str(request), str(answer)])
         answers: list[dict[str, Any]] = json.loads(answer.read_text(encoding="utf-8"))
-        if any(found["exit_code"] for found in answers):
-            print(told[-3000:], file=sys.stderr)
-        return answers
+        return [{**found, "told": told[-1500:]} if found["exit_code"] else found for found in answers]
 
     def train_with_trainer(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Train a recipe of a causal LM with transformers.Trainer in a new process; see trainer.py."""

@@ -122,7 +122,7 @@ def supervise_launch(launch: Launch, options: LaunchOptions) -> Ending:
     """
     from onecurve.launcher.launching.supervise import supervise, supervise_with_restarts
     from onecurve.launcher.views.terminal import print_note
-    from onecurve.training.launch_protocol import FAILED, RESTARTS_LEFT
+    from onecurve.training.launch_protocol import RESTARTS_LEFT
     from onecurve.training.run_directory import RunDirectory
 
     run = RunDirectory.of(launch.recipe)
@@ -134,9 +134,8 @@ def supervise_launch(launch: Launch, options: LaunchOptions) -> Ending:
         before = run.read_memory()
         ending = supervise(command, run.path, options.debug, keeps_stdout=options.as_json)
         # A process alone goes on in smaller micro-batches by itself.
-        waits_for_others = command.num_processes > 1 and "--machine_rank" not in command.words
-        has_shrunk = waits_for_others and ending.exit_code == FAILED and run.read_memory() != before
-        return replace(ending, has_shrunk=has_shrunk)
+        waits_for_others = command.num_processes > 1 and launch.topology.num_machines == 1
+        return replace(ending, has_shrunk=waits_for_others and run.read_memory() != before)
 
     return supervise_with_restarts(start, options.max_restarts, print_note)
 

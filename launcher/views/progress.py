@@ -98,8 +98,9 @@ def build_view(
         silent = since
     restarts_left = int(history.status.get("restarts_left", 0)) if since < _SECONDS_TO_RESTART else 0
     job = queue(run) if queue is not None else None
-    # Micro-batches that did not fit were made smaller: the launcher starts again.
-    has_shrunk = directory.memory.exists() and now - directory.memory.stat().st_mtime < _SECONDS_TO_RESTART
+    # After micro-batches that did not fit, the launcher starts again with smaller ones.
+    shrunk = directory.memory.stat().st_mtime if directory.memory.exists() else 0.0
+    has_shrunk = history.state == "failed" and now - shrunk < _SECONDS_TO_RESTART
     # Bad input and a divergence would repeat, so there is no restart.
     can_go_on = history.state != "finished" and history.status.get("exit_code") not in (BAD_INPUT, DIVERGED)
     will_go_on = can_go_on and ((job is not None and not job.is_over) or restarts_left > 0 or has_shrunk)

@@ -43,6 +43,7 @@ def test_a_training_that_fails_leaves_the_others_their_rows(
     monkeypatch.setattr(curves, "list_topologies", lambda scene, precision: [])
     rows = curves.measure_invariance(Scene(tmp_path, True, 0, lambda: 300.0))
     assert [row.verdict for row in rows] == ["FAILED", "holds"]
+    assert "nothing.jsonl" in rows[0].figure, "whoever gets the table knows why"
 
 
 def test_a_part_that_fails_is_reported_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

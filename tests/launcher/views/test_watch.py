@@ -123,6 +123,8 @@ def test_a_failure_that_made_micro_batches_smaller_is_not_the_end(write_run: Cal
     (run / "memory.json").write_text("{}", encoding="utf-8")
     assert not build_view(run).is_over
     assert build_view(run, now=time.time() + 500).is_over
+    write_status(run, "preempted", 75)
+    assert build_view(run).is_over, "it was asked to stop"
 
 
 def test_the_queue_is_asked_now_and_then_and_nobody_waits_for_it(tmp_path: Path) -> None:
