@@ -31,7 +31,8 @@ def install(model: torch.nn.Module) -> int:
     num_exchanged = 0
     for module in list(model.modules()):
         epsilon = next((name for name in _EPSILONS if isinstance(getattr(module, name, None), float)), None)
-        if epsilon is None or not _is_a_vector_alone(module) or "forward" in vars(module):
+        is_torchs = isinstance(module, torch.nn.RMSNorm)
+        if epsilon is None or is_torchs or not _is_a_vector_alone(module) or "forward" in vars(module):
             continue
         # Two of a class may be set to compute different things.
         settings = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}

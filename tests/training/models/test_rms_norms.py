@@ -100,11 +100,20 @@ class Biased(LlamaRMSNorm):
 
 @pytest.mark.parametrize(
     "norm",
-    [torch.nn.LayerNorm(16, bias=False), Scaled(16), Biased(16), Qwen3NextRMSNormGated(16), torch.nn.Linear(16, 1)],
+    [
+        torch.nn.LayerNorm(16, bias=False),
+        torch.nn.RMSNorm(16, eps=1e-5),
+        Scaled(16),
+        Biased(16),
+        Qwen3NextRMSNormGated(16),
+        torch.nn.Linear(16, 1),
+    ],
 )
 def test_other_modules_stay_as_they_are(norm: torch.nn.Module) -> None:
     own = type(norm)
-    assert rms_norms.install(torch.nn.Sequential(norm)) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rms_norms.install(torch.nn.Sequential(norm)) == 0
     assert type(norm) is own
 
 
